@@ -1,0 +1,2 @@
+//! The program `windlass`.
+fn main() {}

@@ -1,0 +1,7 @@
+//! What every part of Windlass must mean by the same thing: ids, shapes, placement, plan, wire format, optimizers.
+//!
+//! Nothing here touches a socket, a thread, a clock, a file or the environment.
+
+pub mod ids;
+pub mod layout;
+pub mod rng;
