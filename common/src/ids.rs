@@ -1,5 +1,8 @@
 //! Names everything that is counted or identified, so that no two kinds of number can be mixed up.
 
+// The resolvers that the archive macros make have no Debug and need none.
+#![allow(missing_debug_implementations)]
+
 use std::fmt;
 
 use rkyv::{Archive, Deserialize, Serialize};

@@ -4,4 +4,10 @@
 
 pub mod ids;
 pub mod layout;
+pub mod placement;
+pub mod plan;
+pub mod optimizer;
+pub mod reduce;
 pub mod rng;
+pub mod schedule;
+pub mod wire;

@@ -1,1 +1,36 @@
-//! (crate root)
+//! Carries frames between authenticated processes over QUIC, knowing nothing of what they mean.
+//!
+//! This is the only crate that names quinn or rustls. It owns endpoints, TLS identities, socket buffers, MTU,
+//! stream priorities, byte meters and the framing of streams.
+//!
+//! # Waiting
+//!
+//! Nothing here waits for ever. Connecting, resolving, finishing a handshake and shutting down take a deadline or
+//! a limit. Waiting on a stream or for one ends with the connection, and a connection whose peer has vanished
+//! ends after [`Limits::idle`]. A peer that is alive but silent keeps its connection by keep-alives, so whoever
+//! awaits an *answer* must put its own deadline around the wait; each method says whether it may be dropped.
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "Windlass sends floats as they lie in memory, in little-endian order; this target is big-endian"
+);
+
+pub mod bare;
+mod connection;
+mod endpoint;
+mod error;
+mod frame;
+mod identity;
+mod limits;
+mod pool;
+mod role;
+mod tls;
+
+pub use connection::{Connection, Meter, Priority};
+pub use endpoint::{Endpoint, Incoming, resolve};
+pub use error::{ConnectionLost, TransportError};
+pub use frame::{FRAME_VERSION, FrameError, FramePart, FrameReceiver, FrameSender, PREFIX_BYTES};
+pub use identity::{Identity, IdentityError, RunAuthority};
+pub use limits::{Limits, LimitsError};
+pub use pool::{Pool, PooledFloats, bytes_of};
+pub use role::{Role, RoleError};

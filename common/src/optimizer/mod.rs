@@ -1,0 +1,209 @@
+//! Turns a gradient into new values, one slice of a variable at a time.
+//!
+//! | optimizer | state per value | bytes read and written per value |
+//! |---|---|---|
+//! | [`Sgd`] | none | 8 + 4 |
+//! | [`Momentum`], [`Nesterov`] | velocity | 12 + 8 |
+//! | [`Adagrad`] | sum of squares | 12 + 8 |
+//! | [`Rmsprop`] | mean of squares | 12 + 8 |
+//! | [`Adam`], [`Adamw`] | first and second moment | 16 + 12 |
+//!
+//! Every kernel is one pass over memory, reads the current values and writes the next ones apart (the current ones may
+//! still be on their way to a worker), and uses nothing but `+ - * /` and square root in a fixed order, without fused
+//! multiply-add. All are elementwise. So a value's bits depend on that value's own history only, not on how a variable
+//! is cut into slices, nor on the width of the machine's vectors.
+//!
+//! Weight decay adds `decay * w` to the gradient (L2); [`Adamw`] alone takes it from the value itself. Where it is 0 the
+//! term is left out rather than added, so that the bits are those of the plain formula even for -0 and infinities.
+
+mod adagrad;
+mod adam;
+mod adamw;
+mod momentum;
+mod nesterov;
+mod rmsprop;
+mod sgd;
+mod text;
+
+#[cfg(test)]
+mod conformance;
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+pub use adagrad::{Adagrad, adagrad};
+pub use adam::{Adam, AdamFactors, adam};
+pub use adamw::{Adamw, adamw};
+pub use momentum::{Momentum, momentum};
+pub use nesterov::{Nesterov, nesterov};
+pub use rmsprop::{Rmsprop, RmspropFactors, rmsprop};
+pub use sgd::{Sgd, sgd};
+pub use text::OptimizerError;
+
+/// How the server turns a gradient into new values.
+///
+/// In TOML it is a table whose `name` chooses the optimizer; what is not written has its default. As a flag it is
+/// `adam` or `adam:beta1=0.9,epsilon=1e-8`. Reading TOML does not check ranges: call [`Optimizer::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each variant is documented at its type")]
+pub enum Optimizer {
+    Sgd(Sgd),
+    Momentum(Momentum),
+    Nesterov(Nesterov),
+    Adagrad(Adagrad),
+    Rmsprop(Rmsprop),
+    Adam(Adam),
+    Adamw(Adamw),
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self::Sgd(Sgd::default())
+    }
+}
+
+/// One application of a gradient to one slice of a variable. All slices are equally long.
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// The values now.
+    pub current: &'a [f32],
+    /// Where the new values go; what it holds is overwritten.
+    pub next: &'a mut [f32],
+    /// The gradient of the loss at (or near) `current`.
+    pub gradient: &'a [f32],
+    /// What the optimizer remembers of this slice; changed in place.
+    pub state: &'a mut State,
+    /// The learning rate of this update.
+    pub rate: f32,
+}
+
+/// What an optimizer remembers of one slice between updates.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// One value per value of the slice and per name in [`Optimizer::state_names`], in that order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Updates of this slice so far; Adam's bias correction needs it.
+    pub updates: u64,
+}
+
+impl State {
+    /// The state of a slice of `len` values before its first update: all zero.
+    pub fn new(optimizer: &Optimizer, len: usize) -> Self {
+        Self { vectors: vec![vec![0.0; len]; optimizer.state_vectors()], updates: 0 }
+    }
+
+    fn parts<const N: usize>(&mut self) -> [&mut [f32]; N] {
+        let found = self.vectors.len();
+        let Ok(vectors) = <&mut [Vec<f32>; N]>::try_from(self.vectors.as_mut_slice()) else {
+            panic!("the state has {found} vectors, the optimizer needs {N}");
+        };
+        vectors.each_mut().map(Vec::as_mut_slice)
+    }
+}
+
+impl Optimizer {
+    /// Every optimizer, with its defaults.
+    pub fn all() -> [Self; 7] {
+        [
+            Self::Sgd(Sgd::default()),
+            Self::Momentum(Momentum::default()),
+            Self::Nesterov(Nesterov::default()),
+            Self::Adagrad(Adagrad::default()),
+            Self::Rmsprop(Rmsprop::default()),
+            Self::Adam(Adam::default()),
+            Self::Adamw(Adamw::default()),
+        ]
+    }
+
+    /// Its name in flags and files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Sgd(_) => "sgd",
+            Self::Momentum(_) => "momentum",
+            Self::Nesterov(_) => "nesterov",
+            Self::Adagrad(_) => "adagrad",
+            Self::Rmsprop(_) => "rmsprop",
+            Self::Adam(_) => "adam",
+            Self::Adamw(_) => "adamw",
+        }
+    }
+
+    /// What it remembers per value, for checkpoints.
+    pub fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Sgd(_) => &[],
+            Self::Momentum(_) | Self::Nesterov(_) => &["velocity"],
+            Self::Adagrad(_) => &["sum-of-squares"],
+            Self::Rmsprop(_) => &["mean-of-squares"],
+            Self::Adam(_) | Self::Adamw(_) => &["first-moment", "second-moment"],
+        }
+    }
+
+    /// How many values it remembers per value of the model.
+    pub fn state_vectors(&self) -> usize {
+        self.state_names().len()
+    }
+
+    /// Applies one gradient to one slice, and counts it in the slice's state.
+    ///
+    /// # Panics
+    /// If the slices or the state's vectors differ in length, or the state is another optimizer's.
+    pub fn update(&self, update: Update<'_>) {
+        update.state.updates = update.state.updates.checked_add(1).expect("no run has 2^64 updates");
+        match self {
+            Self::Sgd(sgd) => sgd.apply(update),
+            Self::Momentum(momentum) => momentum.apply(update),
+            Self::Nesterov(nesterov) => nesterov.apply(update),
+            Self::Adagrad(adagrad) => adagrad.apply(update),
+            Self::Rmsprop(rmsprop) => rmsprop.apply(update),
+            Self::Adam(adam) => adam.apply(update),
+            Self::Adamw(adamw) => adamw.apply(update),
+        }
+    }
+
+    fn settings(&mut self) -> Vec<Setting<'_>> {
+        match self {
+            Self::Sgd(sgd) => sgd.settings(),
+            Self::Momentum(momentum) => momentum.settings(),
+            Self::Nesterov(nesterov) => nesterov.settings(),
+            Self::Adagrad(adagrad) => adagrad.settings(),
+            Self::Rmsprop(rmsprop) => rmsprop.settings(),
+            Self::Adam(adam) => adam.settings(),
+            Self::Adamw(adamw) => adamw.settings(),
+        }
+    }
+}
+
+/// A hyper-parameter under the name of its field.
+///
+/// Hyper-parameters are f64, so that 1 - beta and beta^t lose nothing before the kernel's f32.
+struct Setting<'a> {
+    name: &'static str,
+    value: &'a mut f64,
+    range: RangeInclusive<f64>,
+}
+
+impl<'a> Setting<'a> {
+    /// A factor of an average that fades. As f32 the largest is still below 1.
+    fn share(name: &'static str, value: &'a mut f64) -> Self {
+        Self { name, value, range: 0.0..=0.999_999 }
+    }
+
+    /// What keeps a denominator from 0. Below the smallest it would itself be 0 as f32.
+    fn epsilon(value: &'a mut f64) -> Self {
+        Self { name: "epsilon", value, range: 1e-37..=1e6 }
+    }
+
+    fn weight_decay(value: &'a mut f64) -> Self {
+        Self { name: "weight_decay", value, range: 0.0..=1e6 }
+    }
+}
+
+fn assert_lengths<const N: usize>(expected: usize, found: [usize; N]) {
+    assert!(
+        found.iter().all(|&len| len == expected),
+        "an update of {expected} values has slices of {found:?} values"
+    );
+}

@@ -1,0 +1,261 @@
+//! The checked, complete configuration of a run, the same text for every process.
+
+mod mode;
+
+use serde::{Deserialize, Serialize};
+
+pub use mode::{Membership, Mode, StalenessScaling};
+
+use crate::ids::{Examples, ServerId, ShardId, WorkerId};
+use crate::layout::{Layout, LayoutError, Variable};
+use crate::optimizer::Optimizer;
+use crate::placement::{Placement, PlacementError};
+use crate::schedule::Schedule;
+
+/// The version of the plan's text; a file of another version is refused.
+pub const FORMAT: u32 = 1;
+/// Longest text of a plan, in bytes.
+pub const TEXT_BYTES_MAX: usize = 16 << 20;
+/// Most workers of one run.
+pub const WORKERS_MAX: u32 = 65_536;
+/// Most servers of one run.
+pub const SERVERS_MAX: u32 = 1024;
+/// Most examples of one batch of one worker; counts up to here are exact in f32.
+pub const BATCH_MAX: u32 = 1 << 24;
+
+/// The checked, complete configuration of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of this text, [`FORMAT`].
+    pub format: u32,
+    /// The run's name, which is also the name of its directory.
+    pub name: String,
+    /// All randomness of the run follows from it. At most 2^63 - 1, for TOML's sake.
+    pub seed: u64,
+    /// The way of training.
+    pub mode: Mode,
+    /// Who takes part.
+    pub cluster: Cluster,
+    /// How much is trained on, and in what portions.
+    pub training: Training,
+    /// What the shards do with a mean gradient.
+    pub optimizer: Optimizer,
+    /// The learning rate as a function of the examples applied.
+    pub schedule: Schedule,
+    /// What is trained on.
+    pub data: Data,
+    /// What is trained.
+    pub model: Model,
+}
+
+/// Who takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Parameter-server processes.
+    pub servers: u32,
+    /// Shards, each with its thread, per server process.
+    pub shards_per_server: u32,
+    /// Worker processes.
+    pub workers: u32,
+    /// What happens when a worker dies.
+    pub membership: Membership,
+    /// Step 0 waits at most this long for the planned servers and workers. Seconds.
+    pub join_deadline_s: u64,
+    /// A worker that was lost is waited for at most this long. Seconds.
+    pub rejoin_deadline_s: u64,
+}
+
+/// How much is trained on, and in what portions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Examples per worker and step.
+    pub batch: u32,
+    /// Passes over the data, counted in examples over all workers; may be a fraction.
+    pub passes: f64,
+    /// Threads that share the computation of one gradient in each worker.
+    pub compute_threads: u32,
+    /// The test accuracy is taken each time this many more examples have been applied.
+    pub evaluate_every_examples: u64,
+}
+
+/// What is trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Where the launching machine has it; a worker elsewhere may name its own copy.
+    pub path: String,
+    /// Name of the label column, for CSV.
+    pub label_column: String,
+    /// Training examples.
+    pub train_examples: u64,
+    /// A hash of the whole data, 16 hexadecimal digits, by which every worker knows that it has the same.
+    pub fingerprint: String,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// What the workers know it by, for example `2nn`.
+    pub name: String,
+    /// Its variables, in the order in which they are computed.
+    pub variables: Vec<Variable>,
+}
+
+/// Why a text is not a plan.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PlanError {
+    #[error("the plan cannot be read: {0}")]
+    Text(String),
+    #[error("the plan has {found} bytes; at most {TEXT_BYTES_MAX} are possible")]
+    TooLong { found: usize },
+    #[error("the plan has format {found}; this program reads format {FORMAT}")]
+    Format { found: u32 },
+    #[error("{flag} is {found}; {possible}")]
+    Range { flag: &'static str, found: String, possible: String },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+}
+
+impl Plan {
+    /// Reads and checks a plan.
+    ///
+    /// # Errors
+    /// Says in one sentence what is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(PlanError::TooLong { found: text.len() });
+        }
+        /// Only the version, so that a newer text is refused for what it is and not for a field nobody knows.
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
+        }
+        let unreadable = |e: toml::de::Error| PlanError::Text(e.to_string().trim_end().replace('\n', " "));
+        let Versioned { format } = toml::from_str(text).map_err(unreadable)?;
+        if format != FORMAT {
+            return Err(PlanError::Format { found: format });
+        }
+        let plan: Self = toml::from_str(text).map_err(unreadable)?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The text that [`Plan::parse`] reads; equal plans have equal texts.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).expect("a checked plan has no value that TOML cannot hold")
+    }
+
+    /// A hash of the text, by which two processes know that they have the same plan.
+    pub fn hash(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(self.to_text().as_bytes())
+    }
+
+    /// Checks every value against its limits.
+    ///
+    /// # Errors
+    /// Names the first value that is not possible, what was found and what would be right.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let range = |flag, found: u64, min: u64, max: u64| {
+            if (min..=max).contains(&found) {
+                return Ok(());
+            }
+            Err(PlanError::Range { flag, found: found.to_string(), possible: format!("{min} to {max} is possible") })
+        };
+        let named = !self.name.is_empty() && self.name.len() <= 128 && self.name != "." && self.name != "..";
+        if !named || self.name.contains(['/', '\\', '\0', '\n']) {
+            return Err(PlanError::Range {
+                flag: "--name",
+                found: format!("{:?}", self.name),
+                possible: "1 to 128 characters without / or \\ are possible".into(),
+            });
+        }
+        let (cluster, training) = (&self.cluster, &self.training);
+        range("--seed", self.seed, 0, i64::MAX as u64)?;
+        range("--servers", cluster.servers.into(), 1, SERVERS_MAX.into())?;
+        range("--shards-per-server", cluster.shards_per_server.into(), 1, 64)?;
+        range("--workers", cluster.workers.into(), 1, WORKERS_MAX.into())?;
+        range("--join-deadline", cluster.join_deadline_s, 1, 86_400)?;
+        range("--rejoin-deadline", cluster.rejoin_deadline_s, 1, 86_400)?;
+        range("--batch", training.batch.into(), 1, BATCH_MAX.into())?;
+        range("--compute-threads", training.compute_threads.into(), 1, 1024)?;
+        range("--evaluate-every", training.evaluate_every_examples, 1, i64::MAX as u64)?;
+        range("the number of training examples", self.data.train_examples, 1, u32::MAX.into())?;
+        if !(training.passes > 0.0 && training.passes <= 1e6) {
+            return Err(PlanError::Range {
+                flag: "--passes",
+                found: training.passes.to_string(),
+                possible: "more than 0 and at most 1000000 is possible".into(),
+            });
+        }
+        if let Mode::Sync { backup } = self.mode
+            && backup >= cluster.workers
+        {
+            return Err(PlanError::Range {
+                flag: "--backup",
+                found: backup.to_string(),
+                possible: format!("with {} workers at most {} may be left out", cluster.workers, cluster.workers - 1),
+            });
+        }
+        let sentence = |flag, e: &dyn std::fmt::Display| PlanError::Range {
+            flag,
+            found: "not possible".into(),
+            possible: e.to_string(),
+        };
+        self.optimizer.check().map_err(|e| sentence("--optimizer", &e))?;
+        self.schedule.check().map_err(|e| sentence("the learning rate's schedule", &e))?;
+        self.placement()?;
+        Ok(())
+    }
+
+    /// The model's variables end to end.
+    ///
+    /// # Errors
+    /// If the variables are not a model; a checked plan has none of that.
+    pub fn layout(&self) -> Result<Layout, LayoutError> {
+        Layout::new(self.model.variables.clone())
+    }
+
+    /// Which shard owns which part of the model.
+    ///
+    /// # Errors
+    /// If the model cannot be placed; a checked plan can.
+    pub fn placement(&self) -> Result<Placement, PlanError> {
+        Ok(Placement::new(&self.layout()?, self.cluster.shards())?)
+    }
+
+    /// The training ends when this many examples have been applied.
+    pub fn examples_target(&self) -> Examples {
+        let examples = (self.training.passes * self.data.train_examples as f64).round();
+        Examples((examples as u64).max(1))
+    }
+}
+
+impl Cluster {
+    /// Number of shards over all servers.
+    pub fn shards(&self) -> u32 {
+        self.servers.saturating_mul(self.shards_per_server)
+    }
+
+    /// The server that hosts a shard.
+    pub fn server_of(&self, shard: ShardId) -> ServerId {
+        ServerId(shard.0 / self.shards_per_server)
+    }
+
+    /// The shards of one server, in order.
+    pub fn shards_of(&self, server: ServerId) -> impl Iterator<Item = ShardId> + use<> {
+        let first = server.0 * self.shards_per_server;
+        (first..first + self.shards_per_server).map(ShardId)
+    }
+
+    /// All workers, in the order of their ranks.
+    pub fn worker_ids(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        (0..self.workers).map(WorkerId)
+    }
+}

@@ -1,0 +1,298 @@
+//! Lists every message that two processes of a run exchange; docs/protocol.md explains each.
+
+// What the archive macros derive (archived twins, resolvers) cannot carry docs or Debug of its own.
+#![allow(missing_docs, missing_debug_implementations)]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::reject::Reject;
+use super::status::Status;
+use crate::ids::{Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId};
+
+/// The header of a frame: whose it is and what it says. A payload, where the body announces one, follows raw.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Header {
+    /// The protocol that the body is written in, [`super::PROTOCOL`].
+    pub protocol: u16,
+    /// The run it belongs to; 0 before the coordinator has named it.
+    pub run: RunId,
+    /// The history it belongs to.
+    pub lineage: Lineage,
+    /// The membership the sender knows of.
+    pub term: Term,
+    /// The worker it is from or for; its certificate must say the same.
+    pub worker: WorkerId,
+    /// The life of that worker.
+    pub incarnation: Incarnation,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub enum Body {
+    // To the coordinator, on the control stream.
+    /// A worker asks to take part.
+    JoinWorker,
+    /// A server offers its shards; others reach it at this port of the address it is seen at, or at `address`.
+    JoinServer { address: Option<String>, port: u16 },
+    /// An observer asks for the plan and then for a status every so often.
+    Observe,
+    /// A worker has finished, with what it measured.
+    Leave(WorkerReport),
+    /// A worker, server or observer ends the run, and says why.
+    Abort { reason: String },
+    /// What a shard of another server tells the coordinator.
+    Report { shard: ShardId, report: Report },
+    /// What a server has measured so far.
+    ServerReport(Meter),
+
+    // From the coordinator, on the control stream.
+    /// The sender takes part; the plan and where everyone is.
+    Welcome(Welcome),
+    /// The run is not ready yet.
+    NotYet { missing: String },
+    /// What the coordinator tells a shard of another server.
+    Order { shard: ShardId, order: Order },
+    /// The run has ended; everyone goes.
+    Stop(Stop),
+    /// How the run stands.
+    Status(Status),
+    /// The request is refused.
+    Refused(Reject),
+
+    // To a shard, on a stream of its own.
+    /// The first frame of the stream: which shard it is for.
+    Open { shard: ShardId },
+    /// A gradient; its payload follows. With `pull`, the values for the next step are asked for as well.
+    Push { push: Push, pull: Option<Pull> },
+    /// The values for a step are asked for.
+    Pull(Pull),
+    /// The values at an evaluation point are asked for.
+    PullSnapshot { point: u64 },
+
+    // From a shard.
+    /// A receipt: the push has arrived and waits for others. The worker keeps the gradient.
+    Held { sequence: Sequence, step: Step },
+    /// An acknowledgement: what became of the push. The worker may free the gradient.
+    Settled { sequence: Sequence, outcome: Outcome },
+    /// Values; their payload follows.
+    Values(Values),
+    /// There is nothing more to do: the training has all its examples.
+    Finished { examples: Examples },
+    /// A pull is parked, and this is whom it waits for.
+    Waiting { step: Step, wait: Wait },
+    /// The request has had no effect.
+    Rejected { sequence: Option<Sequence>, reason: Reject },
+    /// The snapshot asked for is gone, or will never be; the next one there is.
+    NoSnapshot { next: Option<u64> },
+}
+
+/// How values are written in a payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(derive(Debug))]
+pub enum Codec {
+    /// IEEE 754 binary32, little endian.
+    #[default]
+    F32,
+}
+
+impl Codec {
+    /// Bytes of this many values.
+    pub fn bytes(self, values: u64) -> u64 {
+        match self {
+            Self::F32 => values.saturating_mul(4),
+        }
+    }
+}
+
+/// A slice in a payload: its number within the run's placement, and how many values of it follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Part {
+    pub slice: u32,
+    pub values: u64,
+}
+
+/// The mean gradient of a batch, or the part of it that one shard owns.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Push {
+    /// The running number of the worker's pushes.
+    pub sequence: Sequence,
+    /// The step the gradient is for.
+    pub step: Step,
+    /// The version of this shard's values that it was computed on.
+    pub base: Version,
+    /// Size of the batch.
+    pub examples: u32,
+    /// Mean loss of the batch, for the log.
+    pub loss: f32,
+    pub codec: Codec,
+    /// What the payload holds, in this order: every slice of the shard once.
+    pub parts: Vec<Part>,
+    /// Length of the payload.
+    pub payload_bytes: u64,
+}
+
+/// A request for values.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Pull {
+    /// The step that will use the values.
+    pub step: Step,
+    /// The version that the worker has; slices unchanged since then are not sent.
+    pub have: Option<Version>,
+    /// Slices asked for; empty means every slice of the shard.
+    pub slices: Vec<u32>,
+    pub codec: Codec,
+}
+
+/// Fresh values.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Values {
+    /// The step they are for.
+    pub step: Step,
+    /// Their version on this shard.
+    pub version: Version,
+    /// Examples applied to them.
+    pub examples: Examples,
+    pub codec: Codec,
+    /// What the payload holds, in this order.
+    pub parts: Vec<Part>,
+    /// Length of the payload.
+    pub payload_bytes: u64,
+}
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It has changed the model.
+    Applied { version: Version, staleness: u64 },
+    /// Its step had been closed without it; the step now open.
+    Late { step: Step },
+    /// It never counts: its worker was settled without it.
+    Void,
+}
+
+/// Whom a parked pull waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Wait {
+    /// The planned servers and workers have not all joined.
+    Start,
+    /// The step before has not been applied: these workers' pushes are missing.
+    Pushes { step: Step, missing: Vec<WorkerId> },
+    /// The step is complete here, and the coordinator has not closed it yet.
+    Close { step: Step },
+    /// The slowest worker is too far behind.
+    Slowest { worker: WorkerId, clock: Step, needed: Step },
+}
+
+/// What the coordinator tells a shard.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub enum Order {
+    /// Who takes part from now on, by rank; pushes of earlier incarnations are refused.
+    Membership { term: Term, members: Vec<Member> },
+    /// A worker that came back goes on from here; pushes of it that the shard lacks are void.
+    Settle { worker: WorkerId, incarnation: Incarnation, next: Resume, void_missing: bool },
+    /// Everyone is there: step 0 may begin.
+    Start,
+    /// The step is closed with this cohort, the same on every shard.
+    Close { step: Step, cohort: Vec<WorkerId> },
+    /// All workers have gone: the values now are the result.
+    Finalize,
+}
+
+/// A worker that takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Member {
+    pub worker: WorkerId,
+    pub incarnation: Incarnation,
+}
+
+/// Where a worker goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+pub struct Resume {
+    /// The number of its next push.
+    pub sequence: Sequence,
+    /// The step of its next push.
+    pub step: Step,
+}
+
+/// What a shard tells the coordinator.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub enum Report {
+    /// The shard has learned of this incarnation, and this would be the worker's next push to it.
+    Admitted { worker: WorkerId, incarnation: Incarnation, next: Resume },
+    /// The worker that came back has been settled here, and may go on.
+    Settled { worker: WorkerId, incarnation: Incarnation },
+    /// A push for the open step is complete here.
+    Arrived { worker: WorkerId, step: Step },
+    /// What has happened to pushes since the last such report, in order.
+    Records(Vec<Record>),
+    /// The result; its payload follows, every slice of the shard in order.
+    Final { version: Version, examples: Examples, partial: u64, payload_bytes: u64 },
+}
+
+/// What happened to one push on one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Record {
+    /// Microseconds since 1970, by the clock of the shard's server.
+    pub at_us: u64,
+    pub worker: WorkerId,
+    pub incarnation: Incarnation,
+    pub sequence: Sequence,
+    pub step: Step,
+    /// The version that the gradient was computed on.
+    pub base: Version,
+    pub examples: u32,
+    /// Examples applied on the shard, this push included.
+    pub examples_applied: Examples,
+    pub loss: f32,
+    pub outcome: Outcome,
+}
+
+/// The coordinator's answer to who joins.
+#[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The plan's text.
+    pub plan: String,
+    /// [`crate::plan::Plan::hash`] by the coordinator's reckoning.
+    pub plan_hash: u64,
+    /// Addresses of all servers, in order; for a server that joins, empty.
+    pub servers: Vec<String>,
+    /// Where a worker goes on; for others the beginning.
+    pub next: Resume,
+}
+
+/// What a worker measured of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Archive, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Whether it was told that the training has all its examples.
+    pub finished: bool,
+    /// Steps computed.
+    pub steps: u64,
+    /// Microseconds in computation, from the first values to the last acknowledgement.
+    pub compute_us: u64,
+    /// Microseconds in all of that time.
+    pub active_us: u64,
+}
+
+/// Bytes that a server has exchanged with workers and observers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Meter {
+    /// Gradient bytes received, after the codec.
+    pub payload_up: u64,
+    /// Value bytes sent, after the codec.
+    pub payload_down: u64,
+    /// UDP payload bytes received.
+    pub wire_up: u64,
+    /// UDP payload bytes sent.
+    pub wire_down: u64,
+}
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Stop {
+    /// It has all its examples and the result is written.
+    Completed,
+    /// It could not go on.
+    Failed { reason: String },
+}

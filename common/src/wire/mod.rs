@@ -1,0 +1,172 @@
+//! Turns messages into bytes and back, trusting nothing that comes in.
+
+mod message;
+mod reject;
+mod status;
+
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+
+pub use message::{
+    Body, Codec, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume, Stop, Values,
+    Wait, Welcome, WorkerReport,
+};
+pub use reject::Reject;
+pub use status::{Phase, Status, WorkerState, WorkerStatus};
+
+/// The version of the messages; another one is refused by name.
+pub const PROTOCOL: u16 = 1;
+/// Longest header, in bytes: a plan with the most variables fits.
+pub const HEADER_BYTES_MAX: usize = 32 << 20;
+
+/// Why a header cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum WireError {
+    #[error("the header has {found} bytes; at most {HEADER_BYTES_MAX} are possible")]
+    TooLong { found: usize },
+    #[error("the header is not a valid message: {0}")]
+    Invalid(String),
+    #[error("the peer speaks protocol {found}, this program speaks {PROTOCOL}")]
+    Protocol { found: u16 },
+}
+
+impl Header {
+    /// Writes the header into `bytes`, replacing what was there and keeping the allocation.
+    ///
+    /// # Errors
+    /// If the header would be longer than [`HEADER_BYTES_MAX`].
+    pub fn encode(&self, bytes: &mut AlignedVec) -> Result<(), WireError> {
+        bytes.clear();
+        let taken = std::mem::take(bytes);
+        *bytes = rkyv::api::high::to_bytes_in::<_, rancor::Error>(self, taken)
+            .map_err(|e| WireError::Invalid(e.to_string()))?;
+        if bytes.len() > HEADER_BYTES_MAX {
+            return Err(WireError::TooLong { found: bytes.len() });
+        }
+        Ok(())
+    }
+
+    /// Reads a header, validating every byte of it.
+    ///
+    /// # Errors
+    /// If it is too long, not a valid message, or of another protocol.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > HEADER_BYTES_MAX {
+            return Err(WireError::TooLong { found: bytes.len() });
+        }
+        let archived = rkyv::access::<message::ArchivedHeader, rancor::Error>(bytes)
+            .map_err(|e| WireError::Invalid(first_line(&e.to_string())))?;
+        let protocol = archived.protocol.to_native();
+        if protocol != PROTOCOL {
+            return Err(WireError::Protocol { found: protocol });
+        }
+        rkyv::deserialize::<Self, rancor::Error>(archived).map_err(|e| WireError::Invalid(first_line(&e.to_string())))
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+impl Body {
+    /// Bytes of payload that follow the header.
+    pub fn payload_bytes(&self) -> u64 {
+        match self {
+            Self::Push { push, .. } => push.payload_bytes,
+            Self::Values(values) => values.payload_bytes,
+            Self::Report { report: Report::Final { payload_bytes, .. }, .. } => *payload_bytes,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::*;
+
+    fn header(body: Body) -> Header {
+        Header {
+            protocol: PROTOCOL,
+            run: RunId(0x0123_4567_89ab_cdef),
+            lineage: Lineage(1),
+            term: Term(2),
+            worker: WorkerId(3),
+            incarnation: Incarnation(4),
+            body,
+        }
+    }
+
+    fn push() -> Body {
+        let push = Push {
+            sequence: Sequence(9),
+            step: Step(9),
+            base: Version(9),
+            examples: 64,
+            loss: 0.25,
+            codec: Codec::F32,
+            parts: vec![Part { slice: 0, values: 640 }, Part { slice: 1, values: 10 }],
+            payload_bytes: 2600,
+        };
+        let pull = Pull { step: Step(10), have: Some(Version(9)), slices: vec![], codec: Codec::F32 };
+        Body::Push { push, pull: Some(pull) }
+    }
+
+    fn encoded(header: &Header) -> AlignedVec {
+        let mut bytes = AlignedVec::new();
+        header.encode(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let missing = vec![WorkerId(1), WorkerId(2)];
+        for body in [
+            push(),
+            Body::JoinWorker,
+            Body::JoinServer { address: Some("ps1:7171".into()), port: 7171 },
+            Body::Waiting { step: Step(3), wait: Wait::Pushes { step: Step(2), missing } },
+            Body::Rejected { sequence: Some(Sequence(1)), reason: Reject::NoExamples },
+            Body::Stop(Stop::Failed { reason: "worker 1 is gone".into() }),
+        ] {
+            let header = header(body);
+            assert_eq!(Header::decode(&encoded(&header)).unwrap(), header);
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_refused_by_name() {
+        let mut other = header(Body::JoinWorker);
+        other.protocol = 2;
+        let error = Header::decode(&encoded(&other)).unwrap_err().to_string();
+        assert_eq!(error, "the peer speaks protocol 2, this program speaks 1");
+    }
+
+    /// The root of an archive is at its end, so that a part may read as some other message; frames carry lengths.
+    #[test]
+    fn a_truncated_header_is_never_taken_for_the_whole() {
+        let whole = header(push());
+        let bytes = encoded(&whole);
+        for len in 0..bytes.len() {
+            assert!(Header::decode(&bytes[..len]).ok().as_ref() != Some(&whole), "{len} of {} bytes", bytes.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Header::decode(&bytes);
+        }
+
+        #[test]
+        fn a_flipped_byte_never_makes_the_decoder_panic(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut bytes = encoded(&header(push()));
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            let _ = Header::decode(&bytes);
+        }
+    }
+}

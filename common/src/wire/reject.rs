@@ -1,0 +1,52 @@
+//! Lists the reasons for which a request is refused, each with what the sender needs in order to act.
+
+#![allow(missing_docs, missing_debug_implementations)]
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
+
+/// Why a request has had no effect.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, thiserror::Error)]
+pub enum Reject {
+    #[error("the request belongs to run {found}, this is run {expected}")]
+    WrongRun { expected: RunId, found: RunId },
+    #[error("the request belongs to lineage {found}, the run is in lineage {expected}")]
+    WrongLineage { expected: Lineage, found: Lineage },
+    #[error("the request says it is from {claimed}, its certificate says {certified}")]
+    WrongIdentity { certified: String, claimed: String },
+    #[error("{role} may not send this message here")]
+    NotAllowed { role: String },
+    #[error("{worker} is not in the plan")]
+    UnknownWorker { worker: WorkerId },
+    #[error("server {server} is not in the plan, which has {servers} servers")]
+    UnknownServer { server: u32, servers: u32 },
+    #[error("{shard} is not on this server")]
+    UnknownShard { shard: ShardId },
+    #[error("{worker} has not been admitted in term {term}")]
+    NotAdmitted { worker: WorkerId, term: Term },
+    #[error("incarnation {found} of {worker} has been succeeded by incarnation {current}")]
+    StaleIncarnation { worker: WorkerId, found: Incarnation, current: Incarnation },
+    #[error("push {found} leaves a gap: push {expected} comes first")]
+    SequenceGap { expected: Sequence, found: Sequence },
+    #[error("the outcome of push {found} is no longer remembered: the oldest is {oldest}")]
+    Forgotten { found: Sequence, oldest: Sequence },
+    #[error("the push is for step {found}, and step {open} is open")]
+    StepNotOpen { open: Step, found: Step },
+    #[error("the push was computed on version {found}, and version {newest} is the newest")]
+    UnknownVersion { newest: u64, found: u64 },
+    #[error("slice {slice} is not on {shard}: no such variable here")]
+    UnknownSlice { shard: ShardId, slice: u32 },
+    #[error("slice {slice} has {expected} values, the request says {found}")]
+    WrongLength { slice: u32, expected: u64, found: u64 },
+    #[error("the push holds {found} slices, {shard} has {expected}: each is needed once and in order")]
+    Incomplete { shard: ShardId, expected: u64, found: u64 },
+    #[error("the payload has {found} bytes, its slices take {expected}")]
+    WrongPayload { expected: u64, found: u64 },
+    #[error("the push counts no examples")]
+    NoExamples,
+    #[error("the message cannot be read: {reason}")]
+    Malformed { reason: String },
+    #[error("the run has ended")]
+    Ended,
+}

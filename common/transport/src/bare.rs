@@ -1,0 +1,146 @@
+//! Sets up the QUIC endpoint itself: configuration, socket and tuning in one place.
+//!
+//! [`Endpoint`](crate::Endpoint) is built from this, and so are the benchmark of quinn without Windlass and the
+//! simulated network, which need quinn's own types. Everything else uses [`Endpoint`](crate::Endpoint).
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use quinn;
+
+use quinn::congestion::CubicConfig;
+use quinn::{
+    AsyncUdpSocket, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig,
+    TransportConfig, VarInt,
+};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::error::TransportError;
+use crate::identity::Identity;
+use crate::limits::Limits;
+use crate::tls;
+
+/// The round-trip time assumed before the first measurement. A third of a second, quinn's default, would send the
+/// second packet to a peer that is just starting after a whole second; this sends it after 0.1 s.
+const INITIAL_RTT: Duration = Duration::from_millis(33);
+/// Bytes kept of one handshake that waits to be taken up. Without 0-RTT it needs a few packets.
+const INCOMING_BUFFER: u64 = 64 * 1024;
+/// The one-way streams a peer may open: the acceptor's welcome is the only one there is.
+const WELCOMES: u32 = 1;
+
+/// Binds a socket and makes a quinn endpoint that accepts and connects just as Windlass does, but without its roles,
+/// retries, frames and meters.
+///
+/// # Errors
+/// When the limits contradict each other, the address cannot be bound, or there is no tokio runtime.
+pub fn endpoint(
+    address: SocketAddr,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<quinn::Endpoint, TransportError> {
+    limits.check()?;
+    let runtime = runtime()?;
+    let bind = |source| TransportError::Bind { address, source };
+    let socket = socket(address, limits).map_err(bind)?;
+    let socket = runtime.wrap_udp_socket(socket).map_err(bind)?;
+    over(socket, identity, limits)
+}
+
+/// The same over any socket, such as one end of a simulated network.
+///
+/// # Errors
+/// When the limits contradict each other, the socket has no address, or there is no tokio runtime.
+pub fn over(
+    socket: Arc<dyn AsyncUdpSocket>,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<quinn::Endpoint, TransportError> {
+    limits.check()?;
+    let transport = Arc::new(transport_config(limits)?);
+    let server = server_config(identity, limits, &transport)?;
+    let endpoint =
+        quinn::Endpoint::new_with_abstract_socket(endpoint_config(limits)?, Some(server), socket, runtime()?);
+    let mut endpoint =
+        endpoint.map_err(|source| TransportError::Bind { address: ([0, 0, 0, 0], 0).into(), source })?;
+    endpoint.set_default_client_config(client_config(identity, transport)?);
+    Ok(endpoint)
+}
+
+fn runtime() -> Result<Arc<dyn Runtime>, TransportError> {
+    quinn::default_runtime().ok_or(TransportError::NoRuntime)
+}
+
+fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, TransportError> {
+    let mut config = EndpointConfig::default();
+    // What a peer's MTU discovery may find depends on this, the *receiver's* setting.
+    config.max_udp_payload_size(limits.mtu).map_err(TransportError::tls)?;
+    Ok(config)
+}
+
+fn server_config(
+    identity: &Identity,
+    limits: &Limits,
+    transport: &Arc<TransportConfig>,
+) -> Result<ServerConfig, TransportError> {
+    let mut config = ServerConfig::with_crypto(Arc::new(tls::server(identity)?));
+    config
+        .transport_config(Arc::clone(transport))
+        .max_incoming(limits.incoming)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFER.saturating_mul(limits.incoming as u64));
+    Ok(config)
+}
+
+fn client_config(
+    identity: &Identity,
+    transport: Arc<TransportConfig>,
+) -> Result<ClientConfig, TransportError> {
+    let mut config = ClientConfig::new(Arc::new(tls::client(identity)?));
+    config.transport_config(transport);
+    Ok(config)
+}
+
+fn transport_config(limits: &Limits) -> Result<TransportConfig, TransportError> {
+    // Quinn sends batches of 10 datagrams; 10 times the MTU must stay below 65,507 bytes (Limits checks it).
+    // The *initial* MTU stays at 1,200: a larger one fails silently on a path that cannot carry it.
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(limits.mtu);
+    let mut config = TransportConfig::default();
+    config
+        .mtu_discovery_config(Some(mtu))
+        .stream_receive_window(varint(limits.stream_window)?)
+        .receive_window(varint(limits.receive_window)?)
+        .send_window(limits.send_window)
+        .max_concurrent_bidi_streams(limits.streams.into())
+        .max_concurrent_uni_streams(WELCOMES.into())
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(IdleTimeout::try_from(limits.idle).map_err(TransportError::tls)?))
+        .keep_alive_interval(Some(limits.idle / 3))
+        .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(CubicConfig::default()));
+    Ok(config)
+}
+
+fn varint(value: u64) -> Result<VarInt, TransportError> {
+    VarInt::from_u64(value).map_err(TransportError::tls)
+}
+
+/// Binds a UDP socket and asks for large buffers, which the kernel may grant in part.
+fn socket(address: SocketAddr, limits: &Limits) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // [::] means every address of the machine, those of IPv4 too.
+        socket.set_only_v6(false)?;
+    }
+    let asked = limits.socket_buffer;
+    let buffers = socket.set_recv_buffer_size(asked).and_then(|()| socket.set_send_buffer_size(asked));
+    socket.bind(&SockAddr::from(address))?;
+    let (receive, send) = (socket.recv_buffer_size().unwrap_or(0), socket.send_buffer_size().unwrap_or(0));
+    if buffers.is_err() || receive.min(send) < asked {
+        tracing::debug!(%address, asked, receive, send, "the kernel gave smaller socket buffers than asked for");
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}

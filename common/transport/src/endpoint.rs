@@ -1,0 +1,291 @@
+//! Accepts and opens connections between processes of one run.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::bare;
+use crate::connection::Connection;
+use crate::error::{ConnectionLost, TransportError, alert, objection};
+use crate::identity::{self, Identity};
+use crate::limits::Limits;
+use crate::role::Role;
+
+/// An attempt that nothing has answered for this long is given up for a new one.
+const UNANSWERED_MAX: Duration = Duration::from_secs(1);
+/// The pause after an attempt that failed at once: it begins with the first and doubles up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// One UDP socket on which a process accepts and opens connections. Clones share it.
+///
+/// One endpoint is driven by one task of the tokio runtime that it was made in, and each connection by another.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    limits: Limits,
+    role: Role,
+}
+
+impl Endpoint {
+    /// Listens on an address; port 0 lets the system choose. It may open connections, too.
+    ///
+    /// # Errors
+    /// When the limits contradict each other, the address cannot be bound, or there is no tokio runtime.
+    pub fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
+        Ok(Self::from_quinn(bare::endpoint(address, identity, limits)?, identity, limits))
+    }
+
+    /// Takes any free port, for a process that only opens connections. It reaches peers of IPv4 and, where this
+    /// machine has it, IPv6.
+    ///
+    /// # Errors
+    /// When the limits contradict each other, no port can be had, or there is no tokio runtime.
+    pub fn client(identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
+        match Self::bind((Ipv6Addr::UNSPECIFIED, 0).into(), identity, limits) {
+            Err(TransportError::Bind { .. }) => {
+                Self::bind((Ipv4Addr::UNSPECIFIED, 0).into(), identity, limits)
+            }
+            done => done,
+        }
+    }
+
+    /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
+    /// identity and limits.
+    pub fn from_quinn(inner: quinn::Endpoint, identity: &Identity, limits: &Limits) -> Self {
+        Self { inner, limits: limits.clone(), role: identity.role() }
+    }
+
+    /// The role that this endpoint's certificate states.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The address that was bound, with the port that the system chose.
+    ///
+    /// # Errors
+    /// When the system does not know.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    /// The next handshake that somebody began, or `None` once the endpoint is shut down. May be dropped and called
+    /// again.
+    ///
+    /// Finish each [`Incoming`] in a task of its own, so that a slow one keeps nobody waiting.
+    pub async fn accept(&self) -> Option<Incoming> {
+        loop {
+            let incoming = self.inner.accept().await?;
+            if self.inner.open_connections() < self.limits.connections {
+                return Some(Incoming { inner: incoming, within: self.limits.handshake });
+            }
+            let (address, limit) = (incoming.remote_address(), self.limits.connections);
+            tracing::warn!(%address, limit, "refused a connection: as many are open as the limit allows");
+            incoming.refuse();
+        }
+    }
+
+    /// Opens a connection to the process of that role, and returns when both sides have accepted each other.
+    ///
+    /// Since processes start in any order, it tries again until `within` has passed when nobody answers or the
+    /// peer refuses connections for now. May be dropped; the attempt is then given up.
+    ///
+    /// # Errors
+    /// At once when a certificate is objected to on either side, or another role than expected answers; at the
+    /// deadline when nobody answers.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expected: Role,
+        within: Duration,
+    ) -> Result<Connection, TransportError> {
+        let deadline = Instant::now() + within;
+        let mut pause = PAUSE.0;
+        let mut last = "nothing answered".to_owned();
+        let attempts = async {
+            loop {
+                match self.attempt(address, expected).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::NoAnswer) => pause = PAUSE.0,
+                    Err(Failure::Passing(reason)) => {
+                        tracing::debug!(%address, %expected, reason, "trying again to connect");
+                        last = reason;
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE.1);
+                    }
+                }
+            }
+        };
+        match timeout_at(deadline, attempts).await {
+            Ok(result) => result,
+            Err(_) => Err(TransportError::Unreachable { expected, address, within, reason: last }),
+        }
+    }
+
+    async fn attempt(&self, address: SocketAddr, expected: Role) -> Result<Connection, Failure> {
+        let judge = |error| Failure::judge(error, address, expected);
+        let mut connecting =
+            self.inner.connect(address, &expected.dns_name()).map_err(|error| match error {
+                quinn::ConnectError::EndpointStopping => Failure::Final(TransportError::Closed),
+                quinn::ConnectError::CidsExhausted => Failure::Passing(error.to_string()),
+                other => Failure::refused(address, expected, other.to_string()),
+            })?;
+        // Only an attempt that nothing answered is replaced; a peer that is alive but slow is given its time.
+        timeout(UNANSWERED_MAX, connecting.handshake_data())
+            .await
+            .map_err(|_| Failure::NoAnswer)?
+            .map_err(judge)?;
+        let connection = connecting.await.map_err(judge)?;
+        // In TLS 1.3 the connecting side is done before the other has seen its certificate. The acceptor's welcome,
+        // an empty one-way stream, says that it was good, so that a refusal is known here and not at first use.
+        connection.accept_uni().await.map_err(judge)?;
+        let connection = Connection::new(connection)
+            .map_err(|reason| Failure::refused(address, expected, reason.to_string()))?;
+        if connection.peer() != expected {
+            let reason = format!("its certificate is that of {}", connection.peer());
+            return Err(Failure::refused(address, expected, reason));
+        }
+        Ok(connection)
+    }
+
+    /// Closes every connection and waits until the peers have been told, but no longer than `within`.
+    ///
+    /// What was not acknowledged by then is lost: let streams end and answers arrive before.
+    pub async fn shutdown(&self, within: Duration) {
+        self.inner.close(0u32.into(), b"the process is shutting down");
+        if timeout(within, self.inner.wait_idle()).await.is_err() {
+            tracing::debug!(?within, "left connections behind that had not ended in time");
+        }
+    }
+}
+
+/// Why an attempt failed, and with it whether to try again.
+enum Failure {
+    NoAnswer,
+    Passing(String),
+    Final(TransportError),
+}
+
+impl Failure {
+    fn refused(address: SocketAddr, expected: Role, reason: String) -> Self {
+        Self::Final(TransportError::Refused { expected, address, reason })
+    }
+
+    fn judge(error: quinn::ConnectionError, address: SocketAddr, expected: Role) -> Self {
+        use quinn::ConnectionError as E;
+        match error {
+            E::TransportError(error) => match alert(error.code) {
+                Some(number) => {
+                    let reason = format!("{} ({})", objection(number, "its certificate"), error.reason);
+                    Self::refused(address, expected, reason)
+                }
+                None => Self::Passing(error.to_string()),
+            },
+            E::ConnectionClosed(close) => match alert(close.error_code) {
+                Some(number) => {
+                    let reason = format!(
+                        "it refused this process: {}",
+                        objection(number, "this process's certificate")
+                    );
+                    Self::refused(address, expected, reason)
+                }
+                None => Self::Passing("it refuses connections for now".to_owned()),
+            },
+            E::VersionMismatch => {
+                Self::refused(address, expected, "it speaks another version of QUIC".to_owned())
+            }
+            E::LocallyClosed => Self::Final(TransportError::Closed),
+            E::TimedOut => Self::NoAnswer,
+            other => Self::Passing(ConnectionLost::from(other).to_string()),
+        }
+    }
+}
+
+/// A handshake that somebody began and that waits to be finished. Dropping it refuses the connection.
+#[derive(Debug)]
+pub struct Incoming {
+    inner: quinn::Incoming,
+    within: Duration,
+}
+
+impl Incoming {
+    /// Where it comes from. Nothing about it is verified yet.
+    pub fn remote_address(&self) -> SocketAddr {
+        canonical(self.inner.remote_address())
+    }
+
+    /// Finishes the handshake within [`Limits::handshake`]; the peer is then known by its certificate. May be
+    /// dropped; the handshake is then given up.
+    ///
+    /// # Errors
+    /// When the peer shows no certificate of this run, does not go on in time or goes away. This is logged, too,
+    /// and concerns nobody else.
+    pub async fn finish(self) -> Result<Connection, TransportError> {
+        let (address, within) = (self.remote_address(), self.within);
+        let done = match timeout(within, Self::handshake(self.inner)).await {
+            Ok(done) => done,
+            Err(_) => Err(format!("it was not finished within {} s", within.as_secs_f64())),
+        };
+        done.map_err(|reason| {
+            tracing::warn!(%address, reason, "a handshake failed");
+            TransportError::Handshake { address, reason }
+        })
+    }
+
+    async fn handshake(incoming: quinn::Incoming) -> Result<Connection, String> {
+        let connection = incoming.await.map_err(|error| match error {
+            quinn::ConnectionError::TransportError(error) => match alert(error.code) {
+                Some(number) => format!("{} ({})", objection(number, "the peer's certificate"), error.reason),
+                None => error.to_string(),
+            },
+            other => ConnectionLost::from(other).to_string(),
+        })?;
+        let connection = Connection::new(connection).map_err(|error| error.to_string())?;
+        connection.welcome().await.map_err(|lost| lost.to_string())?;
+        Ok(connection)
+    }
+}
+
+/// An IPv4 address as such, also when the socket is one of IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The address that `host:port` stands for; of several, the first of IPv4. Tries again until `within` has passed,
+/// since the name of a machine that is just starting may not be known yet. May be dropped.
+///
+/// # Errors
+/// At once when the text has no port; at the deadline when the name cannot be resolved.
+pub async fn resolve(text: &str, within: Duration) -> Result<SocketAddr, TransportError> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let well_formed = text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains([':', '/', ' ']) && port.parse::<u16>().is_ok()
+    });
+    if !well_formed {
+        return Err(TransportError::Address { text: text.to_owned() });
+    }
+    let mut last = "the resolver did not answer".to_owned();
+    let attempts = async {
+        loop {
+            match tokio::net::lookup_host(text).await {
+                Ok(found) => {
+                    let found: Vec<SocketAddr> = found.collect();
+                    if let Some(address) = found.iter().find(|a| a.is_ipv4()).or_else(|| found.first()) {
+                        return *address;
+                    }
+                    last = "it has no address".to_owned();
+                }
+                Err(error) => last = error.to_string(),
+            }
+            sleep(PAUSE.1).await;
+        }
+    };
+    match timeout(within, attempts).await {
+        Ok(address) => Ok(address),
+        Err(_) => Err(TransportError::Resolve { text: text.to_owned(), within, reason: last }),
+    }
+}

@@ -1,0 +1,99 @@
+//! Lists everything that can happen to the coordinator, and everything it can ask for.
+
+use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::wire::{Body, Meter, Order, Report, Stop, WorkerReport};
+
+use crate::SessionId;
+
+/// What can happen to the coordinator.
+#[derive(Debug)]
+pub enum Event {
+    /// A server offers its shards.
+    ServerJoined {
+        /// Its control stream.
+        session: SessionId,
+        /// Which it is, as its certificate says.
+        server: ServerId,
+        /// Where workers reach it.
+        address: String,
+    },
+    /// A worker asks to take part.
+    WorkerJoined {
+        /// Its control stream.
+        session: SessionId,
+        /// Which it is, as its certificate says.
+        worker: WorkerId,
+    },
+    /// An observer wants to be told how the run stands.
+    ObserverJoined {
+        /// Its control stream.
+        session: SessionId,
+    },
+    /// A worker has gone of its own will.
+    WorkerLeft {
+        /// Its control stream.
+        session: SessionId,
+        /// What it measured.
+        report: WorkerReport,
+    },
+    /// A control stream has ended.
+    Lost {
+        /// The stream.
+        session: SessionId,
+        /// In words.
+        why: String,
+    },
+    /// Somebody ends the run.
+    Abort {
+        /// In words.
+        reason: String,
+    },
+    /// A shard has something to tell. Its result's values stay with whoever drives the core.
+    Report {
+        /// Which.
+        shard: ShardId,
+        /// What.
+        report: Report,
+    },
+    /// A server has counted its bytes.
+    Measured {
+        /// Which.
+        server: ServerId,
+        /// Since its start.
+        meter: Meter,
+    },
+    /// The result is on disk, or could not be written.
+    Stored(Result<(), String>),
+    /// Time has passed; sent several times a second.
+    Tick,
+}
+
+/// What the coordinator asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Tell a shard.
+    Order {
+        /// Which.
+        shard: ShardId,
+        /// What.
+        order: Order,
+    },
+    /// Tell whoever is at this control stream.
+    Send {
+        /// Where to.
+        session: SessionId,
+        /// What.
+        body: Body,
+    },
+    /// A worker takes part from now on, or has gone. For the log of the run.
+    Membership {
+        /// Which.
+        worker: WorkerId,
+        /// In words.
+        what: String,
+    },
+    /// Every shard has delivered its part of the result: write it.
+    Store,
+    /// The run has ended; everyone who is connected has been told.
+    End(Stop),
+}

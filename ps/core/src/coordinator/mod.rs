@@ -1,0 +1,427 @@
+//! Decides who takes part in a run, when steps close for all shards, and when the run is over.
+
+mod closing;
+mod event;
+mod progress;
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{Incarnation, RunId, ServerId, ShardId, Term, WorkerId};
+use windlass_common::plan::Plan;
+use windlass_common::wire::{
+    Body, Member, Order, Phase, Reject, Report, Resume, Status, Stop, Welcome, WorkerReport, WorkerState,
+    WorkerStatus,
+};
+
+pub use event::{Effect, Event};
+
+use crate::coordinator::closing::Closing;
+use crate::coordinator::progress::Progress;
+use crate::rules::{self, Apply};
+use crate::{SessionId, Time};
+
+/// Observers that may be connected at once.
+pub const OBSERVERS_MAX: usize = 64;
+/// Who has joined is told what is still missing each time this many seconds have passed.
+pub const NOT_YET_NOTICE_S: u64 = 2;
+
+/// The one who decides for the whole run.
+#[derive(Debug)]
+pub struct Coordinator {
+    plan: Plan,
+    run: RunId,
+    phase: Phase,
+    term: Term,
+    began: Time,
+    told: Time,
+    servers: BTreeMap<ServerId, Server>,
+    workers: BTreeMap<WorkerId, Worker>,
+    observers: Vec<SessionId>,
+    closing: Closing,
+    progress: Progress,
+    results: BTreeMap<ShardId, ()>,
+    failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Server {
+    session: SessionId,
+    address: String,
+}
+
+#[derive(Debug)]
+struct Worker {
+    state: WorkerState,
+    session: Option<SessionId>,
+    incarnation: Incarnation,
+    /// While it is being admitted, what each shard would take next of it.
+    admitted: BTreeMap<ShardId, Resume>,
+    settled: BTreeMap<ShardId, ()>,
+    next: Option<Resume>,
+    lost_at: Time,
+    why_lost: String,
+    report: WorkerReport,
+}
+
+impl Coordinator {
+    /// A coordinator that waits for the planned servers and workers.
+    pub fn new(plan: Plan, run: RunId, now: Time) -> Self {
+        let worker = || Worker {
+            state: WorkerState::Expected,
+            session: None,
+            incarnation: Incarnation(0),
+            admitted: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            next: None,
+            lost_at: now,
+            why_lost: String::new(),
+            report: WorkerReport::default(),
+        };
+        let backup = match rules::rules(&plan.mode).0 {
+            Apply::Hold { backup } => backup,
+            Apply::Immediate { .. } => 0,
+        };
+        let cohort = (plan.cluster.workers - backup) as usize;
+        Self {
+            run,
+            phase: Phase::Gathering,
+            term: Term(0),
+            began: now,
+            told: now,
+            servers: BTreeMap::new(),
+            workers: plan.cluster.worker_ids().map(|w| (w, worker())).collect(),
+            observers: Vec::new(),
+            closing: Closing::new(plan.cluster.shards(), cohort),
+            progress: Progress::default(),
+            results: BTreeMap::new(),
+            failure: None,
+            plan,
+        }
+    }
+
+    /// Which run this is.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// The membership now.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The incarnation of a worker.
+    pub fn incarnation(&self, worker: WorkerId) -> Incarnation {
+        self.workers.get(&worker).map_or(Incarnation(0), |w| w.incarnation)
+    }
+
+    /// What each worker measured of itself; zero for one that has not left.
+    pub fn worker_reports(&self) -> impl Iterator<Item = (WorkerId, WorkerReport)> + '_ {
+        self.workers.iter().map(|(&id, w)| (id, w.report))
+    }
+
+    /// Takes in what has happened and adds what is to be done to `out`.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        match event {
+            Event::ServerJoined { session, server, address } => self.server_joined(session, server, address, out),
+            Event::WorkerJoined { session, worker } => self.worker_joined(now, session, worker, out),
+            Event::ObserverJoined { session } => self.observer_joined(session, out),
+            Event::WorkerLeft { session, report } => self.worker_left(session, report, out),
+            Event::Lost { session, why } => self.lost(now, session, &why, out),
+            Event::Abort { reason } => self.fail(reason, out),
+            Event::Report { shard, report } => self.report(shard, report, out),
+            Event::Measured { server, meter } => self.progress.measured(server, meter),
+            Event::Stored(Ok(())) => self.end(Phase::Done, Stop::Completed, out),
+            Event::Stored(Err(why)) => self.fail(format!("the result could not be written: {why}"), out),
+            Event::Tick => self.tick(now, out),
+        }
+    }
+
+    fn server_joined(&mut self, session: SessionId, server: ServerId, address: String, out: &mut Vec<Effect>) {
+        let servers = self.plan.cluster.servers;
+        if server.0 >= servers {
+            let reason = Reject::UnknownServer { server: server.0, servers };
+            out.push(Effect::Send { session, body: Body::Refused(reason) });
+            return;
+        }
+        if let Some(before) = self.servers.get(&server) {
+            let reason = format!("{server} joined a second time, from {address} after {}", before.address);
+            self.fail(reason, out);
+            return;
+        }
+        self.servers.insert(server, Server { session, address });
+        out.push(Effect::Send { session, body: self.welcome(Vec::new(), Resume::default()) });
+        if self.servers.len() == servers as usize {
+            self.admit(out);
+            for &session in &self.observers {
+                self.welcome_observer(session, out);
+            }
+        }
+    }
+
+    fn worker_joined(&mut self, now: Time, session: SessionId, id: WorkerId, out: &mut Vec<Effect>) {
+        if self.is_over() {
+            out.push(Effect::Send { session, body: Body::Refused(Reject::Ended) });
+            return;
+        }
+        let Some(worker) = self.workers.get_mut(&id) else {
+            out.push(Effect::Send { session, body: Body::Refused(Reject::UnknownWorker { worker: id }) });
+            return;
+        };
+        let incarnation = worker.incarnation.next();
+        if let Some(earlier) = worker.session.replace(session) {
+            let reason = Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
+            out.push(Effect::Send { session: earlier, body: Body::Refused(reason) });
+        }
+        *worker = Worker {
+            state: WorkerState::Active,
+            session: Some(session),
+            incarnation,
+            admitted: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            next: None,
+            lost_at: now,
+            why_lost: String::new(),
+            report: worker.report,
+        };
+        out.push(Effect::Membership { worker: id, what: format!("joined as incarnation {incarnation}") });
+        if self.servers.len() == self.plan.cluster.servers as usize {
+            self.admit(out);
+        }
+    }
+
+    /// Tells every shard who takes part now; they answer for those whom they did not know.
+    fn admit(&mut self, out: &mut Vec<Effect>) {
+        let members: Vec<Member> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.incarnation > Incarnation(0))
+            .map(|(&worker, w)| Member { worker, incarnation: w.incarnation })
+            .collect();
+        if members.is_empty() {
+            return;
+        }
+        self.term = self.term.next();
+        let term = self.term;
+        self.to_all_shards(&Order::Membership { term, members }, out);
+    }
+
+    fn report(&mut self, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
+        match report {
+            Report::Admitted { worker, incarnation, next } => self.admitted(shard, worker, incarnation, next, out),
+            Report::Settled { worker, incarnation } => self.settled(shard, worker, incarnation, out),
+            Report::Arrived { worker, step } => {
+                if let Some(cohort) = self.closing.arrived(shard, worker, step) {
+                    self.to_all_shards(&Order::Close { step, cohort }, out);
+                }
+            }
+            Report::Records(records) => self.progress.records(shard, &records),
+            Report::Final { .. } => {
+                self.results.insert(shard, ());
+                if self.phase == Phase::Finishing && self.results.len() == self.plan.cluster.shards() as usize {
+                    out.push(Effect::Store);
+                }
+            }
+        }
+    }
+
+    fn admitted(
+        &mut self,
+        shard: ShardId,
+        id: WorkerId,
+        incarnation: Incarnation,
+        next: Resume,
+        out: &mut Vec<Effect>,
+    ) {
+        let shards = self.plan.cluster.shards() as usize;
+        let holds = matches!(rules::rules(&self.plan.mode).0, Apply::Hold { .. });
+        let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
+        worker.admitted.insert(shard, next);
+        if worker.admitted.len() < shards || worker.next.is_some() {
+            return;
+        }
+        // Where a push is held until its step closes, the worker computes again what some shard lacks. Where it is
+        // applied at once, a push that reached only some shards counts there, and is void on the others.
+        let resumes = worker.admitted.values().copied();
+        let next = if holds { resumes.min() } else { resumes.max() }.expect("there is a shard");
+        worker.next = Some(next);
+        let order = Order::Settle { worker: id, incarnation, next, void_missing: !holds };
+        self.to_all_shards(&order, out);
+    }
+
+    fn settled(&mut self, shard: ShardId, id: WorkerId, incarnation: Incarnation, out: &mut Vec<Effect>) {
+        let shards = self.plan.cluster.shards() as usize;
+        let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
+        worker.settled.insert(shard, ());
+        let (Some(session), Some(next), true) = (worker.session, worker.next, worker.settled.len() == shards) else {
+            return;
+        };
+        let servers = self.servers.values().map(|s| s.address.clone()).collect();
+        out.push(Effect::Send { session, body: self.welcome(servers, next) });
+        let ready = |w: &Worker| w.state == WorkerState::Active && w.settled.len() == shards;
+        if self.phase == Phase::Gathering && self.workers.values().all(ready) {
+            self.phase = Phase::Training;
+            self.to_all_shards(&Order::Start, out);
+        }
+    }
+
+    fn observer_joined(&mut self, session: SessionId, out: &mut Vec<Effect>) {
+        if self.observers.len() >= OBSERVERS_MAX {
+            let reason = Reject::NotAllowed { role: format!("observer number {}", OBSERVERS_MAX + 1) };
+            out.push(Effect::Send { session, body: Body::Refused(reason) });
+            return;
+        }
+        self.observers.push(session);
+        if self.servers.len() == self.plan.cluster.servers as usize {
+            self.welcome_observer(session, out);
+        }
+    }
+
+    fn welcome_observer(&self, session: SessionId, out: &mut Vec<Effect>) {
+        let servers = self.servers.values().map(|s| s.address.clone()).collect();
+        out.push(Effect::Send { session, body: self.welcome(servers, Resume::default()) });
+    }
+
+    fn welcome(&self, servers: Vec<String>, next: Resume) -> Body {
+        Body::Welcome(Welcome { plan: self.plan.to_text(), plan_hash: self.plan.hash(), servers, next })
+    }
+
+    fn worker_left(&mut self, session: SessionId, report: WorkerReport, out: &mut Vec<Effect>) {
+        let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) else { return };
+        worker.report = report;
+        worker.session = None;
+        worker.state = WorkerState::Left;
+        out.push(Effect::Membership { worker: id, what: "left".into() });
+        if !report.finished && !self.is_over() {
+            self.fail(format!("{id} left before the training was over"), out);
+            return;
+        }
+        self.finish_if_all_gone(out);
+    }
+
+    fn lost(&mut self, now: Time, session: SessionId, why: &str, out: &mut Vec<Effect>) {
+        self.observers.retain(|&s| s != session);
+        if let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) {
+            worker.session = None;
+            worker.state = WorkerState::Lost;
+            worker.lost_at = now;
+            worker.why_lost = why.to_owned();
+            out.push(Effect::Membership { worker: id, what: format!("lost: {why}") });
+            self.finish_if_all_gone(out);
+        }
+        let server = self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
+        if let Some((id, address)) = server
+            && !self.is_over()
+        {
+            self.fail(format!("{id} at {address} is gone: {why}"), out);
+        }
+    }
+
+    /// Once a worker was told that the training has all its examples, nobody needs to come back.
+    fn finish_if_all_gone(&mut self, out: &mut Vec<Effect>) {
+        let gone = |w: &Worker| matches!(w.state, WorkerState::Left | WorkerState::Lost);
+        let any_left = self.workers.values().any(|w| w.state == WorkerState::Left);
+        if self.phase == Phase::Training && any_left && self.workers.values().all(gone) {
+            self.phase = Phase::Finishing;
+            self.to_all_shards(&Order::Finalize, out);
+        }
+    }
+
+    fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Gathering => self.gather(now, out),
+            Phase::Training => {
+                let deadline = self.plan.cluster.rejoin_deadline_s;
+                let late = |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
+                if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
+                    let reason =
+                        format!("{id} was lost ({}) and did not come back within {deadline} s", worker.why_lost);
+                    self.fail(reason, out);
+                }
+            }
+            Phase::Finishing | Phase::Done | Phase::Failed => {}
+        }
+        if !self.observers.is_empty() {
+            let status = self.status();
+            for &session in &self.observers {
+                out.push(Effect::Send { session, body: Body::Status(status.clone()) });
+            }
+        }
+    }
+
+    fn gather(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let missing = self.missing();
+        let deadline = self.plan.cluster.join_deadline_s;
+        if now >= self.began.plus_seconds(deadline) {
+            self.fail(format!("{missing} did not join within {deadline} s"), out);
+            return;
+        }
+        if now.seconds_since(self.told) >= NOT_YET_NOTICE_S {
+            self.told = now;
+            for session in self.workers.values().filter_map(|w| w.session) {
+                out.push(Effect::Send { session, body: Body::NotYet { missing: missing.clone() } });
+            }
+        }
+    }
+
+    /// The planned servers and workers that are not there, in words.
+    fn missing(&self) -> String {
+        let servers = (0..self.plan.cluster.servers).map(ServerId).filter(|s| !self.servers.contains_key(s));
+        let workers = self.workers.iter().filter(|(_, w)| w.state != WorkerState::Active).map(|(id, _)| *id);
+        let names: Vec<String> = servers.map(|s| s.to_string()).chain(workers.map(|w| w.to_string())).collect();
+        names.join(", ")
+    }
+
+    /// How the run stands.
+    pub fn status(&self) -> Status {
+        let waiting = match (self.phase, &self.failure) {
+            (_, Some(reason)) => reason.clone(),
+            (Phase::Gathering, _) => match self.missing() {
+                missing if missing.is_empty() => "the shards are being told who takes part".into(),
+                missing => format!("waiting for {missing} to join"),
+            },
+            _ => {
+                let lost = self.workers.iter().filter(|(_, w)| w.state == WorkerState::Lost);
+                let names: Vec<String> = lost.map(|(id, w)| format!("{id} ({})", w.why_lost)).collect();
+                if names.is_empty() { String::new() } else { format!("waiting for {} to come back", names.join(", ")) }
+            }
+        };
+        let workers = self.workers.iter().map(|(&worker, w)| WorkerStatus {
+            worker,
+            state: w.state,
+            incarnation: w.incarnation,
+            clock: self.progress.clock(worker),
+        });
+        let phase = self.phase;
+        self.progress.status(phase, self.term, self.plan.examples_target(), workers.collect(), waiting)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Finishing | Phase::Done | Phase::Failed)
+    }
+
+    fn fail(&mut self, reason: String, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Done | Phase::Failed) {
+            return;
+        }
+        self.failure = Some(reason.clone());
+        self.end(Phase::Failed, Stop::Failed { reason }, out);
+    }
+
+    fn end(&mut self, phase: Phase, stop: Stop, out: &mut Vec<Effect>) {
+        self.phase = phase;
+        let status = self.status();
+        for &session in &self.observers {
+            out.push(Effect::Send { session, body: Body::Status(status.clone()) });
+        }
+        let sessions = self.workers.values().filter_map(|w| w.session).chain(self.observers.iter().copied());
+        for session in sessions.chain(self.servers.values().map(|s| s.session)) {
+            out.push(Effect::Send { session, body: Body::Stop(stop.clone()) });
+        }
+        out.push(Effect::End(stop));
+    }
+
+    fn to_all_shards(&self, order: &Order, out: &mut Vec<Effect>) {
+        let shards = (0..self.plan.cluster.shards()).map(ShardId);
+        out.extend(shards.map(|shard| Effect::Order { shard, order: order.clone() }));
+    }
+}

@@ -1,0 +1,79 @@
+//! Adds up what the shards report into how far the run has come.
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{Examples, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::wire::{Meter, Outcome, Phase, Record, Status, WorkerStatus};
+
+/// The loss shown is a mean over about this many pushes.
+const LOSS_PUSHES: f32 = 50.0;
+
+/// How far the run has come. Counts are those of shard 0; every push goes to every shard.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    examples: Examples,
+    steps: u64,
+    pushes: u64,
+    loss: Option<f32>,
+    first_applied_us: Option<u64>,
+    clocks: BTreeMap<WorkerId, Step>,
+    meters: BTreeMap<ServerId, Meter>,
+}
+
+impl Progress {
+    pub(crate) fn records(&mut self, shard: ShardId, records: &[Record]) {
+        if shard != ShardId(0) {
+            return;
+        }
+        for record in records {
+            self.pushes += 1;
+            self.clocks.insert(record.worker, record.step.next());
+            self.examples = self.examples.max(record.examples_applied);
+            if let Outcome::Applied { version, .. } = record.outcome {
+                self.steps = self.steps.max(version.0);
+                self.first_applied_us.get_or_insert(record.at_us);
+                self.loss = Some(match self.loss {
+                    Some(mean) if mean.is_finite() => mean + (record.loss - mean) / LOSS_PUSHES,
+                    _ => record.loss,
+                });
+            }
+        }
+    }
+
+    pub(crate) fn measured(&mut self, server: ServerId, meter: Meter) {
+        self.meters.insert(server, meter);
+    }
+
+    pub(crate) fn clock(&self, worker: WorkerId) -> Step {
+        self.clocks.get(&worker).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn status(
+        &self,
+        phase: Phase,
+        term: Term,
+        examples_target: Examples,
+        workers: Vec<WorkerStatus>,
+        waiting: String,
+    ) -> Status {
+        let sum = |part: fn(&Meter) -> u64| self.meters.values().map(part).sum();
+        Status {
+            phase,
+            term,
+            examples: self.examples,
+            examples_target,
+            steps: self.steps,
+            pushes: self.pushes,
+            loss: self.loss,
+            first_applied_us: self.first_applied_us,
+            meter: Meter {
+                payload_up: sum(|m| m.payload_up),
+                payload_down: sum(|m| m.payload_down),
+                wire_up: sum(|m| m.wire_up),
+                wire_down: sum(|m| m.wire_down),
+            },
+            workers,
+            waiting,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Remembers how far each worker has come and what became of its last pushes.
+//!
+//! A push is (worker, incarnation, sequence). Only the sequence after the last is taken; a lower one is answered with
+//! what became of it, a higher one is refused with the one expected. What is kept is constant per worker.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use windlass_common::ids::{Incarnation, Sequence, Step, Term, WorkerId};
+use windlass_common::wire::{Member, Outcome, Reject, Resume};
+
+/// Outcomes remembered per worker. A worker repeats only pushes it has no acknowledgement of, and it has fewer than
+/// this many of those.
+pub const OUTCOMES_MAX: usize = 8;
+
+/// What a shard knows of one worker.
+#[derive(Clone, Debug)]
+struct Entry {
+    incarnation: Incarnation,
+    /// The push it would take next.
+    next: Resume,
+    /// Steps settled: applied, late or void.
+    clock: Step,
+    /// What became of the last pushes, the newest at the back; `None` while one is held.
+    outcomes: VecDeque<Option<Outcome>>,
+}
+
+/// What to do with a push, by its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is the next one.
+    New,
+    /// It has been taken before and waits for others.
+    Held,
+    /// It has been taken before, and this became of it.
+    Settled(Outcome),
+    /// It is refused.
+    Refused(Reject),
+}
+
+/// How far each worker has come.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    term: Term,
+    entries: BTreeMap<WorkerId, Entry>,
+}
+
+impl Ledger {
+    /// Notes who takes part from now on. Returns those that are new or came back, and what each would push next.
+    pub fn set_members(&mut self, term: Term, members: &[Member]) -> Vec<(Member, Resume)> {
+        self.term = term;
+        self.entries.retain(|worker, _| members.iter().any(|m| m.worker == *worker));
+        let mut changed = Vec::new();
+        for &member in members {
+            let entry = self.entries.entry(member.worker).or_insert_with(|| Entry {
+                incarnation: Incarnation(0),
+                next: Resume::default(),
+                clock: Step(0),
+                outcomes: VecDeque::with_capacity(OUTCOMES_MAX),
+            });
+            if entry.incarnation < member.incarnation {
+                entry.incarnation = member.incarnation;
+                changed.push((member, entry.next));
+            }
+        }
+        changed
+    }
+
+    /// The membership known here.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The members in order of rank.
+    pub fn members(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.entries.keys().copied()
+    }
+
+    /// Steps settled by a member.
+    pub fn clock(&self, worker: WorkerId) -> Option<Step> {
+        self.entries.get(&worker).map(|e| e.clock)
+    }
+
+    /// The member with the lowest clock, the first of them by rank.
+    pub fn slowest(&self) -> Option<(WorkerId, Step)> {
+        self.entries.iter().map(|(w, e)| (*w, e.clock)).min_by_key(|&(w, clock)| (clock, w))
+    }
+
+    /// Whether a request of this worker in this incarnation is heard at all.
+    ///
+    /// # Errors
+    /// Says why it is not.
+    pub fn hear(&self, worker: WorkerId, incarnation: Incarnation) -> Result<(), Reject> {
+        match self.entries.get(&worker) {
+            Some(entry) if entry.incarnation == incarnation => Ok(()),
+            Some(entry) if incarnation < entry.incarnation => {
+                Err(Reject::StaleIncarnation { worker, found: incarnation, current: entry.incarnation })
+            }
+            _ => Err(Reject::NotAdmitted { worker, term: self.term }),
+        }
+    }
+
+    /// What to do with a push of a worker that is heard.
+    ///
+    /// # Panics
+    /// If the worker is not a member.
+    pub fn admit(&self, worker: WorkerId, sequence: Sequence) -> Admission {
+        let entry = self.entry(worker);
+        let expected = entry.next.sequence;
+        if sequence > expected {
+            return Admission::Refused(Reject::SequenceGap { expected, found: sequence });
+        }
+        if sequence == expected {
+            return Admission::New;
+        }
+        let age = (expected.0 - sequence.0) as usize;
+        match entry.outcomes.len().checked_sub(age).map(|i| entry.outcomes[i]) {
+            Some(Some(outcome)) => Admission::Settled(outcome),
+            Some(None) => Admission::Held,
+            None => {
+                let oldest = Sequence(expected.0 - entry.outcomes.len() as u64);
+                Admission::Refused(Reject::Forgotten { found: sequence, oldest })
+            }
+        }
+    }
+
+    /// Takes the next push of a worker, for this step. Its outcome comes later.
+    ///
+    /// # Panics
+    /// If the worker is not a member.
+    pub fn take(&mut self, worker: WorkerId, step: Step) {
+        let entry = self.entry_mut(worker);
+        if entry.outcomes.len() == OUTCOMES_MAX {
+            entry.outcomes.pop_front();
+        }
+        entry.outcomes.push_back(None);
+        entry.next = Resume { sequence: entry.next.sequence.next(), step: step.next() };
+    }
+
+    /// Records what became of a push that was taken; the worker's clock is now `clock`.
+    ///
+    /// # Panics
+    /// If the push was not taken, or its outcome is known already: a push takes effect once.
+    pub fn settle(&mut self, worker: WorkerId, sequence: Sequence, outcome: Outcome, clock: Step) {
+        let entry = self.entry_mut(worker);
+        let age = (entry.next.sequence.0 - sequence.0) as usize;
+        let index = entry.outcomes.len().checked_sub(age).expect("a push is settled soon after it was taken");
+        let slot = &mut entry.outcomes[index];
+        assert!(slot.is_none(), "push {sequence} of {worker} is settled twice");
+        *slot = Some(outcome);
+        entry.clock = entry.clock.max(clock);
+    }
+
+    /// Settles a worker that came back at `next`: what this shard lacks of it is void. Returns how many those are.
+    ///
+    /// # Panics
+    /// If the worker is not a member.
+    pub fn void_up_to(&mut self, worker: WorkerId, next: Resume) -> u64 {
+        let mut missing = 0;
+        while self.entry(worker).next.sequence < next.sequence {
+            let Resume { sequence, step } = self.entry(worker).next;
+            self.take(worker, step);
+            self.settle(worker, sequence, Outcome::Void, step.next());
+            missing += 1;
+        }
+        missing
+    }
+
+    fn entry(&self, worker: WorkerId) -> &Entry {
+        self.entries.get(&worker).expect("only members are asked about")
+    }
+
+    fn entry_mut(&mut self, worker: WorkerId) -> &mut Entry {
+        self.entries.get_mut(&worker).expect("only members are asked about")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_common::ids::Version;
+
+    use super::*;
+
+    const W: WorkerId = WorkerId(3);
+
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.set_members(Term(1), &[Member { worker: W, incarnation: Incarnation(1) }]);
+        ledger
+    }
+
+    fn applied(n: u64) -> Outcome {
+        Outcome::Applied { version: Version(n), staleness: 0 }
+    }
+
+    #[test]
+    fn only_the_next_push_is_taken() {
+        let mut ledger = ledger();
+        assert_eq!(ledger.admit(W, Sequence(0)), Admission::New);
+        let gap = Reject::SequenceGap { expected: Sequence(0), found: Sequence(1) };
+        assert_eq!(ledger.admit(W, Sequence(1)), Admission::Refused(gap));
+        ledger.take(W, Step(0));
+        assert_eq!(ledger.admit(W, Sequence(0)), Admission::Held);
+        assert_eq!(ledger.admit(W, Sequence(1)), Admission::New);
+        ledger.settle(W, Sequence(0), applied(1), Step(1));
+        assert_eq!(ledger.admit(W, Sequence(0)), Admission::Settled(applied(1)));
+        assert_eq!(ledger.clock(W), Some(Step(1)));
+    }
+
+    #[test]
+    fn what_is_kept_is_constant() {
+        let mut ledger = ledger();
+        for n in 0..1000 {
+            ledger.take(W, Step(n));
+            ledger.settle(W, Sequence(n), applied(n + 1), Step(n + 1));
+        }
+        assert_eq!(ledger.entry(W).outcomes.len(), OUTCOMES_MAX);
+        assert_eq!(ledger.admit(W, Sequence(999)), Admission::Settled(applied(1000)));
+        let oldest = Sequence(1000 - OUTCOMES_MAX as u64);
+        assert_eq!(ledger.admit(W, oldest), Admission::Settled(applied(oldest.0 + 1)));
+        let forgotten = Reject::Forgotten { found: Sequence(5), oldest };
+        assert_eq!(ledger.admit(W, Sequence(5)), Admission::Refused(forgotten));
+    }
+
+    #[test]
+    #[should_panic(expected = "settled twice")]
+    fn a_push_takes_effect_once() {
+        let mut ledger = ledger();
+        ledger.take(W, Step(0));
+        ledger.settle(W, Sequence(0), applied(1), Step(1));
+        ledger.settle(W, Sequence(0), applied(2), Step(1));
+    }
+
+    #[test]
+    fn a_new_incarnation_ends_the_one_before() {
+        let mut ledger = ledger();
+        ledger.take(W, Step(0));
+        let changed = ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(2) }]);
+        assert_eq!(changed[0].1, Resume { sequence: Sequence(1), step: Step(1) });
+        assert!(ledger.hear(W, Incarnation(2)).is_ok());
+        let stale = Reject::StaleIncarnation { worker: W, found: Incarnation(1), current: Incarnation(2) };
+        assert_eq!(ledger.hear(W, Incarnation(1)), Err(stale));
+        assert!(matches!(ledger.hear(W, Incarnation(3)), Err(Reject::NotAdmitted { .. })));
+    }
+
+    #[test]
+    fn what_a_shard_lacks_of_a_settled_worker_is_void() {
+        let mut ledger = ledger();
+        let next = Resume { sequence: Sequence(1), step: Step(1) };
+        assert_eq!(ledger.void_up_to(W, next), 1);
+        assert_eq!(ledger.admit(W, Sequence(0)), Admission::Settled(Outcome::Void));
+        assert_eq!(ledger.clock(W), Some(Step(1)));
+        assert_eq!(ledger.void_up_to(W, next), 0);
+    }
+}

@@ -1,0 +1,84 @@
+//! Keeps the values at evaluation points until an observer has had time to fetch them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use windlass_common::ids::Examples;
+
+use crate::SessionId;
+use crate::shard::event::{Effect, Reply};
+use crate::store::Snapshot;
+
+/// Evaluation points kept; the oldest goes first. Each costs at most one copy of the values.
+pub const SNAPSHOTS_MAX: usize = 4;
+/// Observers that may wait for a point at once.
+pub const WAITERS_MAX: usize = 64;
+
+/// The values at evaluation points: point n is the first version with at least n times `every` examples.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    every: u64,
+    kept: VecDeque<(u64, Snapshot)>,
+    /// The point that the next snapshot would be kept for.
+    next: u64,
+    waiters: BTreeMap<SessionId, u64>,
+    ended: bool,
+}
+
+impl Snapshots {
+    pub(crate) fn new(every: u64) -> Self {
+        Self { every, kept: VecDeque::new(), next: 0, waiters: BTreeMap::new(), ended: false }
+    }
+
+    /// Whether this many examples reach the next point.
+    pub(crate) fn is_due(&self, examples: Examples) -> bool {
+        !self.ended && examples.0 / self.every >= self.next
+    }
+
+    /// Keeps the values for the point that they have reached.
+    pub(crate) fn keep(&mut self, snapshot: Snapshot, out: &mut Vec<Effect>) {
+        let point = snapshot.examples.0 / self.every;
+        if self.kept.len() == SNAPSHOTS_MAX {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((point, snapshot));
+        self.next = point + 1;
+        self.answer(out);
+    }
+
+    /// No further point will be reached.
+    pub(crate) fn end(&mut self, out: &mut Vec<Effect>) {
+        self.ended = true;
+        self.answer(out);
+    }
+
+    pub(crate) fn ask(&mut self, session: SessionId, point: u64, out: &mut Vec<Effect>) {
+        if self.waiters.len() >= WAITERS_MAX && !self.waiters.contains_key(&session) {
+            out.push(Effect::Reply { session, reply: Reply::NoSnapshot { next: None } });
+            return;
+        }
+        self.waiters.insert(session, point);
+        self.answer(out);
+    }
+
+    pub(crate) fn forget(&mut self, session: SessionId) {
+        self.waiters.remove(&session);
+    }
+
+    fn answer(&mut self, out: &mut Vec<Effect>) {
+        let (kept, next, ended) = (&self.kept, self.next, self.ended);
+        self.waiters.retain(|&session, &mut point| {
+            let reply = match kept.iter().find(|(p, _)| *p == point) {
+                Some((_, snapshot)) => Reply::Values {
+                    step: snapshot.step,
+                    snapshot: snapshot.clone(),
+                    have: None,
+                    slices: Vec::new(),
+                },
+                None if point >= next && !ended => return true,
+                None => Reply::NoSnapshot { next: kept.iter().map(|(p, _)| *p).find(|&p| p > point) },
+            };
+            out.push(Effect::Reply { session, reply });
+            false
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! Holds a shard's slices: their immutable values, version by version, with the optimizer's state.
+//!
+//! An update reads the newest values and writes the next ones into another buffer, so a version that has been shown
+//! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
+//! again.
+
+use std::sync::Arc;
+
+use windlass_common::ids::{Examples, ShardId, Step, Version};
+use windlass_common::layout::Layout;
+use windlass_common::optimizer::{Optimizer, State, Update};
+use windlass_common::placement::{Placement, Slice};
+use windlass_common::reduce::{self, Contribution};
+use windlass_common::wire::{Part, Push, Reject};
+
+/// Spare buffers kept per slice; beyond that, memory is given back.
+const SPARES_MAX: usize = 8;
+
+/// The values of one slice; they never change.
+pub type SliceValues = Arc<Vec<f32>>;
+
+/// Which slices a shard has, which is all one needs in order to check a request.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its slices in order, each with its number within the run's placement and its length.
+    pub parts: Vec<Part>,
+}
+
+impl Shape {
+    /// The shape of one shard of a placement.
+    pub fn new(placement: &Placement, shard: ShardId) -> Self {
+        let all = (0_u32..).zip(placement.slices());
+        let parts = all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect();
+        Self { shard, parts }
+    }
+
+    /// Values of all slices together.
+    pub fn values(&self) -> u64 {
+        self.parts.iter().map(|p| p.values).sum()
+    }
+
+    /// Whether a push announces every slice of this shard once, in order and with its length, and a payload to match.
+    ///
+    /// # Errors
+    /// Names the first slice that is not right.
+    pub fn check_push(&self, push: &Push) -> Result<(), Reject> {
+        for part in &push.parts {
+            self.check_slice(part.slice, Some(part.values))?;
+        }
+        if push.parts != self.parts {
+            let (expected, found) = (self.parts.len() as u64, push.parts.len() as u64);
+            return Err(Reject::Incomplete { shard: self.shard, expected, found });
+        }
+        let expected = push.codec.bytes(self.values());
+        if push.payload_bytes != expected {
+            return Err(Reject::WrongPayload { expected, found: push.payload_bytes });
+        }
+        if push.examples == 0 {
+            return Err(Reject::NoExamples);
+        }
+        Ok(())
+    }
+
+    /// Whether this shard has the slice, with this length if one is given.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn check_slice(&self, slice: u32, values: Option<u64>) -> Result<(), Reject> {
+        let part = self.parts.iter().find(|p| p.slice == slice);
+        let part = part.ok_or(Reject::UnknownSlice { shard: self.shard, slice })?;
+        match values {
+            Some(found) if found != part.values => Err(Reject::WrongLength { slice, expected: part.values, found }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The values of a shard at one moment. Cheap to clone; it never changes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// How often the shard had applied something.
+    pub version: Version,
+    /// The step these values are for.
+    pub step: Step,
+    /// Examples applied to them.
+    pub examples: Examples,
+    slices: Arc<[SnapshotSlice]>,
+}
+
+#[derive(Clone, Debug)]
+struct SnapshotSlice {
+    part: Part,
+    changed: Version,
+    values: SliceValues,
+}
+
+impl Snapshot {
+    /// The slices asked for that have changed since the version that the asker has. An empty request asks for all.
+    pub fn changed_since<'a>(
+        &'a self,
+        have: Option<Version>,
+        requested: &'a [u32],
+    ) -> impl Iterator<Item = (Part, SliceValues)> + 'a {
+        // A version beyond this one belongs to another history: everything is sent.
+        let have = have.filter(|&v| v <= self.version);
+        self.slices
+            .iter()
+            .filter(move |s| requested.is_empty() || requested.contains(&s.part.slice))
+            .filter(move |s| have.is_none_or(|have| s.changed > have))
+            .map(|s| (s.part, s.values.clone()))
+    }
+}
+
+#[derive(Debug)]
+struct Stored {
+    part: Part,
+    /// Where this slice lies in the shard's part of a gradient.
+    offset: usize,
+    changed: Version,
+    current: SliceValues,
+    state: State,
+    spares: Vec<SliceValues>,
+}
+
+/// A shard's slices.
+#[derive(Debug)]
+pub struct Store {
+    optimizer: Optimizer,
+    version: Version,
+    slices: Vec<Stored>,
+    /// The mean of several gradients, as long as the longest slice.
+    mean: Vec<f32>,
+    shown: Option<Snapshot>,
+}
+
+impl Store {
+    /// Makes the initial values of one shard; they follow from the seed and each variable's name alone.
+    pub fn new(layout: &Layout, placement: &Placement, shard: ShardId, optimizer: Optimizer, seed: u64) -> Self {
+        let mut offset = 0;
+        let shape = Shape::new(placement, shard);
+        let slices: Vec<Stored> = placement
+            .of_shard(shard)
+            .iter()
+            .zip(&shape.parts)
+            .map(|(slice, &part)| {
+                let stored = Stored {
+                    part,
+                    offset,
+                    changed: Version(0),
+                    current: Arc::new(initial_values(layout, slice, seed)),
+                    state: State::new(&optimizer, slice.len as usize),
+                    spares: Vec::new(),
+                };
+                offset += slice.len as usize;
+                stored
+            })
+            .collect();
+        let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
+        Self { optimizer, version: Version(0), slices, mean: vec![0.0; longest], shown: None }
+    }
+
+    /// How often something has been applied.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The values now. Made once per version and shared by all who ask.
+    pub fn snapshot(&mut self, step: Step, examples: Examples) -> Snapshot {
+        let version = self.version;
+        if let Some(shown) = self.shown.as_ref().filter(|s| s.version == version && s.step == step) {
+            return shown.clone();
+        }
+        let slices = match &self.shown {
+            Some(shown) if shown.version == version => shown.slices.clone(),
+            _ => {
+                let slice = |s: &Stored| SnapshotSlice { part: s.part, changed: s.changed, values: s.current.clone() };
+                self.slices.iter().map(slice).collect()
+            }
+        };
+        let snapshot = Snapshot { version, step, examples, slices };
+        self.shown = Some(snapshot.clone());
+        snapshot
+    }
+
+    /// Makes one optimizer step with the weighted mean of these gradients, given in order of rank. A gradient holds
+    /// the shard's slices end to end.
+    ///
+    /// # Panics
+    /// If there is no gradient, or one is not as long as the shard.
+    pub fn apply<'a>(&mut self, gradients: &[Contribution<'a>], rate: f32) {
+        self.version = self.version.next();
+        self.shown = None;
+        for slice in &mut self.slices {
+            let len = slice.current.len();
+            let range = slice.offset..slice.offset + len;
+            let gradient = if let [only] = gradients {
+                // The mean of one is that one; there is nothing to copy.
+                &only.values[range]
+            } else {
+                let part = |g: &Contribution<'a>| Contribution { values: &g.values[range.clone()], ..*g };
+                let parts = gradients.iter().map(part);
+                let mean = &mut self.mean[..len];
+                reduce::weighted_mean(parts, mean).expect("gradients are checked when they arrive");
+                mean
+            };
+            let mut next = spare(&mut slice.spares, len);
+            self.optimizer.update(Update {
+                current: &slice.current,
+                next: Arc::get_mut(&mut next).expect("a spare buffer has no readers"),
+                gradient,
+                state: &mut slice.state,
+                rate,
+            });
+            let before = std::mem::replace(&mut slice.current, next);
+            if slice.spares.len() < SPARES_MAX {
+                slice.spares.push(before);
+            }
+            slice.changed = self.version;
+        }
+    }
+}
+
+/// A buffer that nobody reads any more, or a new one.
+fn spare(spares: &mut Vec<SliceValues>, len: usize) -> SliceValues {
+    match spares.iter_mut().position(|s| Arc::get_mut(s).is_some()) {
+        Some(free) => spares.swap_remove(free),
+        None => Arc::new(vec![0.0; len]),
+    }
+}
+
+fn initial_values(layout: &Layout, slice: &Slice, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; slice.len as usize];
+    layout.variables()[slice.variable.index()].fill_initial(seed, slice.start, &mut values);
+    values
+}

@@ -1,0 +1,161 @@
+//! Computes a fully connected layer and its gradients with matrix products.
+
+use std::ops::Range;
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{ArrayView2, ArrayViewMut2};
+use windlass_common::layout::{Initial, Variable};
+
+/// What follows the linear part of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activation {
+    /// max(x, 0).
+    Relu,
+    /// Nothing: the outputs go into the softmax of the loss.
+    Linear,
+}
+
+/// Whether a product replaces what the gradient holds, or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accumulate {
+    /// The first part of a batch.
+    Replace,
+    /// Every further part.
+    Add,
+}
+
+impl Accumulate {
+    /// For part number `index` of a batch.
+    pub(super) fn for_part(index: usize) -> Self {
+        if index == 0 { Self::Replace } else { Self::Add }
+    }
+
+    fn beta(self) -> f32 {
+        match self {
+            Self::Replace => 0.0,
+            Self::Add => 1.0,
+        }
+    }
+}
+
+/// A layer with weight [inputs, outputs] and, right behind it in the flat buffer, bias [outputs].
+#[derive(Clone, Debug)]
+pub(super) struct Dense {
+    inputs: usize,
+    outputs: usize,
+    /// Where the weight starts in the flat buffer.
+    start: usize,
+}
+
+impl Dense {
+    pub(super) fn new(inputs: usize, outputs: usize, start: usize) -> Self {
+        Self { inputs, outputs, start }
+    }
+
+    pub(super) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Where the next layer starts in the flat buffer.
+    pub(super) fn end(&self) -> usize {
+        self.bias().end
+    }
+
+    pub(super) fn variables(&self, name: &str, weight: Initial) -> [Variable; 2] {
+        let (inputs, outputs) = (self.inputs as u64, self.outputs as u64);
+        [
+            Variable::new(format!("{name}/weight"), &[inputs, outputs], weight),
+            Variable::new(format!("{name}/bias"), &[outputs], Initial::Zeros),
+        ]
+    }
+
+    /// output = activation(input weight + bias), [examples, outputs].
+    pub(super) fn forward(
+        &self,
+        parameters: &[f32],
+        input: ArrayView2<'_, f32>,
+        activation: Activation,
+        output: &mut [f32],
+    ) {
+        let examples = input.nrows();
+        let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);
+        general_mat_mul(1.0, &input, &weight, 0.0, &mut matrix_mut(output, examples, self.outputs));
+        let bias = &parameters[self.bias()];
+        for row in output.chunks_exact_mut(self.outputs) {
+            match activation {
+                Activation::Relu => add_relu(row, bias),
+                Activation::Linear => add(row, bias),
+            }
+        }
+    }
+
+    /// Gradients of weight and bias, from `delta`, the gradient of the linear part's output.
+    pub(super) fn parameter_gradient(
+        &self,
+        input: ArrayView2<'_, f32>,
+        delta: &[f32],
+        accumulate: Accumulate,
+        gradient: &mut [f32],
+    ) {
+        let weight = &mut matrix_mut(&mut gradient[self.weight()], self.inputs, self.outputs);
+        let delta_matrix = matrix(delta, input.nrows(), self.outputs);
+        general_mat_mul(1.0, &input.t(), &delta_matrix, accumulate.beta(), weight);
+        let bias = &mut gradient[self.bias()];
+        if accumulate == Accumulate::Replace {
+            bias.fill(0.0);
+        }
+        for row in delta.chunks_exact(self.outputs) {
+            add(bias, row);
+        }
+    }
+
+    /// Gradient of the input, [examples, inputs].
+    pub(super) fn input_gradient(&self, parameters: &[f32], delta: &[f32], output: &mut [f32]) {
+        let examples = delta.len() / self.outputs;
+        let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);
+        let delta = matrix(delta, examples, self.outputs);
+        general_mat_mul(1.0, &delta, &weight.t(), 0.0, &mut matrix_mut(output, examples, self.inputs));
+    }
+
+    fn weight(&self) -> Range<usize> {
+        self.start..self.start + self.inputs * self.outputs
+    }
+
+    fn bias(&self) -> Range<usize> {
+        let start = self.weight().end;
+        start..start + self.outputs
+    }
+}
+
+/// The gradient passes where the activation is not 0. An activation that is not a number lets it pass as well.
+pub(super) fn mask_by_activation(delta: &mut [f32], activations: &[f32]) {
+    for (delta, &activation) in delta.iter_mut().zip(activations) {
+        *delta = if activation <= 0.0 { 0.0 } else { *delta };
+    }
+}
+
+/// max(x, 0), but what is not a number stays so; `f32::max` would turn it into 0 and hide a divergence.
+pub(super) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+pub(super) fn matrix(values: &[f32], rows: usize, columns: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, columns), values).expect("the slice is cut to the matrix")
+}
+
+pub(super) fn matrix_mut(values: &mut [f32], rows: usize, columns: usize) -> ArrayViewMut2<'_, f32> {
+    ArrayViewMut2::from_shape((rows, columns), values).expect("the slice is cut to the matrix")
+}
+
+/// sum += values, element by element.
+pub(super) fn add(sum: &mut [f32], values: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
+fn add_relu(row: &mut [f32], bias: &[f32]) {
+    for (value, bias) in row.iter_mut().zip(bias) {
+        *value = relu(*value + bias);
+    }
+}

@@ -1,0 +1,144 @@
+//! Computes the loss and the gradient of the built-in models over flat buffers of parameters.
+//!
+//! A model holds its scratch buffers and reuses them, so that nothing is allocated per step once it is warm (but
+//! for the packing buffer inside each matrix product). It holds no parameters: these come with every call, because
+//! they belong to the parameter servers.
+
+mod cnn;
+mod convolution;
+mod dense;
+mod loss;
+mod mlp;
+mod names;
+#[cfg(test)]
+mod oracle;
+mod pool;
+mod threads;
+
+use std::fmt;
+use std::ops::Range;
+
+use ndarray::{ArrayView2, s};
+use windlass_common::layout::Variable;
+
+pub use cnn::Cnn;
+pub use mlp::Mlp;
+pub use names::{ModelError, by_name};
+pub use threads::{Threaded, with_threads};
+
+/// What a training loop needs of a model.
+pub trait Model: Send + fmt::Debug {
+    /// The variables, in the order in which the flat buffers hold them.
+    fn variables(&self) -> Vec<Variable>;
+
+    /// What one example must look like.
+    fn input(&self) -> Input;
+
+    /// Mean cross-entropy over the batch, and its gradient.
+    ///
+    /// `parameters` and `gradient` hold all variables end to end; `gradient` is overwritten. Where the values have
+    /// diverged the loss is infinite or not a number, and so are parts of the gradient: nothing is hidden.
+    ///
+    /// # Panics
+    /// If the batch is empty, a length does not fit the model, or a label is not below the number of classes.
+    fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32;
+
+    /// Sum of the losses and number of correct predictions over the batch, of any size; 0 for an empty one.
+    ///
+    /// # Panics
+    /// If a length does not fit the model, or a label is not below the number of classes.
+    fn score(&mut self, parameters: &[f32], batch: Batch<'_>) -> Score;
+}
+
+/// What one example looks like to a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Values of one example, flat; images row by row.
+    pub features: usize,
+    /// Labels are 0 to classes - 1.
+    pub classes: usize,
+}
+
+/// Examples with their labels.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// One example per row: [examples, features].
+    pub features: ArrayView2<'a, f32>,
+    /// One label per example.
+    pub labels: &'a [u32],
+}
+
+impl<'a> Batch<'a> {
+    /// Examples that lie end to end in `features`, one for each label.
+    ///
+    /// # Panics
+    /// If `features` does not divide evenly among the labels.
+    pub fn new(features: &'a [f32], labels: &'a [u32]) -> Self {
+        let width = features.len().checked_div(labels.len()).unwrap_or(0);
+        let features =
+            ArrayView2::from_shape((labels.len(), width), features).expect("every example has the same features");
+        Self { features, labels }
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether it has no examples.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The examples number `range`.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        Self { features: self.features.slice_move(s![range.clone(), ..]), labels: &self.labels[range] }
+    }
+
+    /// Consecutive parts of at most `size` examples.
+    fn chunks(self, size: usize) -> impl Iterator<Item = Batch<'a>> {
+        (0..self.len()).step_by(size).map(move |start| self.part(start..self.len().min(start + size)))
+    }
+
+    fn check(&self, input: Input) {
+        assert_eq!(self.features.nrows(), self.labels.len(), "a batch has one label per example");
+        assert!(
+            self.is_empty() || self.features.ncols() == input.features,
+            "the batch has {} features, the model takes {}",
+            self.features.ncols(),
+            input.features
+        );
+    }
+}
+
+/// How well a model does on some examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Score {
+    /// Sum of the examples' cross-entropies, in nats.
+    pub loss_sum: f64,
+    /// Examples whose own label had the largest output (the first of equal ones).
+    pub correct: u64,
+    /// Examples scored.
+    pub examples: u64,
+}
+
+impl Score {
+    /// Mean cross-entropy; not a number for no examples.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.examples as f64
+    }
+
+    /// Share of correct predictions, 0 to 1; not a number for no examples.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.examples as f64
+    }
+}
+
+impl std::ops::AddAssign for Score {
+    fn add_assign(&mut self, other: Self) {
+        self.loss_sum += other.loss_sum;
+        self.correct += other.correct;
+        self.examples += other.examples;
+    }
+}
