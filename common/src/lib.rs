@@ -2,11 +2,12 @@
 //!
 //! Nothing here touches a socket, a thread, a clock, a file or the environment.
 
+pub mod exit;
 pub mod ids;
 pub mod layout;
+pub mod optimizer;
 pub mod placement;
 pub mod plan;
-pub mod optimizer;
 pub mod reduce;
 pub mod rng;
 pub mod schedule;

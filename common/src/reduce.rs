@@ -14,15 +14,16 @@
 //! The mean of a single contribution is that contribution, bit for bit: (c x) / c rounds twice and need not be x. So
 //! one worker in sync equals sequential SGD at any batch size.
 //!
-//! A count is rounded to the nearest f32: exact up to 2^24 = 16,777,216 examples in one contribution, beyond that within
-//! 6e-8 of itself. The sum of the counts is made of whole numbers, then rounded once. So with larger counts the weights
-//! need not sum to 1 exactly. Values are not scaled: c x overflows to infinity where it exceeds 3.4e38.
+//! A count is rounded to the nearest f32: exact up to 2^24 = 16,777,216 examples in one contribution, beyond that
+//! within 6e-8 of itself. The sum of the counts is made of whole numbers, then rounded once. So with larger counts the
+//! weights need not sum to 1 exactly. Values are not scaled: c x overflows to infinity where it exceeds 3.4e38.
 
-/// Values of the accumulator that are finished before the next ones are begun.
+/// Values of the accumulator that are finished before the next ones are begun: they stay in the nearest cache.
 ///
-/// 16 KiB stay in the nearest cache while each contribution is read once; the whole slice would be read and written from
-/// memory again for each contribution.
-const BLOCK: usize = 4096;
+/// Measured with SSE2 on an EPYC core, interleaved, best of several: four contributions of 4,000,000 values take 2.3 ms
+/// in blocks of 512, 2.6 to 2.9 of 1024, 3.2 of 2048, 4.7 of 4096, and 4.2 to 4.4 ms in one piece. At 199,210 values,
+/// which stay in the caches anyway, the block hardly matters; dividing within the last pass saves a tenth or more.
+const BLOCK: usize = 512;
 
 /// What one worker or client brings to a mean.
 #[derive(Clone, Copy, Debug)]
@@ -60,17 +61,19 @@ where
     let mut rest = contributions.into_iter();
     let total = check(rest.clone(), mean.len())?;
     let first = rest.next().ok_or(ReduceError::Empty)?;
-    if rest.clone().next().is_none() {
+    let Some(second) = rest.next() else {
         mean.copy_from_slice(first.values);
         return Ok(());
-    }
+    };
     for (block, sum) in mean.chunks_mut(BLOCK).enumerate() {
         let range = block * BLOCK..block * BLOCK + sum.len();
         scale(sum, &first.values[range.clone()], first.count as f32);
+        let mut last = second;
         for next in rest.clone() {
-            add_scaled(sum, &next.values[range.clone()], next.count as f32);
+            add_scaled(sum, &last.values[range.clone()], last.count as f32);
+            last = next;
         }
-        divide(sum, total);
+        add_scaled_and_divide(sum, &last.values[range], last.count as f32, total);
     }
     Ok(())
 }
@@ -108,9 +111,9 @@ fn add_scaled(sum: &mut [f32], values: &[f32], count: f32) {
     }
 }
 
-fn divide(sum: &mut [f32], total: f32) {
-    for sum in sum {
-        *sum /= total;
+fn add_scaled_and_divide(sum: &mut [f32], values: &[f32], count: f32, total: f32) {
+    for (sum, &value) in sum.iter_mut().zip(values) {
+        *sum = (*sum + count * value) / total;
     }
 }
 
@@ -255,7 +258,7 @@ mod tests {
     proptest! {
         #[test]
         fn cutting_into_slices_changes_no_bits(
-            seed: u64, contributions in 1_usize..6, len in 1_usize..10_000, cut in 0_usize..10_000,
+            seed: u64, contributions in 1_usize..6, len in 1_usize..2_000, cut in 0_usize..2_000,
         ) {
             let cut = cut.min(len);
             let given = random(seed, contributions, len);

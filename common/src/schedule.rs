@@ -26,9 +26,9 @@ const RATE_RANGE: RangeInclusive<f64> = 1e-30..=1e6;
 
 /// The learning rate over a run.
 ///
-/// The rate rises linearly from [`WARM_UP_START`] of the peak to the peak over the warm-up (Goyal et al. 2017, "Accurate,
-/// Large Minibatch SGD: Training ImageNet in 1 Hour", section 2.2, "gradual warmup"), without a jump, and then follows
-/// the shape.
+/// The rate rises linearly from [`WARM_UP_START`] of the peak to the peak over the warm-up (Goyal et al. 2017,
+/// "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", section 2.2, "gradual warmup"), without a jump, and
+/// then follows the shape.
 ///
 /// Reading TOML does not check ranges: call [`Schedule::check`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -168,8 +168,7 @@ impl Schedule {
         } else {
             self.shape.share(applied, warm_up, total)
         };
-        // The share can exceed 1 by a rounding only.
-        (self.rate * share.min(1.0)) as f32
+        (self.rate * share) as f32
     }
 
     /// Whether every number is in its range.

@@ -1,1 +1,13 @@
-//! (crate root)
+//! The parameter server: threads, sessions and disk around the cores that decide.
+
+pub mod clock;
+mod coordinator;
+mod meter;
+mod run_directory;
+mod server;
+mod session;
+mod shard;
+
+pub use coordinator::EVENTS_FILE;
+pub use run_directory::{MODEL_FILE, PLAN_FILE, SUMMARY_FILE};
+pub use server::{Options, Part, serve};

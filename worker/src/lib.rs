@@ -1,1 +1,4 @@
 //! (crate root)
+
+pub mod data;
+pub mod models;

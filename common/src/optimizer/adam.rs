@@ -90,7 +90,8 @@ impl AdamFactors {
     }
 }
 
-/// `base` multiplied by itself by repeated squaring, the same bits on every machine, which `f64::powi` does not promise.
+/// `base` to the power `exponent` by repeated squaring: the same bits on every machine, which `f64::powi` does not
+/// promise.
 fn power(base: f64, mut exponent: u64) -> f64 {
     let (mut product, mut square) = (1.0, base);
     while exponent > 0 {

@@ -13,8 +13,8 @@
 //! multiply-add. All are elementwise. So a value's bits depend on that value's own history only, not on how a variable
 //! is cut into slices, nor on the width of the machine's vectors.
 //!
-//! Weight decay adds `decay * w` to the gradient (L2); [`Adamw`] alone takes it from the value itself. Where it is 0 the
-//! term is left out rather than added, so that the bits are those of the plain formula even for -0 and infinities.
+//! Weight decay adds `decay * w` to the gradient (L2); [`Adamw`] alone takes it from the value itself. Where it is 0
+//! the term is left out rather than added, so that the bits are those of the plain formula even for -0 and infinities.
 
 mod adagrad;
 mod adam;

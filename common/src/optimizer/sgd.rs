@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Setting, Update, assert_lengths};
 
-/// Stochastic gradient descent (Robbins and Monro 1951, "A Stochastic Approximation Method", equation 6).
+/// Stochastic gradient descent (Robbins and Monro 1951, "A Stochastic Approximation Method"; over mini-batches, Goyal
+/// et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", equation 2).
 ///
 /// ```text
 /// w = w - rate g

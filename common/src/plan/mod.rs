@@ -16,8 +16,8 @@ use crate::schedule::Schedule;
 pub const FORMAT: u32 = 1;
 /// Longest text of a plan, in bytes.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
-/// Most workers of one run.
-pub const WORKERS_MAX: u32 = 65_536;
+/// Most workers of one run; every server has a connection to each.
+pub const WORKERS_MAX: u32 = 1024;
 /// Most servers of one run.
 pub const SERVERS_MAX: u32 = 1024;
 /// Most examples of one batch of one worker; counts up to here are exact in f32.

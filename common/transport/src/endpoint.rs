@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::bare;
 use crate::connection::Connection;
 use crate::error::{ConnectionLost, TransportError, alert, objection};
-use crate::identity::{self, Identity};
+use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::role::Role;
 
@@ -77,12 +77,17 @@ impl Endpoint {
     pub async fn accept(&self) -> Option<Incoming> {
         loop {
             let incoming = self.inner.accept().await?;
-            if self.inner.open_connections() < self.limits.connections {
-                return Some(Incoming { inner: incoming, within: self.limits.handshake });
+            let (address, limit) = (canonical(incoming.remote_address()), self.limits.connections);
+            if self.inner.open_connections() >= limit {
+                tracing::warn!(%address, limit, "refused a connection: as many are open as the limit allows");
+                incoming.refuse();
+                continue;
             }
-            let (address, limit) = (incoming.remote_address(), self.limits.connections);
-            tracing::warn!(%address, limit, "refused a connection: as many are open as the limit allows");
-            incoming.refuse();
+            // From here on it counts as an open connection.
+            match incoming.accept() {
+                Ok(inner) => return Some(Incoming { inner, address, within: self.limits.handshake }),
+                Err(reason) => tracing::debug!(%address, %reason, "ignored what was no handshake"),
+            }
         }
     }
 
@@ -203,39 +208,40 @@ impl Failure {
     }
 }
 
-/// A handshake that somebody began and that waits to be finished. Dropping it refuses the connection.
+/// A handshake that somebody began and that waits to be finished. Dropping it ends the attempt.
 #[derive(Debug)]
 pub struct Incoming {
-    inner: quinn::Incoming,
+    inner: quinn::Connecting,
+    address: SocketAddr,
     within: Duration,
 }
 
 impl Incoming {
     /// Where it comes from. Nothing about it is verified yet.
     pub fn remote_address(&self) -> SocketAddr {
-        canonical(self.inner.remote_address())
+        self.address
     }
 
     /// Finishes the handshake within [`Limits::handshake`]; the peer is then known by its certificate. May be
-    /// dropped; the handshake is then given up.
+    /// dropped; the attempt is then ended.
     ///
     /// # Errors
     /// When the peer shows no certificate of this run, does not go on in time or goes away. This is logged, too,
     /// and concerns nobody else.
     pub async fn finish(self) -> Result<Connection, TransportError> {
-        let (address, within) = (self.remote_address(), self.within);
-        let done = match timeout(within, Self::handshake(self.inner)).await {
+        let Self { inner, address, within } = self;
+        let done = match timeout(within, Self::handshake(inner)).await {
             Ok(done) => done,
             Err(_) => Err(format!("it was not finished within {} s", within.as_secs_f64())),
         };
         done.map_err(|reason| {
-            tracing::warn!(%address, reason, "a handshake failed");
+            tracing::debug!(%address, reason, "a handshake failed");
             TransportError::Handshake { address, reason }
         })
     }
 
-    async fn handshake(incoming: quinn::Incoming) -> Result<Connection, String> {
-        let connection = incoming.await.map_err(|error| match error {
+    async fn handshake(connecting: quinn::Connecting) -> Result<Connection, String> {
+        let connection = connecting.await.map_err(|error| match error {
             quinn::ConnectionError::TransportError(error) => match alert(error.code) {
                 Some(number) => format!("{} ({})", objection(number, "the peer's certificate"), error.reason),
                 None => error.to_string(),
@@ -287,5 +293,37 @@ pub async fn resolve(text: &str, within: Duration) -> Result<SocketAddr, Transpo
     match timeout(within, attempts).await {
         Ok(address) => Ok(address),
         Err(_) => Err(TransportError::Resolve { text: text.to_owned(), within, reason: last }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_common::ids::{ServerId, WorkerId};
+
+    use super::*;
+    use crate::authority::RunAuthority;
+
+    const SERVER: Role = Role::Server(ServerId(0));
+    const WORKER: Role = Role::Worker(WorkerId(0));
+
+    /// The connecting side alone could not know: in TLS 1.3 its handshake ends before its certificate is judged.
+    #[tokio::test]
+    async fn a_worker_whose_own_certificate_is_of_another_run_learns_it_when_connecting() {
+        let (run, other) = (RunAuthority::new("run").unwrap(), RunAuthority::new("other").unwrap());
+        let limits = Limits::default();
+        let identity = run.issue(SERVER).unwrap();
+        let server = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &identity, &limits).unwrap();
+        let address = server.local_address().unwrap();
+        let worker = Endpoint::client(&other.issue(WORKER).unwrap().trusting(&identity), &limits).unwrap();
+        let (accepted, opened) = tokio::join!(
+            async { server.accept().await.unwrap().finish().await },
+            worker.connect(address, SERVER, Duration::from_secs(60)),
+        );
+        let text = opened.unwrap_err().to_string();
+        let expected =
+            "it refused this process: this process's certificate was issued by another run's authority";
+        assert!(text.starts_with(&format!("server-0 at {address}: {expected}")), "{text}");
+        let text = accepted.unwrap_err().to_string();
+        assert!(text.contains("the peer's certificate was issued by another run's authority"), "{text}");
     }
 }

@@ -25,6 +25,9 @@ pub enum TransportError {
     /// The identity cannot be used for TLS.
     #[error("the TLS identity cannot be used: {0}")]
     Tls(String),
+    /// A socket that was handed over cannot be used.
+    #[error("the socket cannot be used: {0}")]
+    Socket(#[source] io::Error),
     /// There is no tokio runtime here.
     #[error("an endpoint must be made inside a tokio runtime")]
     NoRuntime,
@@ -130,10 +133,9 @@ impl From<quinn::ConnectionError> for ConnectionLost {
     fn from(error: quinn::ConnectionError) -> Self {
         use quinn::ConnectionError as E;
         match error {
-            E::ApplicationClosed(close) => Self::ClosedByPeer {
-                code: close.error_code.into_inner(),
-                reason: String::from_utf8_lossy(&close.reason).into_owned(),
-            },
+            E::ApplicationClosed(close) => {
+                Self::ClosedByPeer { code: close.error_code.into_inner(), reason: printable(&close.reason) }
+            }
             E::LocallyClosed => Self::ClosedHere,
             E::TimedOut => Self::Silent,
             E::Reset => Self::Restarted,
@@ -146,6 +148,11 @@ impl From<quinn::ConnectionError> for ConnectionLost {
     }
 }
 
+/// A peer's words, without what could disturb a terminal or a log.
+fn printable(words: &[u8]) -> String {
+    String::from_utf8_lossy(words).replace(char::is_control, " ")
+}
+
 /// The TLS alert that a QUIC error code stands for, if it does (RFC 9001, section 4.8).
 pub(crate) fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
     u64::from(code).checked_sub(0x100).and_then(|number| u8::try_from(number).ok())
@@ -155,7 +162,7 @@ pub(crate) fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
 pub(crate) fn objection(alert: u8, whose: &str) -> String {
     match alert {
         48 | 51 => {
-            format!("{whose} was not issued by the other's run authority; do both belong to the same run?")
+            format!("{whose} was issued by another run's authority; do both belong to the same run?")
         }
         45 => format!("{whose} has expired or is not valid yet; are the clocks of both machines right?"),
         42 | 43 | 46 => format!("{whose} is not one for this peer and purpose"),

@@ -1,14 +1,9 @@
-//! Issues, stores and checks the certificates by which the processes of one run know each other.
+//! Reads, checks and stores what a process shows of itself and trusts in others.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose,
-};
 use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -16,10 +11,6 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use crate::role::Role;
 use crate::tls;
 
-/// Certificates are valid from this long ago, since the clocks of the machines of a run may differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(24 * 3600);
-/// Certificates are valid for this long from now; the authority's key lives no longer than the process that made it.
-const VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// An identity file is three PEM sections of under 2 KiB each; what is larger is some other file.
 const IDENTITY_BYTES_MAX: u64 = 64 * 1024;
 
@@ -140,64 +131,6 @@ fn ago(seconds: u64) -> String {
     }
 }
 
-/// The authority of one run: whoever starts a run makes one, issues an identity per process and then forgets it.
-pub struct RunAuthority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl fmt::Debug for RunAuthority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RunAuthority { key: hidden }")
-    }
-}
-
-impl RunAuthority {
-    /// Makes a fresh authority with a key of its own (ECDSA, P-256), which exists in this process only.
-    ///
-    /// # Errors
-    /// When the operating system gives no randomness, or the name cannot stand in a certificate.
-    pub fn new(run_name: &str) -> Result<Self, IdentityError> {
-        let mut params = dated(CertificateParams::default());
-        params.distinguished_name = common_name(&format!("windlass run {run_name}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        Ok(Self { issuer: CertifiedIssuer::self_signed(params, key)? })
-    }
-
-    /// Issues the identity of one process. Only servers may accept connections with theirs.
-    ///
-    /// # Errors
-    /// When the operating system gives no randomness.
-    pub fn issue(&self, role: Role) -> Result<Identity, IdentityError> {
-        let mut params = dated(CertificateParams::new(vec![role.dns_name()])?);
-        params.distinguished_name = common_name(&role.to_string());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if matches!(role, Role::Server(_)) {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        }
-        params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Identity::from_pem(&[certificate.pem(), key.serialize_pem(), self.issuer.pem()].concat())
-    }
-}
-
-fn dated(mut params: CertificateParams) -> CertificateParams {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
-    params.not_after = epoch + now + VALIDITY;
-    params
-}
-
-fn common_name(text: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, text);
-    name
-}
-
 /// What a process shows of itself and trusts in others: its certificate, its private key, the run's CA certificate.
 ///
 /// It has been checked when it exists: the key matches, the CA issued the certificate, the time is right, and the
@@ -291,6 +224,12 @@ impl Identity {
             };
             problem.in_file(path)
         })
+    }
+
+    /// An identity that trusts another run than the one that issued it, which no file can hold.
+    #[cfg(test)]
+    pub(crate) fn trusting(&self, other: &Self) -> Self {
+        Self { authority: other.authority.clone(), ..self.clone() }
     }
 
     pub(crate) fn certificate(&self) -> CertificateDer<'static> {
@@ -405,6 +344,8 @@ fn create_exclusive(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);
+    // A part of the same name can only be left from a process that is no more.
+    let _ = std::fs::remove_file(&part);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

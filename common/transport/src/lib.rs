@@ -15,6 +15,7 @@ compile_error!(
     "Windlass sends floats as they lie in memory, in little-endian order; this target is big-endian"
 );
 
+mod authority;
 pub mod bare;
 mod connection;
 mod endpoint;
@@ -26,11 +27,12 @@ mod pool;
 mod role;
 mod tls;
 
+pub use authority::RunAuthority;
 pub use connection::{Connection, Meter, Priority};
 pub use endpoint::{Endpoint, Incoming, resolve};
 pub use error::{ConnectionLost, TransportError};
 pub use frame::{FRAME_VERSION, FrameError, FramePart, FrameReceiver, FrameSender, PREFIX_BYTES};
-pub use identity::{Identity, IdentityError, RunAuthority};
+pub use identity::{Identity, IdentityError};
 pub use limits::{Limits, LimitsError};
 pub use pool::{Pool, PooledFloats, bytes_of};
 pub use role::{Role, RoleError};

@@ -8,6 +8,8 @@ const MIB: u64 = 1024 * 1024;
 const MTU_MAX: u16 = 6_550;
 /// The smallest UDP payload that QUIC may use (RFC 9000, section 14).
 const MTU_MIN: u16 = 1_200;
+/// Smaller windows would stop a sender after every few packets.
+const WINDOW_MIN: u64 = 65_536;
 /// The largest number that QUIC can carry (RFC 9000, section 16).
 const VARINT_MAX: u64 = (1 << 62) - 1;
 
@@ -70,9 +72,9 @@ pub enum LimitsError {
         /// The connections allowed.
         connections: usize,
         /// Bytes of both windows of one connection.
-        per_connection: u128,
+        per_connection: u64,
         /// Bytes of all of them.
-        total: u128,
+        total: u64,
         /// Bytes allowed.
         limit: u64,
     },
@@ -90,11 +92,11 @@ pub enum LimitsError {
         /// The field.
         name: &'static str,
         /// What it is.
-        found: u128,
+        found: u64,
         /// The least it may be.
-        least: u128,
+        least: u64,
         /// The most it may be.
-        most: u128,
+        most: u64,
     },
 }
 
@@ -105,15 +107,16 @@ impl Limits {
     /// # Errors
     /// Names the field at fault, what it is and what it may be.
     pub fn check(&self) -> Result<(), LimitsError> {
-        in_range("connections", self.connections as u128, 1, u128::from(u32::MAX))?;
-        in_range("incoming", self.incoming as u128, 1, u128::from(u32::MAX))?;
-        in_range("streams", self.streams.into(), 1, u128::from(u32::MAX))?;
-        in_range("stream_window", self.stream_window.into(), 65_536, VARINT_MAX.into())?;
-        in_range("receive_window", self.receive_window.into(), 65_536, VARINT_MAX.into())?;
-        in_range("send_window", self.send_window.into(), 65_536, VARINT_MAX.into())?;
+        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        in_range("connections", self.connections as u64, 1, u32::MAX.into())?;
+        in_range("incoming", self.incoming as u64, 1, u32::MAX.into())?;
+        in_range("streams", self.streams.into(), 1, u32::MAX.into())?;
+        in_range("stream_window", self.stream_window, WINDOW_MIN, VARINT_MAX)?;
+        in_range("receive_window", self.receive_window, WINDOW_MIN, VARINT_MAX)?;
+        in_range("send_window", self.send_window, WINDOW_MIN, VARINT_MAX)?;
         in_range("mtu", self.mtu.into(), MTU_MIN.into(), MTU_MAX.into())?;
-        in_range("idle in milliseconds", self.idle.as_millis(), 100, 3_600_000)?;
-        in_range("handshake in milliseconds", self.handshake.as_millis(), 100, 3_600_000)?;
+        in_range("idle in milliseconds", milliseconds(self.idle), 100, 3_600_000)?;
+        in_range("handshake in milliseconds", milliseconds(self.handshake), 100, 3_600_000)?;
         if self.stream_window > self.receive_window {
             return Err(LimitsError::StreamWindow {
                 stream: self.stream_window,
@@ -124,9 +127,9 @@ impl Limits {
     }
 
     fn check_window_memory(&self) -> Result<(), LimitsError> {
-        let per_connection = u128::from(self.receive_window) + u128::from(self.send_window);
-        let total = per_connection * self.connections as u128;
-        if total > u128::from(self.window_memory) {
+        let per_connection = self.receive_window.saturating_add(self.send_window);
+        let total = per_connection.saturating_mul(self.connections as u64);
+        if total > self.window_memory {
             let (connections, limit) = (self.connections, self.window_memory);
             return Err(LimitsError::Memory { connections, per_connection, total, limit });
         }
@@ -134,7 +137,7 @@ impl Limits {
     }
 }
 
-fn in_range(name: &'static str, found: u128, least: u128, most: u128) -> Result<(), LimitsError> {
+fn in_range(name: &'static str, found: u64, least: u64, most: u64) -> Result<(), LimitsError> {
     if (least..=most).contains(&found) {
         return Ok(());
     }

@@ -113,7 +113,11 @@ impl Model for Mlp {
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
         batch.check(self.input);
         assert!(!batch.is_empty(), "the mean over no examples is not defined");
-        assert_eq!((parameters.len(), gradient.len()), (self.values(), self.values()), "flat buffers fit the model");
+        assert_eq!(
+            (parameters.len(), gradient.len()),
+            (self.values(), self.values()),
+            "flat buffers fit the model"
+        );
         let scale = 1.0 / batch.len() as f32;
         let mut loss_sum = 0.0;
         for (i, part) in batch.chunks(EXAMPLES_AT_ONCE).enumerate() {
@@ -135,5 +139,48 @@ impl Model for Mlp {
             score += loss::score(logits, part.labels, self.input.classes);
         }
         score
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::oracle;
+
+    #[test]
+    fn gradients_agree_with_finite_differences_of_a_slow_network() {
+        // The last one is cut into two parts.
+        for (sizes, examples) in [(&[7, 5][..], 4), (&[6, 9, 3], 1), (&[5, 8, 7, 4], 11), (&[3, 4, 2], 600)] {
+            let mut model = Mlp::new(sizes);
+            let loss = |parameters: &[f64], features: &[f32], labels: &[u32]| {
+                oracle::mlp_loss(sizes, parameters, features, labels)
+            };
+            oracle::check_model(&mut model, examples, 20, loss);
+        }
+    }
+
+    #[test]
+    fn the_2nn_gradient_agrees_with_finite_differences_of_a_slow_network() {
+        let sizes = [784, 200, 200, 10];
+        oracle::check_model(&mut Mlp::new(&sizes), 2, 20, |parameters, features, labels| {
+            oracle::mlp_loss(&sizes, parameters, features, labels)
+        });
+    }
+
+    #[test]
+    fn buffers_hold_nothing_over_from_other_batches() {
+        oracle::check_reuse(|| Box::new(Mlp::new(&[12, 9, 8, 4])));
+    }
+
+    #[test]
+    fn divergence_is_not_hidden() {
+        oracle::check_divergence(&mut Mlp::new(&[4, 3]));
+        oracle::check_divergence(&mut Mlp::new(&[4, 6, 5, 3]));
+    }
+
+    #[test]
+    #[should_panic(expected = "not defined")]
+    fn the_mean_over_no_examples_is_refused() {
+        Mlp::new(&[2, 2]).gradient(&[0.0; 6], Batch::new(&[], &[]), &mut [0.0; 6]);
     }
 }

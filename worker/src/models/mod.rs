@@ -75,8 +75,8 @@ impl<'a> Batch<'a> {
     /// If `features` does not divide evenly among the labels.
     pub fn new(features: &'a [f32], labels: &'a [u32]) -> Self {
         let width = features.len().checked_div(labels.len()).unwrap_or(0);
-        let features =
-            ArrayView2::from_shape((labels.len(), width), features).expect("every example has the same features");
+        let features = ArrayView2::from_shape((labels.len(), width), features)
+            .expect("every example has the same features");
         Self { features, labels }
     }
 

@@ -13,7 +13,9 @@ const LAYERS_MAX: usize = 64;
 pub enum ModelError {
     #[error("unknown model {name}; known are softmax, 2nn, cnn and mlp:IN-HIDDEN-...-OUT")]
     Unknown { name: String },
-    #[error("model {name}: {found:?} is not a size; mlp takes whole numbers from 1, as in mlp:784-300-100-10")]
+    #[error(
+        "model {name}: {found:?} is not a size; mlp takes whole numbers from 1, as in mlp:784-300-100-10"
+    )]
     Size { name: String, found: String },
     #[error("model {name} has {found} size; mlp takes at least features and classes, as in mlp:784-10")]
     TooFew { name: String, found: usize },
@@ -82,7 +84,8 @@ mod tests {
 
     #[test]
     fn variables_have_speaking_names() {
-        let names = |model| by_name(model).unwrap().variables().into_iter().map(|v| v.name).collect::<Vec<_>>();
+        let names =
+            |model| by_name(model).unwrap().variables().into_iter().map(|v| v.name).collect::<Vec<_>>();
         assert_eq!(names("softmax"), ["dense1/weight", "dense1/bias"]);
         assert_eq!(names("2nn")[2..4], ["dense2/weight", "dense2/bias"]);
         assert_eq!(names("cnn")[..3], ["conv1/weight", "conv1/bias", "conv2/weight"]);

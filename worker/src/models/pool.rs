@@ -73,7 +73,15 @@ impl Pool {
 }
 
 /// The first of equal pixels wins, and one that is not a number wins against all, so that no divergence is hidden.
-fn largest(a: &[f32], b: &[f32], c: &[f32], d: &[f32], bias: &[f32], pooled: &mut [f32], winners: &mut [Winner]) {
+fn largest(
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    d: &[f32],
+    bias: &[f32],
+    pooled: &mut [f32],
+    winners: &mut [Winner],
+) {
     let pixels = a.iter().zip(b).zip(c.iter().zip(d));
     let results = pooled.iter_mut().zip(winners).zip(bias);
     for (((&a, &b), (&c, &d)), ((pooled, winner), &bias)) in pixels.zip(results) {
@@ -93,7 +101,9 @@ fn wins(new: f32, old: f32) -> bool {
 fn lead_back(pooled: &[f32], winners: &[Winner], pixels: [&mut [f32]; 4], bias_gradient: &mut [f32]) {
     let [a, b, c, d] = pixels;
     let pixels = a.iter_mut().zip(b).zip(c.iter_mut().zip(d));
-    for (((&value, &winner), sum), ((a, b), (c, d))) in pooled.iter().zip(winners).zip(bias_gradient).zip(pixels) {
+    for (((&value, &winner), sum), ((a, b), (c, d))) in
+        pooled.iter().zip(winners).zip(bias_gradient).zip(pixels)
+    {
         *a = if winner == 0 { value } else { 0.0 };
         *b = if winner == 1 { value } else { 0.0 };
         *c = if winner == 2 { value } else { 0.0 };
@@ -119,6 +129,7 @@ mod tests {
     fn the_largest_pixel_wins_and_the_first_of_equal_ones() {
         assert_eq!(forward([1.0, 2.0, 4.0, 3.0], 0.5), (4.5, 2));
         assert_eq!(forward([1.0, 5.0, 4.0, 3.0], 0.5), (5.5, 1));
+        assert_eq!(forward([1.0, 5.0, 4.0, 6.0], 0.5), (6.5, 3));
         assert_eq!(forward([7.0, 7.0, 7.0, 7.0], 0.0), (7.0, 0));
         assert_eq!(forward([-1.0, -2.0, -4.0, -0.5], 0.25), (0.0, NONE));
     }

@@ -93,18 +93,20 @@ impl Model for Threaded {
                 buffer.as_mut_slice()
             }));
             rayon::scope(|scope| {
-                for (i, ((model, loss), buffer)) in models.iter_mut().zip(&mut *losses).zip(buffers).enumerate() {
+                for (i, ((model, loss), buffer)) in
+                    models.iter_mut().zip(&mut *losses).zip(buffers).enumerate()
+                {
                     let part = batch.part(part(batch.len(), parts, i));
                     scope.spawn(move |_| *loss = model.gradient(parameters, part, buffer));
                 }
             });
-            let counts: Vec<f32> = (0..parts).map(|i| part(batch.len(), parts, i).len() as f32).collect();
+            let count = |i| part(batch.len(), parts, i).len() as f32;
             let total = batch.len() as f32;
             gradient.par_chunks_mut(SUM_VALUES).enumerate().for_each(|(i, sum)| {
                 let start = i * SUM_VALUES;
-                scale(sum, counts[0]);
-                for (values, &count) in gradients.iter().zip(&counts[1..]) {
-                    add_scaled(sum, count, &values[start..start + sum.len()]);
+                scale(sum, count(0));
+                for (values, i) in gradients.iter().zip(1..parts) {
+                    add_scaled(sum, count(i), &values[start..start + sum.len()]);
                 }
                 divide(sum, total);
             });
@@ -155,5 +157,78 @@ fn add_scaled(sum: &mut [f32], factor: f32, values: &[f32]) {
 fn divide(values: &mut [f32], divisor: f32) {
     for value in values {
         *value /= divisor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{Mlp, oracle};
+
+    fn threaded(threads: usize) -> Threaded {
+        let model = || Box::new(Mlp::new(&[20, 15, 12, 6])) as Box<dyn Model>;
+        Threaded::new((0..threads).map(|_| model()).collect()).unwrap()
+    }
+
+    #[test]
+    fn several_threads_give_the_gradient_of_one() {
+        let mut plain = Mlp::new(&[20, 15, 12, 6]);
+        let parameters = oracle::parameters(&plain, 1);
+        // More examples than threads, fewer, one, and then more again.
+        for (threads, sizes) in [(2, [64, 1, 7]), (3, [64, 2, 65]), (5, [3, 1, 11])] {
+            let mut threaded = threaded(threads);
+            for examples in sizes {
+                let (features, labels) = oracle::examples(plain.input(), examples);
+                let batch = Batch::new(&features, &labels);
+                let (mut expected, mut found) =
+                    (vec![0.0; parameters.len()], vec![f32::NAN; parameters.len()]);
+                let expected_loss = plain.gradient(&parameters, batch, &mut expected);
+                let loss = threaded.gradient(&parameters, batch, &mut found);
+                assert!((loss - expected_loss).abs() < 1e-6, "{loss} {expected_loss}");
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+                }
+                let (score, expected) = (threaded.score(&parameters, batch), plain.score(&parameters, batch));
+                assert_eq!((score.correct, score.examples), (expected.correct, expected.examples));
+                assert!((score.loss() - expected.loss()).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_number_of_threads_gives_the_same_bits() {
+        let parameters = oracle::parameters(&threaded(1), 2);
+        let (features, labels) = oracle::examples(threaded(1).input(), 50);
+        let run = || {
+            let mut gradient = vec![0.0; parameters.len()];
+            threaded(3).gradient(&parameters, Batch::new(&features, &labels), &mut gradient);
+            gradient
+        };
+        let first = run();
+        for _ in 0..20 {
+            assert_eq!(run(), first);
+        }
+    }
+
+    #[test]
+    fn one_thread_is_the_plain_model() {
+        let one = with_threads("softmax", NonZeroUsize::MIN).unwrap();
+        assert!(format!("{one:?}").starts_with("Mlp"));
+        let two = with_threads("softmax", NonZeroUsize::new(2).unwrap()).unwrap();
+        assert!(format!("{two:?}").starts_with("Threaded"));
+        assert!(with_threads("resnet", NonZeroUsize::MIN).is_err());
+    }
+
+    #[test]
+    fn parts_cover_the_batch() {
+        for (examples, parts) in [(10, 3), (3, 5), (0, 2), (64, 1), (7, 7)] {
+            let ranges: Vec<_> = (0..parts).map(|i| part(examples, parts, i)).collect();
+            assert_eq!(
+                ranges.iter().cloned().flatten().collect::<Vec<_>>(),
+                (0..examples).collect::<Vec<_>>()
+            );
+            let sizes: Vec<usize> = ranges.iter().map(Range::len).collect();
+            assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
+        }
     }
 }

@@ -1,0 +1,162 @@
+//! Serves the control stream of one worker, server or observer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytemuck::cast_slice_mut;
+use crossbeam::channel::Sender;
+use rkyv::util::AlignedVec;
+use tokio::sync::mpsc;
+use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::plan::Plan;
+use windlass_common::wire::{Body, HEADER_BYTES_MAX, Header, Reject, Report};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::coordinator::Event;
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Role};
+
+use super::{Input, OUTGOING_MAX, Outgoing, tell};
+use crate::session::{Envelope, SessionError};
+
+/// What every control session needs to know.
+pub(crate) struct Control {
+    pub(crate) plan: Plan,
+    pub(crate) envelope: Envelope,
+    pub(crate) inputs: Sender<Input>,
+    /// Dropped when the last control stream has been written to its end.
+    pub(crate) alive: mpsc::Sender<()>,
+    pub(crate) sessions: Arc<AtomicU64>,
+}
+
+/// Serves a control stream until it ends. Its first frame has been read and is `first`.
+pub(crate) async fn serve(
+    control: Arc<Control>,
+    connection: Connection,
+    (sender, receiver): (FrameSender, FrameReceiver),
+    first: Header,
+) -> Result<(), SessionError> {
+    let session = SessionId(control.sessions.fetch_add(1, Ordering::Relaxed));
+    let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
+    tokio::spawn(write(sender, queue, control.alive.clone()));
+    let peer = connection.peer();
+    let worker = if let Role::Worker(worker) = peer { Some(worker) } else { None };
+    tell(&control.inputs, Input::Attach { session, worker, outgoing: outgoing.clone() }).await;
+    let mut reader = Reader { control, session, peer, connection, receiver, header: AlignedVec::new() };
+    let result = reader.run(first).await;
+    let why = match &result {
+        Ok(()) => "it closed its control stream".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    if let Err(SessionError::Refused(reason)) = &result {
+        let _ = outgoing.send((reader.control.envelope, Body::Refused(reason.clone()))).await;
+    }
+    tell(&reader.control.inputs, Input::Event(Event::Lost { session, why })).await;
+    result
+}
+
+struct Reader {
+    control: Arc<Control>,
+    session: SessionId,
+    peer: Role,
+    connection: Connection,
+    receiver: FrameReceiver,
+    header: AlignedVec<16>,
+}
+
+impl Reader {
+    async fn run(&mut self, first: Header) -> Result<(), SessionError> {
+        self.take(first.body).await?;
+        while let Some(bytes) = self.receiver.header(HEADER_BYTES_MAX, &mut self.header).await? {
+            let header = Header::decode(bytes)
+                .map_err(|e| SessionError::Refused(Reject::Malformed { reason: e.to_string() }))?;
+            self.take(header.body).await?;
+        }
+        Ok(())
+    }
+
+    /// What the peer's certificate allows it to say, and nothing else.
+    async fn take(&mut self, body: Body) -> Result<(), SessionError> {
+        let session = self.session;
+        let event = match (body, self.peer) {
+            (Body::JoinWorker, Role::Worker(worker)) => Event::WorkerJoined { session, worker },
+            (Body::Leave(report), Role::Worker(_)) => Event::WorkerLeft { session, report },
+            (Body::Observe, Role::Observer) => Event::ObserverJoined { session },
+            (Body::JoinServer { address, port }, Role::Server(server)) => {
+                return self.server_joined(server, address, port).await;
+            }
+            (Body::Report { shard, report }, Role::Server(server)) => {
+                return self.report(server, shard, report).await;
+            }
+            (Body::ServerReport(meter), Role::Server(server)) => Event::Measured { server, meter },
+            (Body::Abort { reason }, peer) => Event::Abort { reason: format!("{}: {reason}", name(peer)) },
+            (_, peer) => return Err(SessionError::Refused(Reject::NotAllowed { role: peer.to_string() })),
+        };
+        tell(&self.control.inputs, Input::Event(event)).await;
+        Ok(())
+    }
+
+    async fn server_joined(
+        &self,
+        server: ServerId,
+        address: Option<String>,
+        port: u16,
+    ) -> Result<(), SessionError> {
+        let (session, cluster) = (self.session, &self.control.plan.cluster);
+        if server.0 < cluster.servers {
+            for shard in cluster.shards_of(server) {
+                tell(&self.control.inputs, Input::RemoteShard { shard, session }).await;
+            }
+        }
+        let seen = std::net::SocketAddr::new(self.connection.remote_address().ip(), port);
+        let address = address.unwrap_or_else(|| seen.to_string());
+        tell(&self.control.inputs, Input::Event(Event::ServerJoined { session, server, address })).await;
+        Ok(())
+    }
+
+    async fn report(&mut self, server: ServerId, shard: ShardId, report: Report) -> Result<(), SessionError> {
+        let plan = &self.control.plan;
+        if shard.0 >= plan.cluster.shards() || plan.cluster.server_of(shard) != server {
+            return Err(SessionError::Refused(Reject::UnknownShard { shard }));
+        }
+        let input = match report {
+            Report::Final { payload_bytes, .. } => {
+                let values = plan.placement().map_or(0, |p| p.values_of(shard));
+                if payload_bytes != values * 4 {
+                    let (expected, found) = (values * 4, payload_bytes);
+                    return Err(SessionError::Refused(Reject::WrongPayload { expected, found }));
+                }
+                let mut values = vec![0.0_f32; values as usize];
+                self.receiver.payload(cast_slice_mut(&mut values)).await?;
+                Input::Result { shard, report, values }
+            }
+            report => Input::Event(Event::Report { shard, report }),
+        };
+        tell(&self.control.inputs, input).await;
+        Ok(())
+    }
+}
+
+fn name(peer: Role) -> String {
+    match peer {
+        Role::Worker(WorkerId(n)) => format!("worker {n}"),
+        Role::Server(ServerId(n)) => format!("server {n}"),
+        Role::Observer => "the observer".into(),
+    }
+}
+
+async fn write(mut sender: FrameSender, mut queue: mpsc::Receiver<Outgoing>, _alive: mpsc::Sender<()>) {
+    let mut header = AlignedVec::new();
+    while let Some((envelope, body)) = queue.recv().await {
+        if let Err(error) = envelope.header(body).encode(&mut header) {
+            tracing::error!(%error, "a message could not be written");
+            return;
+        }
+        if let Err(error) = sender.send(&header, []).await {
+            tracing::debug!(%error, "a control stream has ended");
+            return;
+        }
+    }
+    // The last message is often why everything ends: it is waited for until the peer has it.
+    if sender.finish().is_ok() {
+        let _ = sender.received(std::time::Duration::from_secs(2)).await;
+    }
+}

@@ -1,0 +1,117 @@
+//! Writes what happens to pushes and members as lines of JSON.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use serde::Serialize;
+use windlass_common::ids::{ShardId, WorkerId};
+use windlass_common::wire::{Outcome, Record, Stop};
+use windlass_ps_core::Time;
+
+use crate::run_directory::RunDirectory;
+
+/// The file's name in the run directory.
+pub const EVENTS_FILE: &str = "events.jsonl";
+
+/// The log of a run. The first failure to write is reported; training goes on without the log.
+pub(crate) struct EventLog {
+    file: BufWriter<File>,
+    failed: bool,
+}
+
+/// One line about a push. `at_us` is microseconds since 1970 by the clock of the shard's server.
+#[derive(Serialize)]
+struct PushLine {
+    at_us: u64,
+    event: &'static str,
+    shard: u32,
+    worker: u32,
+    incarnation: u32,
+    sequence: u64,
+    step: u64,
+    base: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    staleness: Option<u64>,
+    examples: u32,
+    examples_applied: u64,
+    loss: f32,
+}
+
+#[derive(Serialize)]
+struct MemberLine<'a> {
+    at_us: u64,
+    event: &'static str,
+    worker: u32,
+    what: &'a str,
+}
+
+#[derive(Serialize)]
+struct EndLine<'a> {
+    at_us: u64,
+    event: &'static str,
+    reason: &'a str,
+}
+
+impl EventLog {
+    pub(crate) fn create(directory: &RunDirectory) -> io::Result<Self> {
+        let file = File::create(directory.path().join(EVENTS_FILE))?;
+        Ok(Self { file: BufWriter::with_capacity(1 << 16, file), failed: false })
+    }
+
+    pub(crate) fn push(&mut self, shard: ShardId, record: &Record) {
+        let (event, version, staleness) = match record.outcome {
+            Outcome::Applied { version, staleness } => ("applied", Some(version.0), Some(staleness)),
+            Outcome::Late { .. } => ("late", None, None),
+            Outcome::Void => ("void", None, None),
+        };
+        self.line(&PushLine {
+            at_us: record.at_us,
+            event,
+            shard: shard.0,
+            worker: record.worker.0,
+            incarnation: record.incarnation.0,
+            sequence: record.sequence.0,
+            step: record.step.0,
+            base: record.base.0,
+            version,
+            staleness,
+            examples: record.examples,
+            examples_applied: record.examples_applied.0,
+            loss: record.loss,
+        });
+    }
+
+    pub(crate) fn membership(&mut self, now: Time, worker: WorkerId, what: &str) {
+        self.line(&MemberLine { at_us: now.0, event: "membership", worker: worker.0, what });
+    }
+
+    pub(crate) fn ended(&mut self, now: Time, stop: &Stop) {
+        let reason = match stop {
+            Stop::Completed => "completed",
+            Stop::Failed { reason } => reason,
+        };
+        self.line(&EndLine { at_us: now.0, event: "ended", reason });
+    }
+
+    pub(crate) fn flush(&mut self) {
+        let result = self.file.flush();
+        self.check(result);
+    }
+
+    fn line(&mut self, line: &impl Serialize) {
+        let written = serde_json::to_writer(&mut self.file, line).map_err(io::Error::from);
+        let result = written.and_then(|()| self.file.write_all(b"\n"));
+        self.check(result);
+    }
+
+    fn check(&mut self, result: io::Result<()>) {
+        if let Err(error) = result
+            && !self.failed
+        {
+            self.failed = true;
+            tracing::error!(%error, file = EVENTS_FILE, "the log of the run is incomplete");
+        }
+    }
+}

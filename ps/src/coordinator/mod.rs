@@ -1,0 +1,234 @@
+//! Runs the coordinator on a thread of its own, carrying its orders and writing down what it decides.
+
+mod control;
+mod event_log;
+mod summary;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::{mpsc, oneshot};
+use windlass_common::ids::{Lineage, RunId, ShardId, WorkerId};
+use windlass_common::plan::Plan;
+use windlass_common::wire::{Body, Record, Report, Stop};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
+
+pub(crate) use control::{Control, serve};
+pub use event_log::EVENTS_FILE;
+
+use crate::clock;
+use crate::coordinator::event_log::EventLog;
+use crate::coordinator::summary::Tally;
+use crate::run_directory::RunDirectory;
+use crate::session::Envelope;
+use crate::shard::ShardLink;
+
+/// Messages that may wait for the coordinator; whoever finds no place waits.
+pub(crate) const MESSAGES_MAX: usize = 4096;
+/// Messages that may wait for a control stream. One that does not take them is cut off.
+pub(crate) const OUTGOING_MAX: usize = 1024;
+const TICK: Duration = Duration::from_millis(200);
+
+/// A message for a control stream with its envelope.
+pub(crate) type Outgoing = (Envelope, Body);
+
+/// What the coordinator's thread is told.
+pub(crate) enum Input {
+    /// Somebody has connected, and answers go there. `worker` is whom they concern.
+    Attach { session: SessionId, worker: Option<WorkerId>, outgoing: mpsc::Sender<Outgoing> },
+    /// Something has happened.
+    Event(Event),
+    /// A shard's part of the result, slice by slice in order.
+    Result { shard: ShardId, report: Report, values: Vec<f32> },
+    /// The shard is in this process.
+    LocalShard { shard: ShardId, link: ShardLink },
+    /// The shard is at the other end of this control stream.
+    RemoteShard { shard: ShardId, session: SessionId },
+}
+
+enum Place {
+    Local(ShardLink),
+    Remote(SessionId),
+}
+
+/// Starts the coordinator's thread. What it is told comes by `inputs`; how the run ended is sent to `ended`.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(crate) fn spawn(
+    plan: Plan,
+    run: RunId,
+    directory: RunDirectory,
+    inputs: Receiver<Input>,
+    ended: oneshot::Sender<Stop>,
+) -> std::io::Result<()> {
+    let log = EventLog::create(&directory)?;
+    let core = Coordinator::new(plan.clone(), run, clock::now());
+    let thread = Thread {
+        tally: Tally::new(&plan),
+        plan,
+        run,
+        core,
+        directory,
+        log,
+        sessions: HashMap::new(),
+        shards: BTreeMap::new(),
+        results: BTreeMap::new(),
+        effects: Vec::new(),
+        ended: Some(ended),
+    };
+    std::thread::Builder::new().name("coordinator".into()).spawn(move || thread.run(&inputs))?;
+    Ok(())
+}
+
+struct Thread {
+    plan: Plan,
+    run: RunId,
+    core: Coordinator,
+    directory: RunDirectory,
+    log: EventLog,
+    tally: Tally,
+    sessions: HashMap<SessionId, (Option<WorkerId>, mpsc::Sender<Outgoing>)>,
+    shards: BTreeMap<ShardId, Place>,
+    results: BTreeMap<ShardId, Vec<f32>>,
+    effects: Vec<Effect>,
+    /// Taken when the run ends.
+    ended: Option<oneshot::Sender<Stop>>,
+}
+
+impl Thread {
+    fn run(mut self, inputs: &Receiver<Input>) {
+        let mut next_tick = Instant::now() + TICK;
+        while self.ended.is_some() {
+            match inputs.recv_deadline(next_tick) {
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.handle(Event::Tick);
+                self.log.flush();
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Attach { session, worker, outgoing } => {
+                self.sessions.insert(session, (worker, outgoing));
+            }
+            Input::Event(event) => {
+                if let Event::Report { shard, report: Report::Records(records) } = &event {
+                    self.note(*shard, records);
+                }
+                let lost = if let Event::Lost { session, .. } = &event { Some(*session) } else { None };
+                self.handle(event);
+                if let Some(session) = lost {
+                    self.sessions.remove(&session);
+                }
+            }
+            Input::Result { shard, report, values } => {
+                if let Report::Final { partial, .. } = report {
+                    self.tally.partial(partial);
+                }
+                self.results.insert(shard, values);
+                self.handle(Event::Report { shard, report });
+            }
+            Input::LocalShard { shard, link } => {
+                self.shards.insert(shard, Place::Local(link));
+            }
+            Input::RemoteShard { shard, session } => {
+                self.shards.insert(shard, Place::Remote(session));
+            }
+        }
+    }
+
+    fn note(&mut self, shard: ShardId, records: &[Record]) {
+        for record in records {
+            self.tally.add(shard, record);
+            self.log.push(shard, record);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.core.handle(clock::now(), event, &mut effects);
+        for effect in effects.drain(..) {
+            self.act(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Order { shard, order } => match self.shards.get(&shard) {
+                Some(Place::Local(link)) => link.order(order),
+                Some(Place::Remote(session)) => self.send(*session, Body::Order { shard, order }),
+                None => tracing::error!(%shard, "an order for a shard that nobody has offered"),
+            },
+            Effect::Send { session, body } => self.send(session, body),
+            Effect::Membership { worker, what } => {
+                tracing::info!(%worker, what, term = self.core.term().0, "membership");
+                self.log.membership(clock::now(), worker, &what);
+            }
+            Effect::Store => {
+                let result = self.store();
+                self.handle(Event::Stored(result));
+            }
+            Effect::End(stop) => {
+                self.log.ended(clock::now(), &stop);
+                if let Err(error) = self.write_summary(&stop) {
+                    tracing::error!(%error, "the summary could not be written");
+                }
+                self.log.flush();
+                // Sessions end when their senders are dropped, after what was sent last.
+                self.sessions.clear();
+                if let Some(ended) = self.ended.take() {
+                    let _ = ended.send(stop);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, session: SessionId, body: Body) {
+        let Some((worker, outgoing)) = self.sessions.get(&session) else { return };
+        let worker = worker.unwrap_or_default();
+        let envelope = Envelope {
+            run: self.run,
+            lineage: Lineage(0),
+            term: self.core.term(),
+            worker,
+            incarnation: self.core.incarnation(worker),
+        };
+        if let Err(error) = outgoing.try_send((envelope, body)) {
+            tracing::warn!(session = session.0, %error, "a control stream is cut off: it does not take its messages");
+            self.sessions.remove(&session);
+        }
+    }
+
+    fn store(&mut self) -> Result<(), String> {
+        let shards = std::mem::take(&mut self.results);
+        self.directory.write_model(&self.plan, &shards).map_err(|e| format!("{e:#}"))
+    }
+
+    fn write_summary(&self, stop: &Stop) -> std::io::Result<()> {
+        let reports: Vec<_> = self.core.worker_reports().collect();
+        let summary = self.tally.summary(&self.plan, self.run, stop, &self.core.status(), &reports);
+        self.directory.write_summary(&summary)
+    }
+}
+
+/// Hands something to the coordinator's thread from an async task, waiting for a place.
+pub(crate) async fn tell(inputs: &Sender<Input>, mut input: Input) {
+    use crossbeam::channel::TrySendError;
+    loop {
+        match inputs.try_send(input) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => return,
+            Err(TrySendError::Full(back)) => input = back,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,179 @@
+//! Adds up a run's records into its summary.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use windlass_common::ids::{RunId, ShardId, WorkerId};
+use windlass_common::plan::Plan;
+use windlass_common::wire::{Outcome, Record, Status, Stop, WorkerReport};
+
+/// Counts over a run. Pushes, steps and examples are those of shard 0; staleness is over all shards.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pushes: u64,
+    late: u64,
+    void: u64,
+    partial: u64,
+    steps: u64,
+    examples: u64,
+    first_us: Option<u64>,
+    last_us: u64,
+    staleness: BTreeMap<u64, u64>,
+    mode: String,
+}
+
+/// What is written to summary.json. Programs that start and watch a run add what only they can measure.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    name: String,
+    run: String,
+    mode: String,
+    model: String,
+    completed: bool,
+    reason: String,
+    seed: u64,
+    servers: u32,
+    shards: u32,
+    workers: u32,
+    batch: u32,
+    /// Pushes settled.
+    pushes: u64,
+    pushes_late: u64,
+    pushes_void: u64,
+    /// Pushes that count on some shards only, their worker having died in between; summed over shards.
+    pushes_partial: u64,
+    /// Optimizer steps.
+    steps: u64,
+    examples: u64,
+    /// Microseconds since 1970.
+    first_step_us: Option<u64>,
+    /// From the first step to the last, seconds.
+    training_s: f64,
+    pushes_per_s: f64,
+    steps_per_s: f64,
+    examples_per_s: f64,
+    train_loss: Option<f32>,
+    payload_bytes_up: u64,
+    payload_bytes_down: u64,
+    wire_bytes_up: u64,
+    wire_bytes_down: u64,
+    staleness_mean: Option<f64>,
+    staleness_p95: Option<u64>,
+    /// Per worker the share of its time in which it computed nothing; null if it was lost.
+    idle_share: Vec<Option<f64>>,
+}
+
+impl Tally {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self { mode: plan.mode.to_string(), ..Self::default() }
+    }
+
+    pub(crate) fn add(&mut self, shard: ShardId, record: &Record) {
+        if let Outcome::Applied { staleness, .. } = record.outcome {
+            *self.staleness.entry(staleness).or_default() += 1;
+        }
+        if shard != ShardId(0) {
+            return;
+        }
+        self.pushes += 1;
+        match record.outcome {
+            Outcome::Applied { version, .. } => {
+                self.steps = version.0;
+                self.examples = record.examples_applied.0;
+                self.first_us.get_or_insert(record.at_us);
+                self.last_us = record.at_us;
+            }
+            Outcome::Late { .. } => self.late += 1,
+            Outcome::Void => self.void += 1,
+        }
+    }
+
+    pub(crate) fn partial(&mut self, pushes: u64) {
+        self.partial += pushes;
+    }
+
+    pub(crate) fn summary(
+        &self,
+        plan: &Plan,
+        run: RunId,
+        stop: &Stop,
+        status: &Status,
+        workers: &[(WorkerId, WorkerReport)],
+    ) -> Summary {
+        let seconds = self.first_us.map_or(0.0, |first| self.last_us.saturating_sub(first) as f64 / 1e6);
+        // What is applied first marks the start of the time that is measured, and is not in it.
+        let rate = |count: u64, first: u64| match seconds > 0.0 {
+            true => count.saturating_sub(first) as f64 / seconds,
+            false => 0.0,
+        };
+        let first_examples = self.examples.checked_div(self.steps).unwrap_or(0);
+        let first_pushes = self.pushes.checked_div(self.steps).unwrap_or(0);
+        let idle = |r: &WorkerReport| (r.active_us > 0).then(|| 1.0 - r.compute_us as f64 / r.active_us as f64);
+        let (completed, reason) = match stop {
+            Stop::Completed => (true, "completed".to_owned()),
+            Stop::Failed { reason } => (false, reason.clone()),
+        };
+        Summary {
+            name: plan.name.clone(),
+            run: run.to_string(),
+            mode: self.mode.clone(),
+            model: plan.model.name.clone(),
+            completed,
+            reason,
+            seed: plan.seed,
+            servers: plan.cluster.servers,
+            shards: plan.cluster.shards(),
+            workers: plan.cluster.workers,
+            batch: plan.training.batch,
+            pushes: self.pushes,
+            pushes_late: self.late,
+            pushes_void: self.void,
+            pushes_partial: self.partial,
+            steps: self.steps,
+            examples: self.examples,
+            first_step_us: self.first_us,
+            training_s: seconds,
+            pushes_per_s: rate(self.pushes, first_pushes),
+            steps_per_s: rate(self.steps, 1),
+            examples_per_s: rate(self.examples, first_examples),
+            train_loss: status.loss,
+            payload_bytes_up: status.meter.payload_up,
+            payload_bytes_down: status.meter.payload_down,
+            wire_bytes_up: status.meter.wire_up,
+            wire_bytes_down: status.meter.wire_down,
+            staleness_mean: self.staleness_mean(),
+            staleness_p95: self.staleness_p95(),
+            idle_share: workers.iter().map(|(_, r)| idle(r)).collect(),
+        }
+    }
+
+    fn staleness_mean(&self) -> Option<f64> {
+        let count: u64 = self.staleness.values().sum();
+        let sum: f64 = self.staleness.iter().map(|(&s, &n)| s as f64 * n as f64).sum();
+        (count > 0).then(|| sum / count as f64)
+    }
+
+    /// The smallest staleness that at least 95 % of the pushes do not exceed.
+    fn staleness_p95(&self) -> Option<u64> {
+        let count: u64 = self.staleness.values().sum();
+        let mut below = 0;
+        self.staleness.iter().find_map(|(&staleness, &n)| {
+            below += n;
+            (below as f64 >= 0.95 * count as f64).then_some(staleness)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_95th_percentile_covers_95_percent() {
+        let mut tally = Tally::default();
+        assert_eq!((tally.staleness_mean(), tally.staleness_p95()), (None, None));
+        tally.staleness = BTreeMap::from([(0, 94), (3, 1), (7, 5)]);
+        assert_eq!(tally.staleness_p95(), Some(3));
+        assert_eq!(tally.staleness_mean(), Some(0.38));
+    }
+}

@@ -1,0 +1,186 @@
+//! Serves one stream of a worker or observer to one shard.
+
+use std::sync::Arc;
+
+use bytemuck::cast_slice_mut;
+use bytes::Bytes;
+use rkyv::util::AlignedVec;
+use tokio::sync::mpsc;
+use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
+use windlass_common::wire::{Body, Codec, HEADER_BYTES_MAX, Header, PROTOCOL, Push, Reject, Values};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::shard::{Event, Reply, Request};
+use windlass_transport::{FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of};
+
+use crate::shard::ShardLink;
+
+/// Answers that may wait for a session's stream. A request gives at most three.
+const REPLIES_MAX: usize = 64;
+
+/// What all frames of a session have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) run: RunId,
+    pub(crate) lineage: Lineage,
+    pub(crate) term: Term,
+    pub(crate) worker: WorkerId,
+    pub(crate) incarnation: Incarnation,
+}
+
+impl Envelope {
+    pub(crate) fn header(self, body: Body) -> Header {
+        let Self { run, lineage, term, worker, incarnation } = self;
+        Header { protocol: PROTOCOL, run, lineage, term, worker, incarnation, body }
+    }
+}
+
+/// Why a session ended other than by the end of its stream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Refused(Reject),
+}
+
+/// Serves a stream until it ends. Its first frame, which names the shard, has been read.
+pub(crate) async fn serve(
+    session: SessionId,
+    envelope: Envelope,
+    peer: Role,
+    (sender, receiver): (FrameSender, FrameReceiver),
+    shard: ShardLink,
+    pool: Arc<Pool>,
+) -> Result<(), SessionError> {
+    let (replies, outgoing) = mpsc::channel(REPLIES_MAX);
+    shard.attach(session, replies.clone()).await;
+    tokio::spawn(write(envelope, sender, outgoing));
+    let mut reader = Reader { session, peer, receiver, shard, pool, replies, header: AlignedVec::new() };
+    let result = reader.run().await;
+    reader.shard.closed(session);
+    result
+}
+
+struct Reader {
+    session: SessionId,
+    peer: Role,
+    receiver: FrameReceiver,
+    shard: ShardLink,
+    pool: Arc<Pool>,
+    replies: mpsc::Sender<Reply>,
+    header: AlignedVec<16>,
+}
+
+impl Reader {
+    async fn run(&mut self) -> Result<(), SessionError> {
+        while let Some(bytes) = self.receiver.header(HEADER_BYTES_MAX, &mut self.header).await? {
+            let header = match Header::decode(bytes) {
+                Ok(header) => header,
+                Err(error) => {
+                    // Where the next frame begins is not known, so the stream ends here.
+                    return self.refuse_and_end(Reject::Malformed { reason: error.to_string() }).await;
+                }
+            };
+            self.take(header).await?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, header: Header) -> Result<(), SessionError> {
+        let (push, pull) = match (header.body, self.peer) {
+            (Body::PullSnapshot { point }, Role::Observer) => {
+                let session = self.session;
+                self.shard.request(Event::PullSnapshot { session, point }).await;
+                return Ok(());
+            }
+            (Body::Push { push, pull }, Role::Worker(_)) => (Some(push), pull),
+            (Body::Pull(pull), Role::Worker(_)) => (None, Some(pull)),
+            (_, peer) => return self.refuse_and_end(Reject::NotAllowed { role: peer.to_string() }).await,
+        };
+        if self.peer != Role::Worker(header.worker) {
+            let claimed = Role::Worker(header.worker).to_string();
+            let reason = Reject::WrongIdentity { certified: self.peer.to_string(), claimed };
+            return self.refuse_and_end(reason).await;
+        }
+        let push = match push {
+            Some(push) => match self.gradient(push).await? {
+                Some(push) => Some(push),
+                None => return Ok(()),
+            },
+            None => None,
+        };
+        let Header { run, lineage, worker, incarnation, .. } = header;
+        let request = Request { session: self.session, run, lineage, worker, incarnation, push, pull };
+        self.shard.request(Event::Request(request)).await;
+        Ok(())
+    }
+
+    /// Reads a push's payload straight into a pooled buffer; one that is not right is skipped and refused.
+    async fn gradient(
+        &mut self,
+        push: Push,
+    ) -> Result<Option<(Push, PooledFloats)>, SessionError> {
+        if let Err(reason) = self.shard.shape.check_push(&push) {
+            let limit = push.codec.bytes(self.shard.shape.values()).saturating_mul(2);
+            if push.payload_bytes > limit {
+                return self.refuse_and_end(reason).await.map(|()| None);
+            }
+            let bytes = usize::try_from(push.payload_bytes).expect("no more than twice a shard's bytes");
+            self.receiver.skip_payload(bytes).await?;
+            let _ = self.replies.send(Reply::Rejected { sequence: Some(push.sequence), reason }).await;
+            return Ok(None);
+        }
+        let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
+        let mut gradient = self.pool.take(values);
+        match push.codec {
+            Codec::F32 => self.receiver.payload(cast_slice_mut(&mut gradient)).await?,
+        }
+        Ok(Some((push, gradient)))
+    }
+
+    async fn refuse_and_end(&self, reason: Reject) -> Result<(), SessionError> {
+        let _ = self.replies.send(Reply::Rejected { sequence: None, reason: reason.clone() }).await;
+        Err(SessionError::Refused(reason))
+    }
+}
+
+/// Writes answers in the order in which the shard gave them.
+async fn write(envelope: Envelope, mut sender: FrameSender, mut outgoing: mpsc::Receiver<Reply>) {
+    let mut header = AlignedVec::new();
+    while let Some(reply) = outgoing.recv().await {
+        let (body, payload) = encode(reply);
+        if let Err(error) = envelope.header(body).encode(&mut header) {
+            tracing::error!(%error, "an answer could not be written");
+            return;
+        }
+        if let Err(error) = sender.send(&header, payload).await {
+            tracing::debug!(%error, "a session's stream has ended");
+            return;
+        }
+    }
+    let _ = sender.finish();
+}
+
+/// What goes onto the wire. Values are not copied: their bytes are those that the shard holds.
+fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
+    let body = match reply {
+        Reply::Held { sequence, step } => Body::Held { sequence, step },
+        Reply::Settled { sequence, outcome } => Body::Settled { sequence, outcome },
+        Reply::Finished { examples } => Body::Finished { examples },
+        Reply::Waiting { step, wait } => Body::Waiting { step, wait },
+        Reply::Rejected { sequence, reason } => Body::Rejected { sequence, reason },
+        Reply::NoSnapshot { next } => Body::NoSnapshot { next },
+        Reply::Values { step, snapshot, have, slices } => {
+            let (mut parts, mut payload) = (Vec::new(), Vec::new());
+            for (part, values) in snapshot.changed_since(have, &slices) {
+                parts.push(part);
+                payload.push(bytes_of(values));
+            }
+            let payload_bytes = payload.iter().map(|b: &Bytes| b.len() as u64).sum();
+            let (version, examples) = (snapshot.version, snapshot.examples);
+            let codec = Codec::F32;
+            return (Body::Values(Values { step, version, examples, codec, parts, payload_bytes }), payload);
+        }
+    };
+    (body, Vec::new())
+}

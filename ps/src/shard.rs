@@ -1,0 +1,199 @@
+//! Runs each shard on a thread of its own, which nobody else locks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use windlass_common::ids::ShardId;
+use windlass_common::wire::{Order, Record, Report};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
+use windlass_ps_core::store::{Shape, Snapshot};
+use windlass_transport::PooledFloats;
+
+use crate::clock;
+
+/// Requests that may wait for a shard; a session that finds no place stops reading its stream.
+pub(crate) const REQUESTS_MAX: usize = 256;
+/// Orders that may wait for a shard. There is one per change of membership and, with backup workers, one per step.
+const ORDERS_MAX: usize = 4096;
+/// Requests taken up before the outcome of the first is sent.
+const BATCH_MAX: usize = 16;
+/// Records are told to the coordinator when there are this many, or at the next tick.
+const RECORDS_MAX: usize = 256;
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a shard's thread is told.
+pub(crate) enum Input {
+    /// Answers for this session go there.
+    Attach { session: SessionId, replies: mpsc::Sender<Reply> },
+    /// Something has happened.
+    Event(Event<PooledFloats>, Option<OwnedSemaphorePermit>),
+    /// The run is over.
+    Stop,
+}
+
+/// What a shard tells the coordinator.
+#[derive(Debug)]
+pub(crate) enum ShardMessage {
+    Report(Report),
+    Final { snapshot: Snapshot, partial: u64 },
+}
+
+/// The way to a shard's thread.
+#[derive(Clone)]
+pub(crate) struct ShardLink {
+    pub(crate) shape: Arc<Shape>,
+    inputs: Sender<Input>,
+    places: Arc<Semaphore>,
+}
+
+impl ShardLink {
+    /// Hands over a request, waiting for a place.
+    pub(crate) async fn request(&self, event: Event<PooledFloats>) {
+        let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        self.put(Input::Event(event, Some(permit)));
+    }
+
+    /// Says where the answers for a session go.
+    pub(crate) async fn attach(&self, session: SessionId, replies: mpsc::Sender<Reply>) {
+        self.put(Input::Attach { session, replies });
+    }
+
+    /// Hands over an order.
+    pub(crate) fn order(&self, order: Order) {
+        self.put(Input::Event(Event::Order(order), None));
+    }
+
+    /// Says that a session has ended.
+    pub(crate) fn closed(&self, session: SessionId) {
+        self.put(Input::Event(Event::Closed { session }, None));
+    }
+
+    /// Ends the thread.
+    pub(crate) fn stop(&self) {
+        self.put(Input::Stop);
+    }
+
+    fn put(&self, input: Input) {
+        match self.inputs.try_send(input) {
+            // The thread has ended with the run; what comes too late has nowhere to go.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(input)) => {
+                tracing::warn!(limit = REQUESTS_MAX + ORDERS_MAX, "a shard's queue is full; its sender waits");
+                let _ = self.inputs.send(input);
+            }
+        }
+    }
+}
+
+/// Starts the thread of a shard. `tell` brings its reports to the coordinator, and waits if it must.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(crate) fn spawn(
+    id: ShardId,
+    shard: Shard<PooledFloats>,
+    tell: impl FnMut(ShardMessage) + Send + 'static,
+) -> std::io::Result<ShardLink> {
+    let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
+    let shape = Arc::new(shard.shape().clone());
+    let thread = Thread {
+        shard,
+        sessions: HashMap::new(),
+        records: Vec::with_capacity(RECORDS_MAX),
+        effects: Vec::new(),
+        tell,
+    };
+    std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run(&receiver))?;
+    Ok(ShardLink { shape, inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) })
+}
+
+struct Thread<F> {
+    shard: Shard<PooledFloats>,
+    sessions: HashMap<SessionId, mpsc::Sender<Reply>>,
+    records: Vec<Record>,
+    effects: Vec<Effect>,
+    tell: F,
+}
+
+impl<F: FnMut(ShardMessage)> Thread<F> {
+    fn run(mut self, inputs: &Receiver<Input>) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            match inputs.recv_deadline(next_tick) {
+                Ok(first) => {
+                    for input in std::iter::once(first).chain(inputs.try_iter().take(BATCH_MAX - 1)) {
+                        if !self.take(input) {
+                            return;
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.shard.handle(clock::now(), Event::Tick, &mut self.effects);
+                self.act();
+                self.tell_records();
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) -> bool {
+        match input {
+            Input::Attach { session, replies } => {
+                self.sessions.insert(session, replies);
+            }
+            Input::Event(event, _place) => {
+                if let Event::Closed { session } = event {
+                    self.sessions.remove(&session);
+                }
+                self.shard.handle(clock::now(), event, &mut self.effects);
+                self.act();
+            }
+            Input::Stop => return false,
+        }
+        true
+    }
+
+    fn act(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Reply { session, reply } => self.reply(session, reply),
+                Effect::Record(record) => {
+                    self.records.push(record);
+                    if self.records.len() >= RECORDS_MAX {
+                        self.tell_records();
+                    }
+                }
+                Effect::Report(report) => (self.tell)(ShardMessage::Report(report)),
+                Effect::Final { snapshot, partial } => {
+                    self.tell_records();
+                    (self.tell)(ShardMessage::Final { snapshot, partial });
+                }
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn reply(&mut self, session: SessionId, reply: Reply) {
+        let Some(replies) = self.sessions.get(&session) else { return };
+        if let Err(error) = replies.try_send(reply) {
+            // A peer that does not read its answers is cut off rather than waited for: it asks again and finds them.
+            tracing::warn!(session = session.0, %error, "a session is cut off: it does not take its answers");
+            self.sessions.remove(&session);
+        }
+    }
+
+    fn tell_records(&mut self) {
+        if !self.records.is_empty() {
+            let records = std::mem::replace(&mut self.records, Vec::with_capacity(RECORDS_MAX));
+            (self.tell)(ShardMessage::Report(Report::Records(records)));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Judges a finished run by what its shards wrote down.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use windlass_common::ids::{Sequence, ShardId, Step, WorkerId};
+use windlass_common::plan::{Mode, StalenessScaling};
+use windlass_common::wire::{Outcome, Record};
+
+use crate::cluster::{Entry, History, Run};
+use crate::oracle::{self, Model};
+use crate::problem::Problem;
+
+/// Every bit of every value, so that -0 and NaN are told apart too.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Asserts that two sets of values are the same bit for bit, and says where they differ first.
+///
+/// # Panics
+/// If they differ.
+#[track_caller]
+pub fn assert_same(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    let differ = |i: &usize| found[*i].to_bits() != expected[*i].to_bits();
+    let different: Vec<usize> = (0..found.len()).filter(differ).collect();
+    if let Some(&i) = different.first() {
+        let (count, of) = (different.len(), found.len());
+        panic!("{what}: {count} of {of} values differ; value {i} is {}, it should be {}", found[i], expected[i]);
+    }
+}
+
+/// Asserts that each push has one outcome on each shard, that a push is void only where another shard applied it, and
+/// that what is void is counted.
+///
+/// # Panics
+/// If not.
+pub fn assert_each_push_counts_once(run: &Run) {
+    let pushes: BTreeSet<(WorkerId, Sequence)> =
+        run.histories.iter().flat_map(|h| h.records().map(|r| (r.worker, r.sequence))).collect();
+    for &(worker, sequence) in &pushes {
+        let outcomes: Vec<Option<Outcome>> = run.histories.iter().map(|h| h.outcome(worker, sequence)).collect();
+        assert!(outcomes.iter().all(Option::is_some), "{worker} sequence {sequence} lacks an outcome: {outcomes:?}");
+        let void = outcomes.iter().filter(|o| **o == Some(Outcome::Void)).count();
+        assert!(void < outcomes.len(), "{worker} sequence {sequence} is void on every shard");
+    }
+    for (worker, count) in pushes_of(&pushes) {
+        let numbered = (0..count).all(|n| pushes.contains(&(worker, Sequence(n))));
+        assert!(numbered, "the pushes of {worker} are numbered without gaps");
+    }
+    let void = |h: &History| h.records().filter(|r| r.outcome == Outcome::Void).count() as u64;
+    assert_eq!(run.partial, run.histories.iter().map(void).collect::<Vec<_>>(), "what is void is counted");
+}
+
+fn pushes_of(pushes: &BTreeSet<(WorkerId, Sequence)>) -> BTreeMap<WorkerId, u64> {
+    let mut counts = BTreeMap::new();
+    pushes.iter().for_each(|(worker, _)| *counts.entry(*worker).or_default() += 1);
+    counts
+}
+
+/// Asserts that each shard's values are what its records make of the gradients, and that each gradient was computed on
+/// the versions that its records name.
+///
+/// # Panics
+/// If not.
+pub fn assert_replays(run: &Run, problem: &dyn Problem) {
+    let initial = Model::of(&run.plan).values;
+    let shards = (0..run.plan.cluster.shards()).map(ShardId);
+    let versions: Vec<Vec<Vec<f32>>> = shards.clone().map(|shard| replayed(run, shard, &initial)).collect();
+    for (shard, versions) in shards.clone().zip(&versions) {
+        let last = versions.last().expect("there is a first version");
+        assert_same(&run.part_of(shard, &run.values), last, &format!("{shard} against its records"));
+    }
+    for ((worker, incarnation, sequence), pushed) in &run.gradients {
+        let mut step = None;
+        for (shard, history) in run.histories.iter().enumerate() {
+            let same = |r: &&Record| (r.worker, r.sequence) == (*worker, *sequence) && r.incarnation == *incarnation;
+            let applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
+            if let Some(record) = history.records().filter(applied).find(same) {
+                assert_eq!(record.base, pushed.bases[shard], "{record:?} names what it was computed on");
+                step = Some(record.step);
+            }
+        }
+        let Some(step) = step else { continue };
+        let mut values = vec![f32::NAN; initial.len()];
+        for shard in shards.clone() {
+            let base = pushed.bases[shard.index()];
+            scatter(run, shard, &versions[shard.index()][base.index()], &mut values);
+        }
+        let mut gradient = vec![0.0; values.len()];
+        problem.gradient(*worker, step, &values, &mut gradient);
+        assert_same(&pushed.gradient, &gradient, &format!("the gradient of {worker} for step {step}"));
+    }
+}
+
+fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
+    let (target, schedule) = (run.plan.examples_target().0, &run.plan.schedule);
+    let inverse = match run.plan.mode {
+        Mode::Sync { .. } => false,
+        Mode::Async { scaling } | Mode::Ssp { scaling, .. } => scaling == StalenessScaling::Inverse,
+    };
+    let rate = |examples, staleness: u64| {
+        let rate = schedule.rate(examples, target);
+        if inverse && staleness > 1 { rate / staleness as f32 } else { rate }
+    };
+    let gradient = |r: &Record| {
+        let pushed = run.gradients.get(&(r.worker, r.incarnation, r.sequence));
+        let pushed = pushed.unwrap_or_else(|| panic!("nobody computed {r:?}"));
+        assert_eq!(r.examples, pushed.examples, "{r:?}");
+        run.part_of(shard, &pushed.gradient)
+    };
+    let model = Model::new(run.part_of(shard, initial), run.plan.optimizer);
+    oracle::replay(model, run.histories[shard.index()].records(), gradient, rate)
+}
+
+/// Puts one shard's values where they belong in the whole model.
+fn scatter(run: &Run, shard: ShardId, part: &[f32], whole: &mut [f32]) {
+    let layout = run.plan.layout().expect("a checked plan has a layout");
+    let placement = run.plan.placement().expect("a checked plan can be placed");
+    let mut at = 0;
+    for slice in placement.of_shard(shard) {
+        let (start, len) = (layout.range(slice.variable).start + slice.start as usize, slice.len as usize);
+        whole[start..start + len].copy_from_slice(&part[at..at + len]);
+        at += len;
+    }
+}
+
+/// Asserts the bound of stale synchronous parallel training, by clocks of its own: on each shard, values for step c are
+/// handed out only once every worker that takes part has settled its steps up to c - s - 1, and then at once. Returns
+/// how many pulls had to wait.
+///
+/// # Panics
+/// If a pull was answered too early, or waited for nothing.
+pub fn assert_bound(run: &Run, bound: u64) -> usize {
+    run.histories.iter().map(|history| waits(history, bound)).sum()
+}
+
+fn waits(history: &History, bound: u64) -> usize {
+    let mut clocks: BTreeMap<WorkerId, u64> = BTreeMap::new();
+    let mut present: Vec<WorkerId> = Vec::new();
+    let mut parked: BTreeMap<WorkerId, Step> = BTreeMap::new();
+    let mut waited = 0;
+    let mut started = false;
+    for entry in history.entries() {
+        let slowest = |clocks: &BTreeMap<WorkerId, u64>| {
+            present.iter().map(|w| clocks.get(w).copied().unwrap_or(0)).min().unwrap_or(0)
+        };
+        match entry {
+            Entry::Members(members) => {
+                present.clone_from(members);
+                parked.retain(|worker, _| members.contains(worker));
+            }
+            Entry::Pull { worker, step } => {
+                parked.insert(*worker, *step);
+            }
+            Entry::Record(record) => {
+                clocks.insert(record.worker, record.step.0 + 1);
+            }
+            Entry::Values { worker, step, .. } => {
+                let clock = slowest(&clocks);
+                assert!(clock + bound >= step.0, "{worker} got values for step {step}, the slowest is at {clock}");
+                started = true;
+                parked.remove(worker);
+            }
+            Entry::Gone { worker } => {
+                parked.remove(worker);
+            }
+            Entry::Handled if started => {
+                let clock = slowest(&clocks);
+                for (worker, step) in &parked {
+                    assert!(clock + bound < step.0, "{worker} waits for step {step}, the slowest is at {clock}");
+                    waited += 1;
+                }
+            }
+            Entry::Handled => {}
+        }
+    }
+    waited
+}
+
+/// The mean staleness on one shard while every worker was at work: from when each has pushed once until one of them has
+/// pushed for the last time.
+pub fn mean_staleness(history: &History, workers: usize) -> f64 {
+    let records: Vec<&Record> = history.records().collect();
+    let of = |worker: usize| move |r: &&Record| r.worker.index() == worker;
+    let first = (0..workers).filter_map(|w| records.iter().position(|r| of(w)(r))).max().unwrap_or(0);
+    let last = (0..workers).filter_map(|w| records.iter().rposition(|r| of(w)(r))).min().unwrap_or(0);
+    let staleness: Vec<u64> = records[first + 1..=last]
+        .iter()
+        .filter_map(|r| match r.outcome {
+            Outcome::Applied { staleness, .. } => Some(staleness),
+            _ => None,
+        })
+        .collect();
+    staleness.iter().sum::<u64>() as f64 / staleness.len() as f64
+}
