@@ -1,4 +1,9 @@
-//! (crate root)
+//! A worker: the client that pulls and pushes, and built-in models, data and a training loop that use it.
+//!
+//! [`client::Client`] stands on its own; the rest is one way to use it.
 
+pub mod client;
 pub mod data;
 pub mod models;
+pub mod observer;
+pub mod training;

@@ -83,11 +83,9 @@ impl Endpoint {
                 incoming.refuse();
                 continue;
             }
-            // From here on it counts as an open connection.
-            match incoming.accept() {
-                Ok(inner) => return Some(Incoming { inner, address, within: self.limits.handshake }),
-                Err(reason) => tracing::debug!(%address, %reason, "ignored what was no handshake"),
-            }
+            // It counts as an open connection from here on. What fails already is told by finishing it.
+            let inner = incoming.accept();
+            return Some(Incoming { inner, address, within: self.limits.handshake });
         }
     }
 
@@ -211,7 +209,7 @@ impl Failure {
 /// A handshake that somebody began and that waits to be finished. Dropping it ends the attempt.
 #[derive(Debug)]
 pub struct Incoming {
-    inner: quinn::Connecting,
+    inner: Result<quinn::Connecting, quinn::ConnectionError>,
     address: SocketAddr,
     within: Duration,
 }
@@ -226,8 +224,8 @@ impl Incoming {
     /// dropped; the attempt is then ended.
     ///
     /// # Errors
-    /// When the peer shows no certificate of this run, does not go on in time or goes away. This is logged, too,
-    /// and concerns nobody else.
+    /// When the peer shows no certificate of this run, does not go on in time or goes away. This concerns
+    /// nobody else.
     pub async fn finish(self) -> Result<Connection, TransportError> {
         let Self { inner, address, within } = self;
         let done = match timeout(within, Self::handshake(inner)).await {
@@ -240,8 +238,10 @@ impl Incoming {
         })
     }
 
-    async fn handshake(connecting: quinn::Connecting) -> Result<Connection, String> {
-        let connection = connecting.await.map_err(|error| match error {
+    async fn handshake(
+        begun: Result<quinn::Connecting, quinn::ConnectionError>,
+    ) -> Result<Connection, String> {
+        let connection = async { begun?.await }.await.map_err(|error| match error {
             quinn::ConnectionError::TransportError(error) => match alert(error.code) {
                 Some(number) => format!("{} ({})", objection(number, "the peer's certificate"), error.reason),
                 None => error.to_string(),

@@ -15,6 +15,8 @@ pub const OUTCOMES_MAX: usize = 8;
 /// What a shard knows of one worker.
 #[derive(Clone, Debug)]
 struct Entry {
+    /// Whether it takes part now. What became of its pushes is remembered even when it has gone.
+    member: bool,
     incarnation: Incarnation,
     /// The push it would take next.
     next: Resume,
@@ -48,15 +50,17 @@ impl Ledger {
     /// Notes who takes part from now on. Returns those that are new or came back, and what each would push next.
     pub fn set_members(&mut self, term: Term, members: &[Member]) -> Vec<(Member, Resume)> {
         self.term = term;
-        self.entries.retain(|worker, _| members.iter().any(|m| m.worker == *worker));
+        self.entries.values_mut().for_each(|entry| entry.member = false);
         let mut changed = Vec::new();
         for &member in members {
             let entry = self.entries.entry(member.worker).or_insert_with(|| Entry {
+                member: true,
                 incarnation: Incarnation(0),
                 next: Resume::default(),
                 clock: Step(0),
                 outcomes: VecDeque::with_capacity(OUTCOMES_MAX),
             });
+            entry.member = true;
             if entry.incarnation < member.incarnation {
                 entry.incarnation = member.incarnation;
                 changed.push((member, entry.next));
@@ -72,17 +76,21 @@ impl Ledger {
 
     /// The members in order of rank.
     pub fn members(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        self.entries.keys().copied()
+        self.present().map(|(worker, _)| worker)
     }
 
-    /// Steps settled by a member.
+    fn present(&self) -> impl Iterator<Item = (WorkerId, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| entry.member).map(|(worker, entry)| (*worker, entry))
+    }
+
+    /// Steps settled by a worker.
     pub fn clock(&self, worker: WorkerId) -> Option<Step> {
         self.entries.get(&worker).map(|e| e.clock)
     }
 
     /// The member with the lowest clock, the first of them by rank.
     pub fn slowest(&self) -> Option<(WorkerId, Step)> {
-        self.entries.iter().map(|(w, e)| (*w, e.clock)).min_by_key(|&(w, clock)| (clock, w))
+        self.present().map(|(w, e)| (w, e.clock)).min_by_key(|&(w, clock)| (clock, w))
     }
 
     /// Whether a request of this worker in this incarnation is heard at all.
@@ -91,7 +99,7 @@ impl Ledger {
     /// Says why it is not.
     pub fn hear(&self, worker: WorkerId, incarnation: Incarnation) -> Result<(), Reject> {
         match self.entries.get(&worker) {
-            Some(entry) if entry.incarnation == incarnation => Ok(()),
+            Some(entry) if entry.incarnation == incarnation && entry.member => Ok(()),
             Some(entry) if incarnation < entry.incarnation => {
                 Err(Reject::StaleIncarnation { worker, found: incarnation, current: entry.incarnation })
             }
@@ -102,7 +110,7 @@ impl Ledger {
     /// What to do with a push of a worker that is heard.
     ///
     /// # Panics
-    /// If the worker is not a member.
+    /// If the worker has never been a member.
     pub fn admit(&self, worker: WorkerId, sequence: Sequence) -> Admission {
         let entry = self.entry(worker);
         let expected = entry.next.sequence;
@@ -126,7 +134,7 @@ impl Ledger {
     /// Takes the next push of a worker, for this step. Its outcome comes later.
     ///
     /// # Panics
-    /// If the worker is not a member.
+    /// If the worker has never been a member.
     pub fn take(&mut self, worker: WorkerId, step: Step) {
         let entry = self.entry_mut(worker);
         if entry.outcomes.len() == OUTCOMES_MAX {
@@ -153,7 +161,7 @@ impl Ledger {
     /// Settles a worker that came back at `next`: what this shard lacks of it is void. Returns how many those are.
     ///
     /// # Panics
-    /// If the worker is not a member.
+    /// If the worker has never been a member.
     pub fn void_up_to(&mut self, worker: WorkerId, next: Resume) -> u64 {
         let mut missing = 0;
         while self.entry(worker).next.sequence < next.sequence {
@@ -240,6 +248,23 @@ mod tests {
         let stale = Reject::StaleIncarnation { worker: W, found: Incarnation(1), current: Incarnation(2) };
         assert_eq!(ledger.hear(W, Incarnation(1)), Err(stale));
         assert!(matches!(ledger.hear(W, Incarnation(3)), Err(Reject::NotAdmitted { .. })));
+    }
+
+    #[test]
+    fn who_has_gone_is_waited_for_no_more_and_not_forgotten() {
+        let mut ledger = ledger();
+        let other = Member { worker: WorkerId(4), incarnation: Incarnation(1) };
+        ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(1) }, other]);
+        ledger.take(other.worker, Step(0));
+        ledger.settle(other.worker, Sequence(0), applied(1), Step(1));
+        assert_eq!(ledger.slowest(), Some((W, Step(0))));
+        assert!(ledger.set_members(Term(3), &[other]).is_empty());
+        assert_eq!(ledger.slowest(), Some((other.worker, Step(1))));
+        assert_eq!(ledger.members().collect::<Vec<_>>(), [other.worker]);
+        assert_eq!(ledger.hear(W, Incarnation(1)), Err(Reject::NotAdmitted { worker: W, term: Term(3) }));
+        assert!(ledger.set_members(Term(4), &[]).is_empty());
+        let back = Member { worker: other.worker, incarnation: Incarnation(2) };
+        assert_eq!(ledger.set_members(Term(5), &[back])[0].1.sequence, Sequence(1));
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub(super) enum State {
     Training,
     /// It has been told that there is nothing more to do.
     Done,
+    /// It has been told that another life has succeeded it. Where a dead life's request to join arrives after that of
+    /// the living one, the coordinator cannot know better, and whoever started the worker has to start it again.
+    Succeeded,
 }
 
 /// One life of a worker.
@@ -96,6 +99,7 @@ impl Driver {
         match body {
             Body::Welcome(welcome) => self.welcome(welcome, incarnation, wishes),
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
+            Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
             Body::NotYet { .. } => {}
             other => panic!("{} in incarnation {incarnation} is told {other:?}", self.id),
         }
@@ -125,7 +129,7 @@ impl Driver {
         wishes: &mut Vec<Wish>,
     ) {
         use windlass_worker_core::Reply as Told;
-        if self.state == State::Done {
+        if self.state != State::Training {
             return;
         }
         let told = match reply {
@@ -187,6 +191,7 @@ impl Driver {
                 self.state = State::Done;
                 wishes.push(Wish::Leave { steps: self.steps });
             }
+            Effect::Failed(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
             Effect::Failed(reason) => panic!("{} in incarnation {} is refused: {reason}", self.id, self.incarnation),
         }
     }
@@ -234,6 +239,7 @@ impl Driver {
         match self.state {
             State::Joining => "is not welcomed by the coordinator".into(),
             State::Done => "is done".into(),
+            State::Succeeded => "has been succeeded".into(),
             State::Training if self.silent => "keeps silent".into(),
             State::Training => {
                 let shards: Vec<String> = (0..self.sessions.len())

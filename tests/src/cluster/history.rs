@@ -10,7 +10,7 @@ use windlass_common::wire::{Outcome, Record};
 pub enum Entry {
     /// These take part from now on.
     Members(Vec<WorkerId>),
-    /// A pull of an admitted worker has arrived.
+    /// A pull of a worker that lives has arrived.
     Pull {
         /// Whose.
         worker: WorkerId,
@@ -19,7 +19,7 @@ pub enum Entry {
     },
     /// A push has been settled.
     Record(Record),
-    /// A pull has been answered with values.
+    /// A pull of a worker that lives has been answered with values.
     Values {
         /// Whose.
         worker: WorkerId,
@@ -28,7 +28,7 @@ pub enum Entry {
         /// Their version.
         version: Version,
     },
-    /// A pull has been answered otherwise, or nobody waits for it any more.
+    /// A worker's pull has been answered otherwise, or it has died: nobody waits for it any more.
     Gone {
         /// Whose.
         worker: WorkerId,

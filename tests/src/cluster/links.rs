@@ -72,7 +72,7 @@ impl Links {
 
     pub(super) fn send(&mut self, link: Link, message: Message) {
         let (rng, pace) = (&mut self.rng, self.pace);
-        let weight = || match pace {
+        let mut weight = || match pace {
             Pace::Even => 1,
             Pace::Skewed => 1 << (2 * rng.below(4)),
         };

@@ -11,7 +11,7 @@ mod links;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use windlass_common::ids::{Lineage, RunId, ServerId, ShardId, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Version, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
@@ -218,6 +218,7 @@ impl<'a> Cluster<'a> {
         self.deaths += 1;
         let (node, control) = (Node::Worker(worker, seat.life), seat.session);
         self.links.cut(node);
+        self.histories.iter_mut().for_each(|history| history.push(Entry::Gone { worker }));
         for link in self.links.from(node) {
             let ended = match link.to {
                 Node::Shard(_) => {
@@ -237,6 +238,8 @@ impl<'a> Cluster<'a> {
         match (link.to, message) {
             (Node::Coordinator, Message::Coordinator(event)) => self.coordinate(event),
             (Node::Shard(shard), Message::Shard(event)) => self.shard(shard, event),
+            // What was sent to the dead is gone.
+            (node @ Node::Worker(..), _) if !self.is_alive(node) => {}
             (Node::Worker(worker, _), message) => self.worker(worker, link, message),
             // A server's own part is to join.
             (Node::Server(_), Message::Control(..)) => {}
@@ -253,7 +256,6 @@ impl<'a> Cluster<'a> {
 
     fn worker(&mut self, worker: WorkerId, link: Link, message: Message) {
         let node = link.to;
-        // What was sent to the dead is gone.
         let Some(driver) = self.seats.get_mut(&worker).and_then(|seat| seat.driver.as_mut()) else { return };
         let mut wishes = Vec::new();
         match (link.from, message) {
@@ -262,6 +264,11 @@ impl<'a> Cluster<'a> {
             }
             (_, Message::Control(body, incarnation)) => driver.control(body, incarnation, &mut wishes),
             (from, message) => panic!("{worker} takes no {message:?} from {from:?}"),
+        }
+        if driver.state == State::Succeeded {
+            self.restarts.push((self.deliveries, worker));
+            self.kill(worker);
+            return;
         }
         for wish in wishes {
             match wish {
@@ -280,7 +287,9 @@ impl<'a> Cluster<'a> {
 
     fn shard(&mut self, id: ShardId, event: shard::Event<Vec<f32>>) {
         let pull = match &event {
-            shard::Event::Request(request) => request.pull.as_ref().map(|p| (request.worker, p.step)),
+            shard::Event::Request(request) if self.is_alive(self.sessions[&request.session].to) => {
+                request.pull.as_ref().map(|p| (request.worker, p.step))
+            }
             shard::Event::Order(Order::Membership { members, .. }) => {
                 let members = members.iter().map(|m| m.worker).collect();
                 self.histories[id.index()].push(Entry::Members(members));
@@ -302,8 +311,7 @@ impl<'a> Cluster<'a> {
                 }
                 shard::Effect::Reply { session, reply } => {
                     let link = self.sessions[&session];
-                    let Node::Worker(worker, _) = link.to else { panic!("{id} answers {:?}", link.to) };
-                    self.note(id, worker, &reply, newest);
+                    self.note(id, link.to, &reply, newest);
                     self.links.send(link, Message::Reply(reply));
                 }
                 shard::Effect::Report(report) => self.report(id, report),
@@ -318,16 +326,23 @@ impl<'a> Cluster<'a> {
         self.histories[id.index()].push(Entry::Handled);
     }
 
-    fn note(&mut self, id: ShardId, worker: WorkerId, reply: &Reply, newest: windlass_common::ids::Version) {
+    fn note(&mut self, id: ShardId, to: Node, reply: &Reply, newest: Version) {
+        let Node::Worker(worker, _) = to else { panic!("{id} answers {to:?}") };
+        let alive = self.is_alive(to);
         let history = &mut self.histories[id.index()];
         match reply {
             Reply::Settled { sequence, outcome } => history.acknowledge(worker, *sequence, *outcome, newest),
-            Reply::Values { step, snapshot, .. } => {
+            Reply::Values { step, snapshot, .. } if alive => {
                 history.push(Entry::Values { worker, step: *step, version: snapshot.version });
             }
-            Reply::Finished { .. } | Reply::Rejected { .. } => history.push(Entry::Gone { worker }),
-            Reply::Held { .. } | Reply::Waiting { .. } | Reply::NoSnapshot { .. } => {}
+            Reply::Finished { .. } | Reply::Rejected { .. } if alive => history.push(Entry::Gone { worker }),
+            _ => {}
         }
+    }
+
+    fn is_alive(&self, node: Node) -> bool {
+        let Node::Worker(worker, life) = node else { return true };
+        self.seats.get(&worker).is_some_and(|seat| seat.life == life && seat.driver.is_some())
     }
 
     fn report(&mut self, shard: ShardId, report: Report) {
@@ -372,10 +387,10 @@ impl<'a> Cluster<'a> {
     fn send(&mut self, session: SessionId, body: Body) {
         let link = self.sessions[&session];
         let incarnation = match link.to {
-            Node::Worker(worker, life) if self.seats[&worker].life == life => self.coordinator.incarnation(worker),
-            // An earlier life of a worker hears nothing any more.
-            Node::Worker(..) => return,
-            _ => windlass_common::ids::Incarnation(0),
+            // The dead hear nothing any more.
+            node if !self.is_alive(node) => return,
+            Node::Worker(worker, _) => self.coordinator.incarnation(worker),
+            _ => Incarnation(0),
         };
         self.links.send(link, Message::Control(body, incarnation));
     }

@@ -8,7 +8,7 @@ use rkyv::util::AlignedVec;
 use windlass_transport::bare::{self, quinn};
 use windlass_transport::{FrameError, FramePart, FrameReceiver, Limits, Pool, Priority, bytes_of};
 
-use crate::support::{LONG, Run, SERVER, accept_all, bounded, loopback, pair};
+use crate::support::{LONG, Run, SERVER, accept_all, bounded, loopback, pair, standing_runtime};
 
 const LIMIT: usize = 1000;
 
@@ -291,28 +291,31 @@ async fn a_stream_given_up_by_one_side_is_told_to_the_other() {
 
 #[test]
 fn the_end_of_a_stream_is_not_waited_for_beyond_the_deadline() {
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (here, there) = (runtime(), runtime());
     let run = Run::new();
+    let (here, there) = (standing_runtime(), standing_runtime());
     let (server, address) = there.block_on(async { run.listen() });
-    let accepting = there.spawn(async move {
-        let connection = server.accept().await.unwrap().finish().await.unwrap();
-        (server, connection)
+    let (connected, until_connected) = tokio::sync::oneshot::channel::<()>();
+    // The peer's runtime runs until the connection is there and then stands still.
+    let peer = std::thread::spawn(move || {
+        let kept = there.block_on(bounded(async {
+            let connection = server.accept().await.unwrap().finish().await.unwrap();
+            until_connected.await.unwrap();
+            (server, connection)
+        }));
+        (there, kept)
     });
-    let (mut sender, _receiver, _client, _kept) = here.block_on(bounded(async {
+    here.block_on(bounded(async {
         let client = run.client();
         let connection = client.connect(address, SERVER, LONG).await.unwrap();
-        let kept = accepting.await.unwrap();
-        let (sender, receiver) = connection.open_stream(Priority::Normal).await.unwrap();
-        (sender, receiver, client, kept)
-    }));
-    there.shutdown_background();
-    here.block_on(bounded(async {
+        connected.send(()).unwrap();
+        let kept = peer.join().unwrap();
+        let (mut sender, _receiver) = connection.open_stream(Priority::Normal).await.unwrap();
         sender.send(b"head", [Bytes::from(vec![0; 1000])]).await.unwrap();
         sender.finish().unwrap();
         let error = sender.received(Duration::from_millis(100)).await.unwrap_err();
         assert_eq!(error.to_string(), "the peer did not confirm the end of the stream within 0.1 s");
+        // A runtime may not be dropped inside another one.
+        std::thread::spawn(move || drop(kept)).join().unwrap();
     }));
 }
 

@@ -8,7 +8,7 @@ use windlass_transport::{
     ConnectionLost, Endpoint, Limits, Priority, Role, RunAuthority, TransportError, bare, resolve,
 };
 
-use crate::support::{LONG, Run, SERVER, WORKER, accept_all, bounded, loopback, pair};
+use crate::support::{LONG, Run, SERVER, WORKER, accept_all, bounded, loopback, pair, standing_runtime};
 
 #[tokio::test]
 async fn both_sides_know_each_other_by_certificate() {
@@ -323,24 +323,21 @@ async fn shutting_down_tells_the_peers_and_ends_every_wait() {
 
 #[test]
 fn a_peer_that_vanishes_is_noticed_after_the_idle_timeout() {
-    let limits = Limits { idle: Duration::from_millis(300), ..Limits::default() };
-    let run = Run::with(limits);
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (here, there) = (runtime(), runtime());
+    let run = Run::with(Limits { idle: Duration::from_millis(300), ..Limits::default() });
+    let (here, there) = (standing_runtime(), standing_runtime());
     let (server, address) = here.block_on(async { run.listen() });
     let client = there.block_on(async { run.client() });
-    let connecting = there.spawn(async move {
-        let connection = client.connect(address, SERVER, LONG).await.unwrap();
-        (client, connection)
+    // The client's runtime stands still as soon as it has connected: nothing is said, nothing answered.
+    let peer = std::thread::spawn(move || {
+        let connection = there.block_on(bounded(client.connect(address, SERVER, LONG))).unwrap();
+        (there, client, connection)
     });
-    let accepted = here.block_on(async { server.accept().await.unwrap().finish().await.unwrap() });
-    let kept = here.block_on(connecting).unwrap();
-    // Its tasks stop where they are, as those of a process that is killed, and nothing is said to the server.
-    there.shutdown_background();
-    let lost = here.block_on(bounded(accepted.closed()));
+    let lost = here.block_on(bounded(async {
+        let accepted = server.accept().await.unwrap().finish().await.unwrap();
+        accepted.closed().await
+    }));
     assert_eq!(lost, ConnectionLost::Silent);
-    drop(kept);
+    drop(peer.join().unwrap());
 }
 
 #[tokio::test]

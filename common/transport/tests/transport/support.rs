@@ -83,3 +83,8 @@ pub(crate) async fn pair(limits: Limits) -> Pair {
         },);
     Pair { server, client, accepted, opened }
 }
+
+/// A runtime that stands still, like a stopped process, whenever it is not inside `block_on`.
+pub(crate) fn standing_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}

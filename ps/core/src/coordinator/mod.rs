@@ -194,7 +194,7 @@ impl Coordinator {
         let members: Vec<Member> = self
             .workers
             .iter()
-            .filter(|(_, w)| w.incarnation > Incarnation(0))
+            .filter(|(_, w)| w.incarnation > Incarnation(0) && w.state != WorkerState::Left)
             .map(|(&worker, w)| Member { worker, incarnation: w.incarnation })
             .collect();
         if members.is_empty() {
@@ -252,6 +252,10 @@ impl Coordinator {
         let shards = self.plan.cluster.shards() as usize;
         let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
         worker.settled.insert(shard, ());
+        if self.phase == Phase::Finishing {
+            self.finalize_if_settled(out);
+            return;
+        }
         let (Some(session), Some(next), true) = (worker.session, worker.next, worker.settled.len() == shards) else {
             return;
         };
@@ -296,6 +300,10 @@ impl Coordinator {
             return;
         }
         self.finish_if_all_gone(out);
+        if self.phase == Phase::Training {
+            // A shard that has fewer examples than another need not wait for whoever has gone.
+            self.admit(out);
+        }
     }
 
     fn lost(&mut self, now: Time, session: SessionId, why: &str, out: &mut Vec<Effect>) {
@@ -322,6 +330,30 @@ impl Coordinator {
         let any_left = self.workers.values().any(|w| w.state == WorkerState::Left);
         if self.phase == Phase::Training && any_left && self.workers.values().all(gone) {
             self.phase = Phase::Finishing;
+            self.settle_the_lost(out);
+            self.finalize_if_settled(out);
+        }
+    }
+
+    /// Shuts out what the lost workers have sent and has not arrived yet: it would count on some shards only, and after
+    /// the result was taken. They are given an incarnation that nobody has, and settled like one who came back.
+    fn settle_the_lost(&mut self, out: &mut Vec<Effect>) {
+        let mut any = false;
+        for worker in self.workers.values_mut().filter(|w| w.state == WorkerState::Lost) {
+            worker.incarnation = worker.incarnation.next();
+            worker.admitted.clear();
+            worker.settled.clear();
+            worker.next = None;
+            any = true;
+        }
+        if any {
+            self.admit(out);
+        }
+    }
+
+    fn finalize_if_settled(&self, out: &mut Vec<Effect>) {
+        let shards = self.plan.cluster.shards() as usize;
+        if self.workers.values().all(|w| w.state == WorkerState::Left || w.settled.len() == shards) {
             self.to_all_shards(&Order::Finalize, out);
         }
     }

@@ -341,7 +341,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
     /// Answers a pull, or parks it.
     fn answer(&mut self, now: Time, worker: WorkerId, parked: Parked, out: &mut Vec<Effect>) {
         let session = parked.session;
-        if self.is_finished() {
+        // Even when this shard is finished: another one may still lack that worker's last push.
+        let again = self.values_again(parked.pull.step);
+        if self.is_finished() && again.is_none() {
             out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.examples } });
             return;
         }
@@ -351,7 +353,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return;
         }
         let Pull { step: asked, have, slices, .. } = parked.pull;
-        let (step, snapshot) = self.values_for(asked);
+        let (step, snapshot) = again.unwrap_or_else(|| self.values_for(asked));
         out.push(Effect::Reply { session, reply: Reply::Values { step, snapshot, have, slices } });
     }
 
@@ -359,13 +361,16 @@ impl<B: AsRef<[f32]>> Shard<B> {
     fn values_for(&mut self, asked: Step) -> (Step, Snapshot) {
         match self.apply {
             Apply::Immediate { .. } => (asked, self.snapshot()),
-            Apply::Hold { backup } => {
-                let again = self.previous.as_ref().filter(|p| backup == 0 && p.step == asked);
-                let snapshot = again.cloned().unwrap_or_else(|| self.snapshot());
-                // A worker that was left behind goes on with the step that is open.
-                (snapshot.step, snapshot)
-            }
+            // A worker that was left behind goes on with the step that is open.
+            Apply::Hold { .. } => (self.open, self.snapshot()),
         }
+    }
+
+    /// The values that the step before was computed on, if that is the step asked for and the cohort is fixed: a worker
+    /// that was restarted computes its push again.
+    fn values_again(&self, asked: Step) -> Option<(Step, Snapshot)> {
+        let previous = self.previous.as_ref().filter(|p| p.step == asked)?;
+        (self.apply == Apply::Hold { backup: 0 }).then(|| (asked, previous.clone()))
     }
 
     fn wait_for(&self, step: Step) -> Option<Wait> {

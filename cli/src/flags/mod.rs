@@ -1,0 +1,149 @@
+//! Says which commands and flags there are.
+
+mod recipe;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use windlass_common::exit;
+
+pub(crate) use recipe::{Bound, ModeName, OwnVariable, RecipeFlags, Scaling, SourceFlags};
+
+/// Trains models on sharded parameter servers over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "windlass", version, max_term_width = 110, after_help = exit::HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  windlass train
+  windlass train --model cnn --passes 8
+  windlass train --model 2nn --mode ssp --staleness 4 --servers 2 --workers 4 --batch 64 --passes 3 --seed 7
+  windlass train --mode sync --backup 1 --optimizer momentum:mu=0.9
+  windlass train --plan runs/2nn-sync-1/plan.toml
+";
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  windlass plan --model cnn --servers 4 > plan.toml
+  windlass plan --model cnn --servers 4 --table
+";
+const IDENTITIES_EXAMPLES: &str = "\
+A run by hand, on one machine or several:
+  windlass plan --out plan.toml && windlass identities --out ids --servers 1 --workers 1
+  windlass-ps --identity ids/server-0.pem --plan plan.toml --run-dir runs/by-hand
+  windlass-worker --identity ids/worker-0.pem --coordinator 127.0.0.1:7171
+  windlass watch --identity ids/observer.pem --coordinator 127.0.0.1:7171
+";
+
+fn help(examples: &str) -> String {
+    format!("{examples}\n{}", exit::HELP)
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model here: starts servers and workers on free ports, shows the progress, scores the result
+    #[command(after_help = help(TRAIN_EXAMPLES))]
+    Train(Box<TrainFlags>),
+    /// Check flags and write the plan of a run, with the placement of its model, without starting anything
+    #[command(after_help = help(PLAN_EXAMPLES))]
+    Plan(Box<PlanFlags>),
+    /// Score the result of a run on the test data
+    #[command(after_help = exit::HELP)]
+    Eval(EvalFlags),
+    /// Make the identities (certificates and keys) of a run whose processes are started by hand
+    #[command(after_help = help(IDENTITIES_EXAMPLES))]
+    Identities(IdentitiesFlags),
+    /// Show the progress of a run that was started by hand, and end as it ends
+    #[command(after_help = exit::HELP)]
+    Watch(WatchFlags),
+}
+
+/// `windlass train`
+#[derive(Debug, Args)]
+pub(crate) struct TrainFlags {
+    #[command(flatten)]
+    pub(crate) source: SourceFlags,
+    /// Directory for what the run leaves: plan, events, model, summary, logs of the processes [default: runs/NAME]
+    #[arg(long, value_name = "DIR", help_heading = "This run")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// How often each worker that dies is restarted
+    #[arg(long, value_name = "TIMES", default_value_t = 2, help_heading = "This run")]
+    pub(crate) restarts: u32,
+    /// How long each process tries to reach the coordinator, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "This run",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) connect_deadline: u64,
+    /// Show no progress, only the closing summary
+    #[arg(long, short, help_heading = "This run")]
+    pub(crate) quiet: bool,
+}
+
+/// `windlass plan`
+#[derive(Debug, Args)]
+pub(crate) struct PlanFlags {
+    #[command(flatten)]
+    pub(crate) source: SourceFlags,
+    /// Write the plan to this file, which must not exist yet, instead of standard output
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) out: Option<PathBuf>,
+    /// Write the table of the placement to standard output, and the plan only to the file of --out [without it: the
+    /// table goes to standard error]
+    #[arg(long, help_heading = "Output")]
+    pub(crate) table: bool,
+}
+
+/// `windlass eval`
+#[derive(Debug, Args)]
+pub(crate) struct EvalFlags {
+    /// Directory of a finished run
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Folder or CSV file with the test data [default: where the run's plan says]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Print one JSON object instead of words
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `windlass identities`
+#[derive(Debug, Args)]
+pub(crate) struct IdentitiesFlags {
+    /// Directory for the files server-N.pem, worker-N.pem and observer.pem; those that exist are never replaced
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Number of server processes
+    #[arg(long, value_name = "COUNT", default_value_t = 2,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(windlass_common::plan::SERVERS_MAX)))]
+    pub(crate) servers: u32,
+    /// Number of worker processes
+    #[arg(long, value_name = "COUNT", default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(windlass_common::plan::WORKERS_MAX)))]
+    pub(crate) workers: u32,
+    /// Name that the certificate of the run's authority carries
+    #[arg(long, value_name = "RUN", default_value = "by-hand")]
+    pub(crate) name: String,
+}
+
+/// `windlass watch`
+#[derive(Debug, Args)]
+pub(crate) struct WatchFlags {
+    /// Address of server 0
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) coordinator: String,
+    /// Identity file of an observer of the run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: PathBuf,
+    /// Folder or CSV file with the run's data, to evaluate its snapshots here [default: no evaluation]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// How long to wait for the coordinator and all servers, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) connect_deadline: u64,
+    /// Show no progress, only the outcome
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}

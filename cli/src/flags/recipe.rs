@@ -1,0 +1,211 @@
+//! Lists the flags that say what is trained and how.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use windlass_common::layout::{Initial, Variable};
+use windlass_common::optimizer::Optimizer;
+use windlass_common::plan::Membership;
+use windlass_common::schedule::Shape;
+
+/// Where a plan comes from: a file, or flags.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SourceFlags {
+    /// Repeat the run of this plan.toml, under a new name; the flags that would change the plan are not possible then
+    #[arg(long, value_name = "FILE", conflicts_with = "RecipeFlags", help_heading = "This run")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Name of the run [default: model and mode with a number, such as 2nn-sync-1]
+    #[arg(long, value_name = "NAME", help_heading = "This run")]
+    pub(crate) name: Option<String>,
+    /// Folder of four IDX files (gzip or not), folder with train.csv and test.csv, or one CSV file [default:
+    /// data/mnist; with --plan, where the plan says]
+    #[arg(long, value_name = "PATH", env = "WINDLASS_DATA", hide_env_values = true, help_heading = "Model and data")]
+    pub(crate) data: Option<PathBuf>,
+    /// Start this program instead of windlass-worker. It is given --identity FILE and --coordinator HOST:PORT
+    #[arg(long, value_name = "FILE", help_heading = "A worker of your own")]
+    pub(crate) worker_program: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeFlags,
+}
+
+/// What is trained and how, as it goes into the plan.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RecipeFlags {
+    /// softmax (784-10), 2nn (784-200-200-10), cnn, or mlp:IN-HIDDEN-...-OUT such as mlp:784-300-100-10
+    #[arg(long, value_name = "NAME", default_value = "2nn", help_heading = "Model and data")]
+    pub(crate) model: String,
+    /// Name of the column that holds the labels, for CSV
+    #[arg(long, value_name = "NAME", default_value = windlass_worker::data::LABEL_COLUMN, help_heading = "Model and data")]
+    pub(crate) label_column: String,
+
+    /// How pushes are combined: sync averages one gradient per worker and step; async applies each at once; ssp too,
+    /// but no worker may run far ahead of the slowest
+    #[arg(long, value_enum, default_value_t = ModeName::Sync, help_heading = "Mode")]
+    pub(crate) mode: ModeName,
+    /// ssp: how many steps a worker may be ahead of the slowest; inf is no bound [default: 4]
+    #[arg(long, value_name = "STEPS", help_heading = "Mode")]
+    pub(crate) staleness: Option<Bound>,
+    /// sync: how many workers, the slowest of each step, are left out [default: 0]
+    #[arg(long, value_name = "COUNT", help_heading = "Mode")]
+    pub(crate) backup: Option<u32>,
+    /// async and ssp: what the staleness t of a push does to its rate: none, or inverse, which divides it by
+    /// max(1, t) [default: none]
+    #[arg(long, value_enum, value_name = "RULE", help_heading = "Mode")]
+    pub(crate) staleness_rate: Option<Scaling>,
+
+    /// Number of server processes
+    #[arg(long, value_name = "COUNT", default_value_t = 2, help_heading = "Cluster")]
+    pub(crate) servers: u32,
+    /// Shards in each server process, each with a thread of its own
+    #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]
+    pub(crate) shards_per_server: u32,
+    /// Number of worker processes
+    #[arg(long, value_name = "COUNT", default_value_t = 4, help_heading = "Cluster")]
+    pub(crate) workers: u32,
+    /// Threads that compute one gradient in each worker
+    #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]
+    pub(crate) compute_threads: u32,
+    /// fixed: the cohort never changes, and a worker that dies is restarted and goes on where it stood
+    #[arg(long, value_name = "RULE", default_value = "fixed", help_heading = "Cluster")]
+    pub(crate) membership: Membership,
+    /// How long step 0 waits for all servers and workers, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Cluster")]
+    pub(crate) join_deadline: u64,
+    /// How long a worker that was lost is waited for, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Cluster")]
+    pub(crate) rejoin_deadline: u64,
+
+    /// Examples per worker and step
+    #[arg(long, value_name = "EXAMPLES", default_value_t = 64, help_heading = "Training")]
+    pub(crate) batch: u32,
+    /// Passes over the data, counted in examples over all workers; may be a fraction
+    #[arg(long, value_name = "PASSES", default_value_t = 8.0, help_heading = "Training")]
+    pub(crate) passes: f64,
+    /// All randomness of the run follows from this number
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "Training")]
+    pub(crate) seed: u64,
+    /// Take the test accuracy each time this many more examples have been applied [default: one pass]
+    #[arg(long, value_name = "EXAMPLES", help_heading = "Training")]
+    pub(crate) evaluate_every: Option<u64>,
+
+    /// sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw, with settings if need be: adam:beta1=0.9,epsilon=1e-8
+    #[arg(long, value_name = "NAME", default_value = "sgd", help_heading = "Optimizer")]
+    pub(crate) optimizer: Optimizer,
+    /// Weight decay, added to the gradient as decay x value (adamw: taken from the value itself) [default: 0, adamw
+    /// 0.01]
+    #[arg(long, value_name = "DECAY", help_heading = "Optimizer")]
+    pub(crate) weight_decay: Option<f64>,
+    /// Peak learning rate [default: sgd 0.1; momentum and nesterov 0.01; these three in sync times the gradients
+    /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001]
+    #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
+    pub(crate) rate: Option<f64>,
+    /// How the rate goes on after the warm-up: constant, cosine (to 1 % of the peak), cosine:SHARE, step (a tenth at
+    /// 50 and 75 % of the run) or step:AT,AT:FACTOR
+    #[arg(long, value_name = "SHAPE", default_value = "cosine", help_heading = "Optimizer")]
+    pub(crate) schedule: Shape,
+    /// Share of the run over which the rate rises to its peak, from 0 to below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.03, help_heading = "Optimizer")]
+    pub(crate) warm_up: f64,
+
+    /// A variable of a model of your own, such as weight:8x1 or dense/weight:8x4:he-normal; INIT is zeros (default),
+    /// he-normal (fan-in: all dimensions but the last) or he-normal=FAN_IN. Repeat it for each, in order. Nothing is
+    /// evaluated then
+    #[arg(long = "variable", value_name = "NAME:SHAPE[:INIT]", requires_all = ["worker_program", "examples"],
+          conflicts_with = "model", help_heading = "A worker of your own")]
+    pub(crate) variables: Vec<OwnVariable>,
+    /// Training examples in one pass, for a model of your own
+    #[arg(long, value_name = "COUNT", requires = "variables", help_heading = "A worker of your own")]
+    pub(crate) examples: Option<u64>,
+}
+
+/// The name of a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    Sync,
+    Async,
+    Ssp,
+}
+
+/// What staleness does to the rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scaling {
+    None,
+    Inverse,
+}
+
+/// The bound of ssp; `None` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound(pub(crate) Option<u64>);
+
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "inf" => Ok(Self(None)),
+            number => number.parse().map(|n| Self(Some(n))).map_err(|_| "write a whole number of steps, or inf".into()),
+        }
+    }
+}
+
+/// A variable of a model that is not built in.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OwnVariable(pub(crate) Variable);
+
+impl FromStr for OwnVariable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let (name, sizes, initial) = match parts[..] {
+            [name, sizes] => (name, sizes, "zeros"),
+            [name, sizes, initial] => (name, sizes, initial),
+            _ => return Err("write NAME:SHAPE or NAME:SHAPE:INIT, such as weight:8x1:zeros".into()),
+        };
+        let size = |size: &str| {
+            let wrong = || format!("{size:?} is not a size; write the shape as 8x1, or 10 for one dimension");
+            size.parse::<u64>().map_err(|_| wrong())
+        };
+        let shape: Vec<u64> = sizes.split('x').map(size).collect::<Result<_, _>>()?;
+        let initial = match initial.split_once('=') {
+            None if initial == "zeros" => Initial::Zeros,
+            None if initial == "he-normal" => {
+                let inputs = shape[..shape.len() - 1].iter();
+                let fan_in = inputs.try_fold(1_u64, |product, &d| product.checked_mul(d));
+                Initial::HeNormal { fan_in: fan_in.ok_or("the shape has too many values")? }
+            }
+            Some(("he-normal", fan_in)) => Initial::HeNormal {
+                fan_in: fan_in.parse().map_err(|_| format!("fan-in {fan_in:?} is not a whole number"))?,
+            },
+            _ => return Err(format!("there are no initial values {initial:?}; write zeros, he-normal or he-normal=FAN_IN")),
+        };
+        Ok(Self(Variable { name: name.to_owned(), shape, initial }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_read() {
+        let read = |text: &str| text.parse::<OwnVariable>().map(|v| v.0);
+        assert_eq!(read("weight:8x1:zeros"), Ok(Variable::new("weight", &[8, 1], Initial::Zeros)));
+        assert_eq!(read("bias:1"), Ok(Variable::new("bias", &[1], Initial::Zeros)));
+        let he = |fan_in| Initial::HeNormal { fan_in };
+        assert_eq!(read("a/w:5x5x3x8:he-normal"), Ok(Variable::new("a/w", &[5, 5, 3, 8], he(75))));
+        assert_eq!(read("w:10:he-normal"), Ok(Variable::new("w", &[10], he(1))));
+        assert_eq!(read("w:10:he-normal=7"), Ok(Variable::new("w", &[10], he(7))));
+        for text in ["", "w", "w:", "w:8x", "w:-1", "w:8:ones", "w:8:zeros:more", "w:8:he-normal=x", "w:8:zeros=1"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_read() {
+        assert_eq!("inf".parse(), Ok(Bound(None)));
+        assert_eq!("0".parse(), Ok(Bound(Some(0))));
+        assert!("-1".parse::<Bound>().is_err() && "".parse::<Bound>().is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! Scores a model on the test data, with the same result for any number of threads.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fmt, thread};
+
+use windlass_worker::data::Dataset;
+use windlass_worker::models::{Batch, Model, ModelError, Score, by_name};
+
+/// Examples that are scored at once; their scores are added up in order, whoever computed them.
+const CHUNK: usize = 250;
+
+/// A model and what it is judged by.
+pub(crate) struct Judge {
+    model: String,
+    test: Dataset,
+}
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Judge {{ model: {}, examples: {} }}", self.model, self.test.len())
+    }
+}
+
+impl Judge {
+    pub(crate) fn new(model: String, test: Dataset) -> Self {
+        Self { model, test }
+    }
+
+    /// The score of these values, laid end to end, on all of the test data.
+    ///
+    /// # Errors
+    /// If the model cannot be made.
+    pub(crate) fn score(&self, values: &[f32], threads: usize) -> Result<Score, ModelError> {
+        let chunks = self.test.len().div_ceil(CHUNK);
+        let threads = threads.clamp(1, chunks.max(1));
+        let models = (0..threads).map(|_| by_name(&self.model)).collect::<Result<Vec<_>, _>>()?;
+        let next = AtomicUsize::new(0);
+        let mut parts = vec![Score::default(); chunks];
+        thread::scope(|scope| {
+            let work = |mut model| scope.spawn(|| self.some(&mut *{ model }, values, &next));
+            let running: Vec<_> = models.into_iter().map(work).collect();
+            for thread in running {
+                for (chunk, score) in thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                    parts[chunk] = score;
+                }
+            }
+        });
+        let mut sum = Score::default();
+        for part in parts {
+            sum += part;
+        }
+        Ok(sum)
+    }
+
+    /// Scores chunks until none is left.
+    fn some(&self, model: &mut dyn Model, values: &[f32], next: &AtomicUsize) -> Vec<(usize, Score)> {
+        let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut scores = Vec::new();
+        loop {
+            let chunk = next.fetch_add(1, Ordering::Relaxed);
+            let start = chunk * CHUNK;
+            if start >= self.test.len() {
+                return scores;
+            }
+            indices.clear();
+            // Loading limits a data set to what 32 bits can number.
+            indices.extend(start as u32..self.test.len().min(start + CHUNK) as u32);
+            self.test.gather(&indices, &mut features, &mut labels);
+            scores.push((chunk, model.score(values, Batch::new(&features, &labels))));
+        }
+    }
+}
+
+/// Threads for a score that nobody else waits for.
+pub(crate) fn all_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_worker::data::Features;
+
+    use super::*;
+
+    #[test]
+    fn the_score_is_the_same_for_any_number_of_threads() {
+        let features = (0..3 * 1_111).map(|i| (i as f32 * 0.37).sin()).collect();
+        let test = Dataset::new(Features::Floats(features), (0..1_111).map(|i| i % 4).collect(), 4);
+        let judge = Judge::new("mlp:3-4".into(), test);
+        let values: Vec<f32> = (0..16).map(|i| (i as f32).cos()).collect();
+        let alone = judge.score(&values, 1).unwrap();
+        assert_eq!(alone.examples, 1_111);
+        for threads in [2, 3, 5, 100] {
+            assert_eq!(judge.score(&values, threads).unwrap(), alone);
+        }
+    }
+}

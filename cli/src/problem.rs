@@ -1,0 +1,132 @@
+//! Loads what a run trains on, and checks that its model fits.
+
+use std::path::{Path, PathBuf};
+
+use windlass_common::exit::Exit;
+use windlass_common::plan::{Data, Model, Plan};
+use windlass_worker::data::{self, check_fit};
+use windlass_worker::models::by_name;
+
+use crate::failure::{Failure, OrExit, Outcome};
+use crate::flags::SourceFlags;
+use crate::judge::Judge;
+
+/// Where the data is, unless a flag says otherwise.
+pub(crate) const DATA_PATH: &str = "data/mnist";
+/// What the plan calls a model that only a worker of one's own knows.
+pub(crate) const OWN_MODEL: &str = "own";
+
+/// What is trained and on what.
+pub(crate) struct Problem {
+    pub(crate) model: Model,
+    pub(crate) data: Data,
+    /// None for a model that is not built in.
+    pub(crate) judge: Option<Judge>,
+}
+
+/// Whether the model can be computed here.
+pub(crate) fn is_built_in(model: &str) -> bool {
+    by_name(model).is_ok()
+}
+
+/// What the flags name.
+///
+/// # Errors
+/// If there is no such model or data, or they do not fit each other.
+pub(crate) fn of_flags(source: &SourceFlags) -> Outcome<Problem> {
+    let recipe = &source.recipe;
+    if let (Some(examples), false) = (recipe.examples, recipe.variables.is_empty()) {
+        let data = Data {
+            path: source.data.as_deref().map_or_else(|| Ok(String::new()), text_of)?,
+            label_column: recipe.label_column.clone(),
+            train_examples: examples,
+            fingerprint: format!("{:016x}", 0),
+        };
+        let variables = recipe.variables.iter().map(|v| v.0.clone()).collect();
+        return Ok(Problem { model: Model { name: OWN_MODEL.to_owned(), variables }, data, judge: None });
+    }
+    let model = by_name(&recipe.model).or_fail(Exit::Usage, "--model")?;
+    let path = source.data.clone().unwrap_or_else(|| PathBuf::from(DATA_PATH));
+    let loaded = load(&path, &recipe.label_column)?;
+    check_fit(&recipe.model, model.input(), &loaded).or_exit(Exit::Input)?;
+    let train_examples = loaded.train.len() as u64;
+    if u64::from(recipe.workers) > train_examples {
+        return Err(Failure::usage(format!(
+            "--workers is {}; {} has {train_examples} training examples, and each worker needs one",
+            recipe.workers,
+            path.display()
+        )));
+    }
+    let data = Data {
+        path: text_of(&path)?,
+        label_column: recipe.label_column.clone(),
+        train_examples,
+        fingerprint: format!("{:016x}", loaded.fingerprint()),
+    };
+    let judge = Some(Judge::new(recipe.model.clone(), loaded.test));
+    Ok(Problem { model: Model { name: recipe.model.clone(), variables: model.variables() }, data, judge })
+}
+
+/// What is needed to score the model of a stored plan, with its own data or the same elsewhere.
+///
+/// # Errors
+/// If the data is not that of the plan, or the plan's model is not the one that is built in here.
+pub(crate) fn of_plan(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<Judge> {
+    let loaded = load_for(plan, elsewhere)?;
+    let fingerprint = format!("{:016x}", loaded.fingerprint());
+    if fingerprint != plan.data.fingerprint {
+        return Err(Failure::new(
+            Exit::Input,
+            format!(
+                "the data in {} is not that of the plan: its fingerprint is {fingerprint}, the plan says {}",
+                loaded.source.display(),
+                plan.data.fingerprint
+            ),
+        ));
+    }
+    judge(plan, loaded)
+}
+
+/// As [`of_plan`], on whatever data fits the model; the second result says whether it is the plan's own.
+///
+/// # Errors
+/// If the data does not fit, or the plan's model is not the one that is built in here.
+pub(crate) fn of_plan_on_any(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<(Judge, bool)> {
+    let loaded = load_for(plan, elsewhere)?;
+    let same = format!("{:016x}", loaded.fingerprint()) == plan.data.fingerprint;
+    Ok((judge(plan, loaded)?, same))
+}
+
+fn judge(plan: &Plan, loaded: data::Data) -> Outcome<Judge> {
+    let model = by_name(&plan.model.name).or_exit(Exit::Input)?;
+    if model.variables() != plan.model.variables {
+        let sentence = format!("the plan's model {} has other variables than the one built in here", plan.model.name);
+        return Err(Failure::new(Exit::Input, sentence));
+    }
+    check_fit(&plan.model.name, model.input(), &loaded).or_exit(Exit::Input)?;
+    Ok(Judge::new(plan.model.name.clone(), loaded.test))
+}
+
+fn load_for(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<data::Data> {
+    let path = elsewhere.unwrap_or(Path::new(&plan.data.path));
+    if elsewhere.is_none() && !path.exists() {
+        let sentence = format!(
+            "the plan says that the data is in {}, and there is nothing; name the place with --data",
+            plan.data.path
+        );
+        return Err(Failure::new(Exit::Input, sentence));
+    }
+    load(path, &plan.data.label_column)
+}
+
+fn load(path: &Path, label_column: &str) -> Outcome<data::Data> {
+    data::load_with_label_column(path, label_column).or_exit(Exit::Input)
+}
+
+/// A path as text for the plan, which holds nothing else.
+pub(crate) fn text_of(path: &Path) -> Outcome<String> {
+    let text = path.to_str().ok_or_else(|| {
+        Failure::usage(format!("--data is {}; a plan holds only paths that are valid UTF-8", path.display()))
+    })?;
+    Ok(text.to_owned())
+}

@@ -1,0 +1,303 @@
+//! Makes a checked plan out of flags or of a stored plan.
+
+use std::path::Path;
+
+use windlass_common::exit::Exit;
+use windlass_common::optimizer::Optimizer;
+use windlass_common::plan::{Cluster, Data, FORMAT, Mode, Model, Plan, StalenessScaling, TEXT_BYTES_MAX, Training};
+use windlass_common::schedule::Schedule;
+
+use crate::failure::{Failure, OrExit, Outcome};
+use crate::flags::{Bound, ModeName, RecipeFlags, Scaling, SourceFlags};
+use crate::judge::Judge;
+use crate::problem::{self, Problem};
+
+/// The bound of ssp, unless another is given.
+const STALENESS: u64 = 4;
+/// In sync the rate grows with the gradients averaged per step, up to this many times.
+const RATE_TIMES_MAX: u32 = 4;
+
+/// The plan that the flags mean, under this name, and what is needed to score its model. The data is loaded here.
+///
+/// # Errors
+/// Says in one sentence what is wrong with the flags, the plan's file or the data.
+pub(crate) fn prepare(source: &SourceFlags, name: &str) -> Outcome<(Plan, Option<Judge>)> {
+    let Some(file) = &source.plan else {
+        let mut plan = plan_of(&source.recipe, name)?;
+        let Problem { model, data, judge } = problem::of_flags(source)?;
+        if source.recipe.evaluate_every.is_none() {
+            plan.training.evaluate_every_examples = data.train_examples;
+        }
+        (plan.model, plan.data) = (model, data);
+        plan.check().or_exit(Exit::Usage)?;
+        return Ok((plan, judge));
+    };
+    let mut plan = Plan { name: name.to_owned(), ..read(file)? };
+    plan.check().or_exit(Exit::Usage)?;
+    let judge = match problem::is_built_in(&plan.model.name) {
+        true => Some(problem::of_plan(&plan, source.data.as_deref())?),
+        false if source.worker_program.is_some() => None,
+        false => {
+            return Err(Failure::usage(format!(
+                "the model {} of {} is not built in; name the worker that computes it with --worker-program",
+                plan.model.name,
+                file.display()
+            )));
+        }
+    };
+    if let Some(data) = &source.data {
+        plan.data.path = problem::text_of(data)?;
+    }
+    Ok((plan, judge))
+}
+
+/// Reads and checks the plan in a file.
+///
+/// # Errors
+/// Names the file, and says what is wrong with it.
+pub(crate) fn read(file: &Path) -> Outcome<Plan> {
+    let unreadable = || format!("could not read the plan {}", file.display());
+    let length = std::fs::metadata(file).or_fail(Exit::Input, unreadable())?.len();
+    if length > TEXT_BYTES_MAX as u64 {
+        let found = format!("{} has {length} bytes; a plan has at most {TEXT_BYTES_MAX}", file.display());
+        return Err(Failure::new(Exit::Input, found));
+    }
+    let text = std::fs::read_to_string(file).or_fail(Exit::Input, unreadable())?;
+    Plan::parse(&text).or_fail(Exit::Input, file.display())
+}
+
+/// The name of a run that has none: its model and mode.
+pub(crate) fn base_name(recipe: &RecipeFlags) -> String {
+    let model = if recipe.variables.is_empty() { recipe.model.as_str() } else { problem::OWN_MODEL };
+    let mode = match recipe.mode {
+        ModeName::Sync => "sync",
+        ModeName::Async => "async",
+        ModeName::Ssp => "ssp",
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    format!("{}-{mode}", model.chars().take(100).map(plain).collect::<String>())
+}
+
+/// The plan as far as the flags alone give it: its model and data stand for any. Wrong flags are told from here,
+/// before any data is loaded.
+fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
+    let mode = mode(recipe)?;
+    let optimizer = optimizer(recipe)?;
+    let rate = recipe.rate.unwrap_or_else(|| default_rate(&optimizer, &mode, recipe.workers));
+    let variable = windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
+    let plan = Plan {
+        format: FORMAT,
+        name: name.to_owned(),
+        seed: recipe.seed,
+        mode,
+        cluster: Cluster {
+            servers: recipe.servers,
+            shards_per_server: recipe.shards_per_server,
+            workers: recipe.workers,
+            membership: recipe.membership,
+            join_deadline_s: recipe.join_deadline,
+            rejoin_deadline_s: recipe.rejoin_deadline,
+        },
+        training: Training {
+            batch: recipe.batch,
+            passes: recipe.passes,
+            compute_threads: recipe.compute_threads,
+            evaluate_every_examples: recipe.evaluate_every.unwrap_or(1),
+        },
+        optimizer,
+        schedule: Schedule { rate, warm_up: recipe.warm_up, shape: recipe.schedule.clone() },
+        data: Data { path: String::new(), label_column: recipe.label_column.clone(), train_examples: 1, fingerprint: String::new() },
+        model: Model { name: recipe.model.clone(), variables: vec![variable] },
+    };
+    plan.check().or_exit(Exit::Usage)?;
+    Ok(plan)
+}
+
+fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
+    let name = recipe.mode;
+    let scaling = match recipe.staleness_rate {
+        Some(Scaling::Inverse) => StalenessScaling::Inverse,
+        Some(Scaling::None) | None => StalenessScaling::None,
+    };
+    if recipe.staleness.is_some() && name != ModeName::Ssp {
+        return Err(Failure::usage(
+            "--staleness is the bound of --mode ssp; sync has none and async knows none: leave it out, or train with --mode ssp",
+        ));
+    }
+    if recipe.backup.is_some() && name != ModeName::Sync {
+        return Err(Failure::usage(
+            "--backup leaves the slowest workers out of a step of --mode sync; async and ssp wait for nobody's step: \
+             leave it out, or train with --mode sync",
+        ));
+    }
+    if recipe.staleness_rate.is_some() && name == ModeName::Sync {
+        return Err(Failure::usage(
+            "--staleness-rate is for --mode async and ssp; in sync no gradient is stale: leave it out",
+        ));
+    }
+    Ok(match name {
+        ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
+        ModeName::Async => Mode::Async { scaling },
+        ModeName::Ssp => {
+            let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
+            Mode::Ssp { staleness, scaling }
+        }
+    })
+}
+
+fn optimizer(recipe: &RecipeFlags) -> Outcome<Optimizer> {
+    let (mut optimizer, Some(decay)) = (recipe.optimizer, recipe.weight_decay) else { return Ok(recipe.optimizer) };
+    let default = Optimizer::all().into_iter().find(|o| o.name() == optimizer.name());
+    let (given, usual) = (*decay_of(&mut optimizer), default.map_or(0.0, |mut o| *decay_of(&mut o)));
+    if given != usual && given != decay {
+        return Err(Failure::usage(format!(
+            "--weight-decay {decay} and the weight_decay={given} of --optimizer contradict each other: give one of them"
+        )));
+    }
+    *decay_of(&mut optimizer) = decay;
+    optimizer.check().or_fail(Exit::Usage, "--weight-decay")?;
+    Ok(optimizer)
+}
+
+fn decay_of(optimizer: &mut Optimizer) -> &mut f64 {
+    match optimizer {
+        Optimizer::Sgd(o) => &mut o.weight_decay,
+        Optimizer::Momentum(o) => &mut o.weight_decay,
+        Optimizer::Nesterov(o) => &mut o.weight_decay,
+        Optimizer::Adagrad(o) => &mut o.weight_decay,
+        Optimizer::Rmsprop(o) => &mut o.weight_decay,
+        Optimizer::Adam(o) => &mut o.weight_decay,
+        Optimizer::Adamw(o) => &mut o.weight_decay,
+    }
+}
+
+/// The peak rate of a run that is given none. The mean of n gradients allows a rate n times higher (Goyal et al. 2017,
+/// section 2.1), up to a limit; optimizers that scale the gradient themselves take it as it is.
+fn default_rate(optimizer: &Optimizer, mode: &Mode, workers: u32) -> f64 {
+    let averaged = match mode {
+        Mode::Sync { backup } => workers.saturating_sub(*backup).clamp(1, RATE_TIMES_MAX),
+        Mode::Async { .. } | Mode::Ssp { .. } => 1,
+    };
+    match optimizer {
+        Optimizer::Sgd(_) => f64::from(averaged) / 10.0,
+        // A velocity that keeps 0.9 of itself adds up to ten gradients.
+        Optimizer::Momentum(_) | Optimizer::Nesterov(_) => f64::from(averaged) / 100.0,
+        Optimizer::Adagrad(_) => 0.01,
+        Optimizer::Rmsprop(_) | Optimizer::Adam(_) | Optimizer::Adamw(_) => 0.001,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::flags::{Cli, Command};
+
+    fn source(flags: &[&str]) -> SourceFlags {
+        let cli = Cli::try_parse_from(["windlass", "train"].iter().chain(flags)).unwrap();
+        let Command::Train(train) = cli.command else { unreachable!() };
+        train.source
+    }
+
+    fn plan(flags: &[&str]) -> Outcome<Plan> {
+        plan_of(&source(flags).recipe, "run")
+    }
+
+    fn refusal(flags: &[&str]) -> String {
+        let failure = plan(flags).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        failure.sentence()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!(plan.mode, Mode::Sync { backup: 0 });
+        assert_eq!((plan.cluster.servers, plan.cluster.workers, plan.cluster.shards()), (2, 4, 2));
+        assert_eq!((plan.training.batch, plan.training.passes, plan.seed), (64, 8.0, 1));
+        assert_eq!(plan.schedule, Schedule { rate: 0.4, ..Schedule::default() });
+        assert_eq!(plan.optimizer, Optimizer::default());
+    }
+
+    #[test]
+    fn rates_follow_the_optimizer_and_the_mode() {
+        let rate = |flags: &[&str]| plan(flags).unwrap().schedule.rate;
+        assert_eq!(rate(&["--workers", "1"]), 0.1);
+        assert_eq!(rate(&["--workers", "3"]), 0.3);
+        assert_eq!(rate(&["--workers", "9"]), 0.4);
+        assert_eq!(rate(&["--workers", "3", "--backup", "1"]), 0.2);
+        assert_eq!(rate(&["--mode", "async"]), 0.1);
+        assert_eq!(rate(&["--mode", "ssp"]), 0.1);
+        assert_eq!(rate(&["--optimizer", "momentum", "--workers", "2"]), 0.02);
+        assert_eq!(rate(&["--optimizer", "nesterov", "--mode", "async"]), 0.01);
+        assert_eq!(rate(&["--optimizer", "adam"]), 0.001);
+        assert_eq!(rate(&["--optimizer", "adagrad:weight_decay=0.1"]), 0.01);
+        assert_eq!(rate(&["--optimizer", "rmsprop", "--rate", "0.25"]), 0.25);
+    }
+
+    #[test]
+    fn modes_take_their_own_flags() {
+        let mode = |flags: &[&str]| plan(flags).unwrap().mode;
+        let none = StalenessScaling::None;
+        assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none });
+        assert_eq!(mode(&["--mode", "ssp", "--staleness", "inf"]), Mode::Ssp { staleness: None, scaling: none });
+        assert_eq!(mode(&["--backup", "3"]), Mode::Sync { backup: 3 });
+        let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
+        assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        assert!(refusal(&["--staleness", "4"]).starts_with("--staleness is the bound of --mode ssp"));
+        assert!(refusal(&["--mode", "async", "--staleness", "4"]).starts_with("--staleness"));
+        assert!(refusal(&["--mode", "async", "--backup", "1"]).starts_with("--backup"));
+        assert!(refusal(&["--mode", "ssp", "--backup", "0"]).starts_with("--backup"));
+        assert!(refusal(&["--staleness-rate", "inverse"]).starts_with("--staleness-rate"));
+        assert!(refusal(&["--backup", "4"]).contains("with 4 workers at most 3 may be left out"));
+        let both = ["--optimizer", "sgd:weight_decay=0.1", "--weight-decay", "0.2"];
+        assert!(refusal(&both).contains("contradict each other"));
+        assert!(refusal(&["--weight-decay=-1"]).contains("weight_decay"));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_named_by_its_flag() {
+        for (flag, value) in [
+            ("--workers", "0"),
+            ("--servers", "0"),
+            ("--batch", "0"),
+            ("--passes", "0"),
+            ("--passes", "nan"),
+            ("--seed", "18446744073709551615"),
+            ("--evaluate-every", "0"),
+            ("--shards-per-server", "65"),
+        ] {
+            let sentence = refusal(&[flag, value]);
+            assert!(sentence.starts_with(flag), "{sentence}");
+        }
+        assert!(refusal(&["--rate", "0"]).contains("its peak must lie between"));
+        assert!(refusal(&["--warm-up", "1"]).contains("warm-up"));
+        let failure = prepare(&source(&["--name", "a/b"]), "a/b").unwrap_err();
+        assert!(failure.sentence().starts_with("--name is"), "{}", failure.sentence());
+    }
+
+    #[test]
+    fn a_stored_plan_excludes_the_flags_that_it_answers() {
+        let parse = |flags: &[&str]| Cli::try_parse_from(["windlass", "train", "--plan", "p.toml"].iter().chain(flags));
+        for flags in [["--model", "2nn"], ["--mode", "sync"], ["--seed", "1"], ["--warm-up", "0.1"]] {
+            let error = parse(&flags).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flags:?}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        for flags in [["--name", "x"], ["--run-dir", "x"], ["--restarts", "0"], ["--data", "x"]] {
+            parse(&flags).unwrap();
+        }
+    }
+
+    #[test]
+    fn names_say_model_and_mode() {
+        assert_eq!(base_name(&source(&[]).recipe), "2nn-sync");
+        let flags = ["--model", "mlp:784-30-10", "--mode", "ssp"];
+        assert_eq!(base_name(&source(&flags).recipe), "mlp-784-30-10-ssp");
+    }
+}

@@ -1,0 +1,80 @@
+//! Says in sentences why a client could not join, pull or push.
+
+use std::time::Duration;
+
+use windlass_common::exit::Exit;
+use windlass_common::plan::PlanError;
+use windlass_common::wire::{Reject, Stop, WireError};
+use windlass_transport::{ConnectionLost, FrameError, Role, TransportError};
+
+/// Why a client could not go on.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ClientError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("the connection to {server} is gone: {source}")]
+    Lost { server: String, source: FrameError },
+    #[error("{who} has said nothing for {} s", after.as_secs())]
+    Silent { who: String, after: Duration },
+    #[error("the request was refused: {0}")]
+    Rejected(Reject),
+    #[error("the run has ended: {0}")]
+    Ended(String),
+    #[error("the plan that the coordinator sent cannot be used: {0}")]
+    Plan(#[from] PlanError),
+    #[error("this program reads the plan differently from the coordinator; both must be of one build")]
+    PlanHash,
+    #[error("{who} sent what cannot be understood: {what}")]
+    Protocol { who: String, what: String },
+    #[error("this identity is that of {found}; {expected} is needed here")]
+    WrongRole { expected: &'static str, found: Role },
+    #[error("the buffer has {found} values, the model has {expected}")]
+    Length { expected: usize, found: usize },
+    #[error("variable {name} has {found} values, the plan says {expected}")]
+    VariableLength { name: String, expected: usize, found: usize },
+    #[error("the model has no variable {name}; it has {known}")]
+    UnknownVariable { name: String, known: String },
+}
+
+impl ClientError {
+    /// The exit code for a program that ends because of this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Transport(_) | Self::Silent { .. } | Self::Lost { .. } => Exit::Network,
+            Self::Plan(_) => Exit::Input,
+            Self::WrongRole { .. } => Exit::Usage,
+            _ => Exit::Run,
+        }
+    }
+
+    /// Whether the same request may succeed over a new connection.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    pub(crate) fn lost(server: impl ToString, source: impl Into<FrameError>) -> Self {
+        Self::Lost { server: server.to_string(), source: source.into() }
+    }
+
+    pub(crate) fn protocol(who: impl ToString, what: impl ToString) -> Self {
+        Self::Protocol { who: who.to_string(), what: what.to_string() }
+    }
+
+    pub(crate) fn wire(who: impl ToString, error: &WireError) -> Self {
+        Self::protocol(who, error)
+    }
+
+    pub(crate) fn ended(stop: &Stop) -> Self {
+        match stop {
+            Stop::Completed => Self::Ended("it is complete".into()),
+            Stop::Failed { reason } => Self::Ended(reason.clone()),
+        }
+    }
+}
+
+impl From<(Role, ConnectionLost)> for ClientError {
+    fn from((server, lost): (Role, ConnectionLost)) -> Self {
+        Self::lost(server, lost)
+    }
+}

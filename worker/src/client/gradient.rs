@@ -1,0 +1,52 @@
+//! Lends buffers for gradients, whose bytes go to the wire without being copied.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+/// A gradient of the whole model, or the buffer for one: the variables end to end, as the layout says.
+#[derive(Debug)]
+pub struct Gradient(Arc<Vec<f32>>);
+
+impl Deref for Gradient {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Gradient {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        Arc::get_mut(&mut self.0).expect("a gradient that has not been pushed has one owner")
+    }
+}
+
+/// The buffers of one client. Two are in turn: one is computed into while the other may still be on its way.
+#[derive(Debug)]
+pub(crate) struct Gradients {
+    len: usize,
+    lent: Vec<Arc<Vec<f32>>>,
+}
+
+/// Buffers that may be on their way at once; beyond that, memory is given back.
+const LENT_MAX: usize = 4;
+
+impl Gradients {
+    pub(crate) fn new(len: usize) -> Self {
+        Self { len, lent: Vec::new() }
+    }
+
+    /// A buffer that nobody reads any more, or a new one.
+    pub(crate) fn take(&mut self) -> Gradient {
+        let free = self.lent.iter_mut().position(|b| Arc::get_mut(b).is_some());
+        Gradient(free.map_or_else(|| Arc::new(vec![0.0; self.len]), |i| self.lent.swap_remove(i)))
+    }
+
+    /// Notes that the buffer goes to the wire, so that it is used again once it has come back.
+    pub(crate) fn lend(&mut self, gradient: Gradient) -> Arc<Vec<f32>> {
+        if self.lent.len() < LENT_MAX {
+            self.lent.push(Arc::clone(&gradient.0));
+        }
+        gradient.0
+    }
+}

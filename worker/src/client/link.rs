@@ -1,0 +1,201 @@
+//! Carries requests and answers between a client and one shard.
+
+use std::sync::Arc;
+
+use bytemuck::cast_slice_mut;
+use rkyv::util::AlignedVec;
+use tokio::time::timeout;
+use windlass_common::ids::ShardId;
+use windlass_common::layout::Layout;
+use windlass_common::placement::Placement;
+use windlass_common::wire::{self, Body, Codec, Part, Values, Wait};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, bytes_of};
+use windlass_worker_core::{Pull, Push, Reply};
+
+use super::error::ClientError;
+use super::session::{Envelope, SILENCE_MAX, brief, next, send};
+
+/// A slice of the caller's buffer: its number in the placement, and the values.
+pub(crate) type Place<'a> = (u32, &'a mut [f32]);
+
+/// A slice and where it lies in the flat buffer.
+pub(crate) type FlatPart = (Part, std::ops::Range<usize>);
+
+/// A stream to one shard.
+#[derive(Debug)]
+pub(crate) struct Link {
+    shard: ShardId,
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    buffer: AlignedVec<16>,
+    incoming: AlignedVec<16>,
+}
+
+impl Link {
+    pub(crate) async fn open(
+        connection: &Connection,
+        shard: ShardId,
+        envelope: Envelope,
+    ) -> Result<Self, ClientError> {
+        let stream = connection.open_stream(Priority::Normal).await;
+        let (mut sender, receiver) = stream.map_err(|lost| ClientError::from((connection.peer(), lost)))?;
+        let mut buffer = AlignedVec::new();
+        send(&mut sender, &mut buffer, envelope.header(Body::Open { shard })).await?;
+        Ok(Self { shard, sender, receiver, buffer, incoming: AlignedVec::new() })
+    }
+
+    /// Sends a push, a pull or both; of the gradient, the parts that belong to this shard.
+    pub(crate) async fn request(
+        &mut self,
+        envelope: Envelope,
+        parts: &[FlatPart],
+        push: Option<(Push, &Arc<Vec<f32>>)>,
+        pull: Option<Pull>,
+    ) -> Result<(), ClientError> {
+        let codec = Codec::F32;
+        let pull = pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec });
+        let (body, payload) = match (push, pull) {
+            (None, None) => return Ok(()),
+            (None, Some(pull)) => (Body::Pull(pull), Vec::new()),
+            (Some((push, gradient)), pull) => {
+                let bytes = bytes_of(Arc::clone(gradient));
+                let payload: Vec<_> =
+                    parts.iter().map(|(_, range)| bytes.slice(range.start * 4..range.end * 4)).collect();
+                let Push { sequence, step, base, examples, loss } = push;
+                let payload_bytes = payload.iter().map(|b| b.len() as u64).sum();
+                let parts = parts.iter().map(|(part, _)| *part).collect();
+                let push =
+                    wire::Push { sequence, step, base, examples, loss, codec, parts, payload_bytes };
+                (Body::Push { push, pull }, payload)
+            }
+        };
+        let header = envelope.header(body);
+        header.encode(&mut self.buffer).map_err(|e| ClientError::wire("this process", &e))?;
+        let sent = timeout(SILENCE_MAX, self.sender.send(&self.buffer, payload)).await;
+        match sent {
+            Ok(sent) => sent.map_err(|e| ClientError::lost(self.shard, e)),
+            Err(_) => Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX }),
+        }
+    }
+
+    /// Reads one answer; values go straight to their places. `None` is a word of explanation.
+    pub(crate) async fn reply(&mut self, places: &mut [Place<'_>]) -> Result<Option<Reply>, ClientError> {
+        let header = next(&mut self.receiver, &mut self.incoming).await.map_err(|e| self.name(e))?;
+        Ok(Some(match header.body {
+            Body::Held { sequence, .. } => Reply::Held { sequence },
+            Body::Settled { sequence, outcome } => Reply::Settled { sequence, outcome },
+            Body::Finished { .. } => Reply::Finished,
+            Body::Rejected { reason, .. } | Body::Refused(reason) => Reply::Rejected(reason),
+            Body::Values(values) => {
+                let (step, version) = (values.step, values.version);
+                self.receive(&values, places).await?;
+                Reply::Values { step, version }
+            }
+            Body::Waiting { step, wait } => {
+                tracing::info!(shard = self.shard.0, step = step.0, "{}", in_words(&wait));
+                return Ok(None);
+            }
+            other => return Err(ClientError::protocol(self.shard, brief(&other))),
+        }))
+    }
+
+    /// Reads the payload of values into their places.
+    pub(crate) async fn receive(&mut self, values: &Values, places: &mut [Place<'_>]) -> Result<(), ClientError> {
+        let announced: u64 = values.parts.iter().map(|p| values.codec.bytes(p.values)).sum();
+        if announced != values.payload_bytes {
+            let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);
+            return Err(ClientError::protocol(self.shard, what));
+        }
+        // Parts come in the order of the slices, so each is looked for behind the one before.
+        let mut rest = places.iter_mut();
+        for part in &values.parts {
+            let place = rest.find(|(slice, _)| *slice == part.slice);
+            let Some((_, place)) = place.filter(|(_, place)| place.len() as u64 == part.values) else {
+                let what = format!("slice {} with {} values, which was not asked for", part.slice, part.values);
+                return Err(ClientError::protocol(self.shard, what));
+            };
+            let read = timeout(SILENCE_MAX, self.receiver.payload(cast_slice_mut(place))).await;
+            match read {
+                Ok(read) => read.map_err(|e| ClientError::lost(self.shard, e))?,
+                Err(_) => return Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX }),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
+        send(&mut self.sender, &mut self.buffer, envelope.header(body)).await.map_err(|e| self.name(e))
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Body, ClientError> {
+        let header = self.receiver.header(wire::HEADER_BYTES_MAX, &mut self.incoming).await;
+        let bytes = header.map_err(|e| ClientError::lost(self.shard, e))?;
+        let bytes = bytes.ok_or_else(|| ClientError::protocol(self.shard, "it closed the stream"))?;
+        let header = wire::Header::decode(bytes).map_err(|e| ClientError::wire(self.shard, &e))?;
+        Ok(header.body)
+    }
+
+    /// Says which shard it was.
+    fn name(&self, error: ClientError) -> ClientError {
+        let who = self.shard.to_string();
+        match error {
+            ClientError::Lost { source, .. } => ClientError::Lost { server: who, source },
+            ClientError::Silent { after, .. } => ClientError::Silent { who, after },
+            ClientError::Protocol { what, .. } => ClientError::Protocol { who, what },
+            other => other,
+        }
+    }
+}
+
+/// The slices of one shard, in the order in which a payload holds them.
+pub(crate) fn parts(layout: &Layout, placement: &Placement, shard: ShardId) -> Vec<FlatPart> {
+    let all = (0_u32..).zip(placement.slices());
+    let own = all.filter(|(_, s)| s.shard == shard);
+    own.map(|(slice, s)| {
+        let start = layout.range(s.variable).start + s.start as usize;
+        (Part { slice, values: s.len }, start..start + s.len as usize)
+    })
+    .collect()
+}
+
+/// Splits a flat buffer into each shard's slices, in the order in which a payload holds them.
+pub(crate) fn places<'a>(
+    layout: &Layout,
+    placement: &Placement,
+    values: &'a mut [f32],
+) -> Vec<Vec<Place<'a>>> {
+    let mut order: Vec<u32> = (0..placement.slices().len() as u32).collect();
+    order.sort_by_key(|&slice| {
+        let s = placement.slices()[slice as usize];
+        (s.variable, s.start)
+    });
+    let mut cut: Vec<(u32, &mut [f32])> = Vec::with_capacity(order.len());
+    let mut rest = values;
+    debug_assert_eq!(rest.len() as u64, layout.total());
+    for slice in order {
+        let (now, later) = rest.split_at_mut(placement.slices()[slice as usize].len as usize);
+        cut.push((slice, now));
+        rest = later;
+    }
+    cut.sort_by_key(|(slice, _)| *slice);
+    let mut by_shard: Vec<Vec<Place<'a>>> = (0..placement.shards()).map(|_| Vec::new()).collect();
+    for (slice, place) in cut {
+        by_shard[placement.slices()[slice as usize].shard.index()].push((slice, place));
+    }
+    by_shard
+}
+
+/// Whom a parked pull waits for.
+fn in_words(wait: &Wait) -> String {
+    match wait {
+        Wait::Start => "waiting for the planned servers and workers to join".into(),
+        Wait::Pushes { step, missing } => {
+            let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            format!("waiting for the pushes of {} for step {step}", names.join(", "))
+        }
+        Wait::Close { step } => format!("waiting for the coordinator to close step {step}"),
+        Wait::Slowest { worker, clock, needed } => {
+            format!("waiting for {worker}, which is at step {clock} and must reach step {needed}")
+        }
+    }
+}

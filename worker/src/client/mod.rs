@@ -1,0 +1,325 @@
+//! The worker's side of the protocol: join, pull, push, push-pull, leave.
+//!
+//! A [`Client`] knows nothing of models, data or training loops; whatever computes gradients can train with it.
+
+mod error;
+mod gradient;
+pub(crate) mod link;
+pub(crate) mod session;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
+use windlass_common::ids::{ShardId, Step, VariableId, WorkerId};
+use windlass_common::layout::Layout;
+use windlass_common::placement::Placement;
+use windlass_common::plan::Plan;
+use windlass_common::wire::{Body, WorkerReport};
+use windlass_transport::{Connection, Endpoint, Identity, IdentityError, Limits, Meter, Role};
+use windlass_worker_core::{Effect, Event, Pull, Push, Worker};
+
+pub use error::ClientError;
+pub use gradient::Gradient;
+
+use crate::client::gradient::Gradients;
+use crate::client::link::Link;
+use crate::client::session::Session;
+
+/// How to reach a run.
+#[derive(Debug)]
+pub struct JoinOptions {
+    /// The coordinator's address, `host:port`.
+    pub coordinator: String,
+    /// Who this worker is.
+    pub identity: Identity,
+    /// How long to try to reach the coordinator and each server.
+    pub connect_deadline: Duration,
+}
+
+impl JoinOptions {
+    /// Reads the identity from its file; the deadline is 10 s.
+    ///
+    /// # Errors
+    /// If the file is not an identity.
+    pub fn new(coordinator: impl Into<String>, identity: &Path) -> Result<Self, IdentityError> {
+        let identity = Identity::load(identity)?;
+        Ok(Self { coordinator: coordinator.into(), identity, connect_deadline: Duration::from_secs(10) })
+    }
+}
+
+/// What comes after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The values are those for this step.
+    Step(Step),
+    /// The training has all its examples: leave.
+    Finished,
+}
+
+/// A worker's place in a run.
+///
+/// One request is in flight at a time. When a connection breaks, the request is taken up again over a new one, under the
+/// same number, so that a push counts once. Each request ends: with its answer, with the end of the run, or with an
+/// error when a server says nothing for 30 s (a server that makes a worker wait says so every other second).
+#[derive(Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    options: JoinOptions,
+    session: Session,
+    connections: Vec<Connection>,
+    links: Vec<Link>,
+    core: Worker,
+    layout: Layout,
+    placement: Placement,
+    gradients: Gradients,
+}
+
+impl Client {
+    /// Joins a run, and resolves when the coordinator has admitted this worker.
+    ///
+    /// # Errors
+    /// If the coordinator or a server cannot be reached in time, or refuses this worker.
+    pub async fn join(options: JoinOptions) -> Result<Self, ClientError> {
+        let Role::Worker(_) = options.identity.role() else {
+            return Err(ClientError::WrongRole { expected: "a worker's", found: options.identity.role() });
+        };
+        let endpoint = Endpoint::client(&options.identity, &Limits::default())?;
+        let within = options.connect_deadline;
+        let session = Session::join(&endpoint, &options.coordinator, Body::JoinWorker, within).await?;
+        let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
+        let placement = session.plan.placement()?;
+        let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
+        let mut core = Worker::new(links.len());
+        core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
+        let gradients = Gradients::new(layout.total() as usize);
+        Ok(Self { endpoint, options, session, connections, links, core, layout, placement, gradients })
+    }
+
+    /// The run's configuration.
+    pub fn plan(&self) -> &Plan {
+        &self.session.plan
+    }
+
+    /// The model's variables and where each lies in a flat buffer.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Which worker this is.
+    pub fn worker(&self) -> WorkerId {
+        self.session.envelope.worker
+    }
+
+    /// The step that the values at hand are for; after joining, the step to begin with.
+    pub fn step(&self) -> Step {
+        self.core.step()
+    }
+
+    /// Bytes exchanged with each server.
+    pub fn meters(&self) -> Vec<Meter> {
+        self.connections.iter().map(Connection::stats).collect()
+    }
+
+    /// The range of a variable's values in the flat buffers.
+    ///
+    /// # Errors
+    /// If the model has no such variable.
+    pub fn variable(&self, name: &str) -> Result<std::ops::Range<usize>, ClientError> {
+        let found = self.layout.find(name).ok_or_else(|| {
+            let names: Vec<&str> = self.layout.variables().iter().map(|v| v.name.as_str()).collect();
+            ClientError::UnknownVariable { name: name.into(), known: names.join(", ") }
+        })?;
+        Ok(self.layout.range(VariableId(found.0)))
+    }
+
+    /// A buffer for a gradient of the whole model; what it holds is left from before.
+    pub fn gradient(&mut self) -> Gradient {
+        self.gradients.take()
+    }
+
+    /// A buffer for the values of the whole model.
+    pub fn values(&self) -> Vec<f32> {
+        vec![0.0; self.layout.total() as usize]
+    }
+
+    /// Fetches the values for the next step into `values`, which must be the buffer of the last pull: what has not
+    /// changed since is not sent again.
+    ///
+    /// # Errors
+    /// If the run has ended, a server is gone for good, or the buffer has the wrong length.
+    pub async fn pull(&mut self, values: &mut [f32]) -> Result<Next, ClientError> {
+        self.exchange(Event::Pull, None, Some(values)).await
+    }
+
+    /// Pushes the mean gradient of a batch and resolves when every shard has acknowledged it.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull).
+    pub async fn push(&mut self, gradient: Gradient, examples: u32, loss: f32) -> Result<(), ClientError> {
+        let event = Event::Push { examples, loss, pull: false };
+        self.exchange(event, Some(gradient), None).await.map(|_| ())
+    }
+
+    /// Pushes the mean gradient of a batch and fetches the values for the next step, in one round trip.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull).
+    pub async fn push_pull(
+        &mut self,
+        gradient: Gradient,
+        examples: u32,
+        loss: f32,
+        values: &mut [f32],
+    ) -> Result<Next, ClientError> {
+        let event = Event::Push { examples, loss, pull: true };
+        self.exchange(event, Some(gradient), Some(values)).await
+    }
+
+    /// Leaves the run. Leaving before [`Next::Finished`] ends it for all, as long as its membership is fixed.
+    ///
+    /// # Errors
+    /// If the coordinator could not be told.
+    pub async fn leave(mut self, report: WorkerReport) -> Result<(), ClientError> {
+        let told = self.session.say_last(Body::Leave(report)).await;
+        self.endpoint.shutdown(session::FAREWELL).await;
+        told
+    }
+
+    /// Ends the run for all, and says why.
+    ///
+    /// # Errors
+    /// If the coordinator could not be told.
+    pub async fn abort(mut self, reason: String) -> Result<(), ClientError> {
+        let told = self.session.say_last(Body::Abort { reason }).await;
+        self.endpoint.shutdown(session::FAREWELL).await;
+        told
+    }
+
+    /// Closes every connection without a word; this worker may join again.
+    pub async fn close(self) {
+        self.endpoint.shutdown(session::FAREWELL).await;
+    }
+
+    async fn exchange(
+        &mut self,
+        event: Event,
+        gradient: Option<Gradient>,
+        mut values: Option<&mut [f32]>,
+    ) -> Result<Next, ClientError> {
+        let expected = self.layout.total() as usize;
+        let lengths = [gradient.as_ref().map(|g| g.len()), values.as_ref().map(|v| v.len())];
+        if let Some(found) = lengths.into_iter().flatten().find(|&l| l != expected) {
+            return Err(ClientError::Length { expected, found });
+        }
+        let gradient = gradient.map(|g| self.gradients.lend(g));
+        let mut effects = Vec::new();
+        self.core.handle(event, &mut effects);
+        loop {
+            match self.requests(&mut effects, gradient.as_ref(), values.as_deref_mut()).await {
+                Ok(Some(next)) => return Ok(next),
+                Ok(None) if self.core.is_busy() => {}
+                Ok(None) => return Ok(Next::Step(self.core.step())),
+                Err(error) if error.is_passing() => {
+                    tracing::warn!(%error, "joining again");
+                    self.join_again(&mut effects).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends every request among the effects and reads until each is answered; what the answers lead to is in
+    /// `effects` afterwards.
+    async fn requests(
+        &mut self,
+        effects: &mut Vec<Effect>,
+        gradient: Option<&Arc<Vec<f32>>>,
+        values: Option<&mut [f32]>,
+    ) -> Result<Option<Next>, ClientError> {
+        let mut sends: Vec<(Option<Push>, Option<Pull>)> = vec![(None, None); self.links.len()];
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send { shard, push, pull } => sends[shard] = (push, pull),
+                Effect::Ready { step } => return Ok(Some(Next::Step(step))),
+                Effect::Finished => return Ok(Some(Next::Finished)),
+                Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
+                Effect::Settled { .. } => {}
+            }
+        }
+        let places = match values {
+            Some(values) => link::places(&self.layout, &self.placement, values),
+            None => self.links.iter().map(|_| Vec::new()).collect(),
+        };
+        let (envelope, placement, layout) = (self.session.envelope, &self.placement, &self.layout);
+        let core = Mutex::new((&mut self.core, &mut *effects));
+        let answered = try_join_all(self.links.iter_mut().zip(sends).zip(places).enumerate().map(
+            |(shard, ((link, (push, pull)), mut places))| {
+                let core = &core;
+                async move {
+                    if push.is_none() && pull.is_none() {
+                        return Ok::<(), ClientError>(());
+                    }
+                    let parts = link::parts(layout, placement, ShardId(shard as u32));
+                    link.request(envelope, &parts, push.zip(gradient), pull).await?;
+                    while core.lock().0.awaits(shard) {
+                        let reply = link.reply(&mut places).await?;
+                        if let Some(reply) = reply {
+                            let (core, effects) = &mut *core.lock();
+                            core.handle(Event::Reply { shard, reply }, effects);
+                        }
+                    }
+                    Ok(())
+                }
+            },
+        ));
+        tokio::select! {
+            answered = answered => answered.map(|_| ())?,
+            error = self.session.ended() => return Err(error),
+        }
+        // A shard that was refused, or the last one to answer, says how it goes on.
+        let last = effects.iter().find_map(|effect| match effect {
+            Effect::Ready { step } => Some(Ok(Next::Step(*step))),
+            Effect::Finished => Some(Ok(Next::Finished)),
+            Effect::Failed(reason) => Some(Err(ClientError::Rejected(reason.clone()))),
+            Effect::Send { .. } | Effect::Settled { .. } => None,
+        });
+        last.transpose()
+    }
+
+    async fn join_again(&mut self, effects: &mut Vec<Effect>) -> Result<(), ClientError> {
+        for connection in &self.connections {
+            connection.close(0, "joining again");
+        }
+        let within = self.options.connect_deadline;
+        let hash = self.session.plan.hash();
+        let joining = Session::join(&self.endpoint, &self.options.coordinator, Body::JoinWorker, within);
+        self.session = joining.await?;
+        if self.session.plan.hash() != hash {
+            return Err(ClientError::Ended("another one has taken its place".into()));
+        }
+        (self.connections, self.links) =
+            connect(&self.endpoint, &self.session, &self.placement, within).await?;
+        effects.clear();
+        self.core.handle(Event::Joined { next: self.session.welcome.next }, effects);
+        Ok(())
+    }
+}
+
+/// A connection to every server and a stream to every shard.
+async fn connect(
+    endpoint: &Endpoint,
+    session: &Session,
+    placement: &Placement,
+    within: Duration,
+) -> Result<(Vec<Connection>, Vec<Link>), ClientError> {
+    let connections = session.connect_to_servers(endpoint, within).await?;
+    let links = (0..placement.shards()).map(ShardId).map(|shard| {
+        let server = session.plan.cluster.server_of(shard);
+        Link::open(&connections[server.index()], shard, session.envelope)
+    });
+    let links = try_join_all(links).await?;
+    Ok((connections, links))
+}

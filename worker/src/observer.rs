@@ -1,0 +1,171 @@
+//! Watches a run: how it stands, and what its values were at evaluation points.
+
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use windlass_common::ids::{Examples, ShardId, Step};
+use windlass_common::layout::Layout;
+use windlass_common::placement::Placement;
+use windlass_common::plan::{Plan, PlanError};
+use windlass_common::wire::{Body, Status, Stop};
+use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
+
+use crate::client::ClientError;
+use crate::client::link::{self, Link, Place};
+use crate::client::session::{Envelope, Session, Told};
+
+/// Watches a run without taking part in it.
+#[derive(Debug)]
+pub struct Observer;
+
+/// How the run stands, again and again.
+#[derive(Debug)]
+pub struct StatusStream {
+    session: Session,
+    _endpoint: Endpoint,
+}
+
+/// What is seen of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Seen {
+    /// How it stands now.
+    Status(Status),
+    /// It has ended; this is the last that is seen.
+    Stopped(Stop),
+}
+
+/// Fetches the values at evaluation points.
+#[derive(Debug)]
+pub struct SnapshotReader {
+    envelope: Envelope,
+    layout: Layout,
+    placement: Placement,
+    links: Vec<Link>,
+    _connections: Vec<Connection>,
+}
+
+/// What there is at an evaluation point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotSeen {
+    /// The values are there. In sync all shards had applied the same examples, and the two counts are equal; in
+    /// async and ssp each shard's are the newest it had when it passed the point.
+    Values {
+        /// The step the values are for, on the shard that is furthest.
+        step: Step,
+        /// Fewest examples applied on a shard.
+        examples_min: Examples,
+        /// Most examples applied on a shard.
+        examples_max: Examples,
+    },
+    /// The values are there no more, or will never be.
+    Skipped {
+        /// The next point to ask for; without one there will be no further.
+        next: Option<u64>,
+    },
+}
+
+impl Observer {
+    /// Connects to a run. Resolves when all planned servers have joined.
+    ///
+    /// # Errors
+    /// If the coordinator or a server cannot be reached within the time, or refuses this observer.
+    pub async fn connect(
+        coordinator: &str,
+        identity: &Identity,
+        within: Duration,
+    ) -> Result<(StatusStream, SnapshotReader), ClientError> {
+        if identity.role() != Role::Observer {
+            return Err(ClientError::WrongRole { expected: "an observer's", found: identity.role() });
+        }
+        let endpoint = Endpoint::client(identity, &Limits::default())?;
+        let session = Session::join(&endpoint, coordinator, Body::Observe, within).await?;
+        let layout = session.plan.layout().map_err(PlanError::from)?;
+        let placement = session.plan.placement()?;
+        let connections = session.connect_to_servers(&endpoint, within).await?;
+        let links = (0..placement.shards()).map(ShardId).map(|shard| {
+            let server = session.plan.cluster.server_of(shard);
+            Link::open(&connections[server.index()], shard, session.envelope)
+        });
+        let links = try_join_all(links).await?;
+        let envelope = session.envelope;
+        let snapshots = SnapshotReader { envelope, layout, placement, links, _connections: connections };
+        Ok((StatusStream { session, _endpoint: endpoint }, snapshots))
+    }
+}
+
+impl StatusStream {
+    /// The run's configuration.
+    pub fn plan(&self) -> &Plan {
+        &self.session.plan
+    }
+
+    /// Waits for the next status; one comes about five times a second.
+    ///
+    /// # Errors
+    /// If the coordinator is gone.
+    pub async fn next(&mut self) -> Result<Seen, ClientError> {
+        loop {
+            let changed = self.session.told.changed().await;
+            let told = self.session.told.borrow_and_update().clone();
+            match told {
+                Told::Status(status) => return Ok(Seen::Status(*status)),
+                Told::Stop(stop) => return Ok(Seen::Stopped(stop)),
+                Told::Lost(why) => return Err(ClientError::protocol("the coordinator", why)),
+                Told::Nothing if changed.is_err() => {
+                    return Err(ClientError::protocol("the coordinator", "it is gone"));
+                }
+                Told::Nothing => {}
+            }
+        }
+    }
+}
+
+impl SnapshotReader {
+    /// Waits until evaluation point `point` is reached and fetches the values of the whole model, in the order of the
+    /// layout. Ends with an error when the run ends first. Not to be dropped midway: afterwards it is of no use.
+    ///
+    /// # Errors
+    /// If a server is gone.
+    pub async fn pull(&mut self, point: u64, values: &mut Vec<f32>) -> Result<SnapshotSeen, ClientError> {
+        values.resize(self.layout.total() as usize, 0.0);
+        let places = link::places(&self.layout, &self.placement, values);
+        let envelope = self.envelope;
+        let pulls = self.links.iter_mut().zip(places).map(|(link, mut places)| async move {
+            link.send(envelope, Body::PullSnapshot { point }).await?;
+            pulled(link, &mut places).await
+        });
+        let pulled = try_join_all(pulls).await?;
+        let mut seen: Option<(Step, Examples, Examples)> = None;
+        let mut skipped: Option<Option<u64>> = None;
+        for one in pulled {
+            match one {
+                Ok((step, examples)) => {
+                    let (s, min, max) = seen.unwrap_or((step, examples, examples));
+                    seen = Some((s.max(step), min.min(examples), max.max(examples)));
+                }
+                // The shard that has dropped most says where to go on.
+                Err(next) => skipped = Some(skipped.flatten().max(next)),
+            }
+        }
+        Ok(match (skipped, seen) {
+            (None, Some((step, examples_min, examples_max))) => {
+                SnapshotSeen::Values { step, examples_min, examples_max }
+            }
+            (next, _) => SnapshotSeen::Skipped { next: next.flatten() },
+        })
+    }
+}
+
+type Pulled = Result<(Step, Examples), Option<u64>>;
+
+async fn pulled(link: &mut Link, places: &mut [Place<'_>]) -> Result<Pulled, ClientError> {
+    match link.next().await? {
+        Body::Values(values) => {
+            link.receive(&values, places).await?;
+            Ok(Ok((values.step, values.examples)))
+        }
+        Body::NoSnapshot { next } => Ok(Err(next)),
+        Body::Rejected { reason, .. } | Body::Refused(reason) => Err(ClientError::Rejected(reason)),
+        other => Err(ClientError::protocol("a shard", format!("{other:?}").chars().take(80).collect::<String>())),
+    }
+}

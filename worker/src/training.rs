@@ -1,0 +1,143 @@
+//! The built-in training loop: pull, take a batch, compute its gradient, push.
+
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tokio::runtime::Runtime;
+use windlass_common::exit::Exit;
+use windlass_common::ids::WorkerId;
+use windlass_common::plan::Plan;
+use windlass_common::wire::WorkerReport;
+use windlass_process::{Failure, OrExit};
+
+use crate::client::{Client, ClientError, JoinOptions, Next};
+use crate::data::{self, Data, ExampleStream, deal_iid};
+use crate::models::{self, Batch};
+
+/// What a training worker is told at its start; everything else is in the plan.
+#[derive(Debug)]
+pub struct TrainingOptions {
+    /// How to reach the run.
+    pub join: JoinOptions,
+    /// Where this machine has the data, if not where the plan says.
+    pub data: Option<PathBuf>,
+}
+
+/// Trains until the run has all its examples, or until `interrupted` resolves. `runtime` moves the bytes while the
+/// calling thread computes.
+///
+/// # Errors
+/// If the run cannot be joined or ends otherwise than complete, the data or model do not fit the plan, or the loss is no
+/// longer a number.
+pub fn train(
+    options: TrainingOptions,
+    runtime: &Runtime,
+    interrupted: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let mut waiting = Waiting { runtime, interrupted: pin!(interrupted) };
+    let mut client = waiting.on(Client::join(options.join))?;
+    let trained = prepare(client.plan(), client.worker(), options.data)
+        .and_then(|prepared| steps(&mut client, prepared, &mut waiting));
+    match trained {
+        Ok(report) => runtime.block_on(client.leave(report)).map_err(failure),
+        Err(failure) if failure.exit == Exit::Interrupted => {
+            runtime.block_on(client.close());
+            Err(failure)
+        }
+        Err(failure) => {
+            // The others would wait for this worker in vain. If the run has ended anyway, nobody needs to be told.
+            let _ = runtime.block_on(client.abort(failure.to_string()));
+            Err(failure)
+        }
+    }
+}
+
+fn steps<F: Future<Output = ()>>(
+    client: &mut Client,
+    (mut model, data, mut stream): Prepared,
+    waiting: &mut Waiting<'_, F>,
+) -> Result<WorkerReport, Failure> {
+    let batch_size = client.plan().training.batch as usize;
+    let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    let mut values = client.values();
+    let mut report = WorkerReport::default();
+    let mut next = waiting.on(client.pull(&mut values))?;
+    let (began, mut computing) = (Instant::now(), Duration::ZERO);
+    while let Next::Step(step) = next {
+        let start = Instant::now();
+        stream.batch(step.0, batch_size, &mut indices);
+        data.train.gather(&indices, &mut features, &mut labels);
+        let mut gradient = client.gradient();
+        let loss = model.gradient(&values, Batch::new(&features, &labels), &mut gradient);
+        computing += start.elapsed();
+        if !loss.is_finite() {
+            let reason = anyhow!("the loss is {loss} at step {step}: the training diverged; lower --rate");
+            return Err(reason).or_exit(Exit::Run);
+        }
+        report.steps += 1;
+        let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
+        next = waiting.on(client.push_pull(gradient, examples, loss, &mut values))?;
+    }
+    report.finished = true;
+    report.compute_us = u64::try_from(computing.as_micros()).unwrap_or(u64::MAX);
+    report.active_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    tracing::info!(steps = report.steps, computing_s = computing.as_secs_f64(), "finished");
+    Ok(report)
+}
+
+/// Waits for an answer, or until the process is told to end.
+struct Waiting<'a, F> {
+    runtime: &'a Runtime,
+    interrupted: Pin<&'a mut F>,
+}
+
+impl<F: Future<Output = ()>> Waiting<'_, F> {
+    fn on<T>(&mut self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
+        let Self { runtime, interrupted } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = interrupted.as_mut() => Err(anyhow!("told to end")).or_exit(Exit::Interrupted),
+                answer = answer => answer.map_err(failure),
+            }
+        })
+    }
+}
+
+type Prepared = (Box<dyn models::Model>, Data, ExampleStream);
+
+/// The model, the data, and this worker's examples of it.
+fn prepare(plan: &Plan, worker: WorkerId, path: Option<PathBuf>) -> Result<Prepared, Failure> {
+    let threads = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
+    let model = models::with_threads(&plan.model.name, threads.unwrap_or(NonZeroUsize::MIN)).or_exit(Exit::Input)?;
+    if model.variables() != plan.model.variables {
+        let reason = anyhow!("this program's model {} has other variables than the plan", plan.model.name);
+        return Err(reason).or_exit(Exit::Input);
+    }
+    let path = path.unwrap_or_else(|| PathBuf::from(&plan.data.path));
+    let data = data::load_with_label_column(&path, &plan.data.label_column)
+        .context("the data cannot be used")
+        .or_exit(Exit::Input)?;
+    data::check_fit(&plan.model.name, model.input(), &data).or_exit(Exit::Input)?;
+    let fingerprint = format!("{:016x}", data.fingerprint());
+    if fingerprint != plan.data.fingerprint {
+        let reason = anyhow!(
+            "{} holds other data than the run was planned with (fingerprint {fingerprint}, the plan says {})",
+            path.display(),
+            plan.data.fingerprint
+        );
+        return Err(reason).or_exit(Exit::Input);
+    }
+    let mut dealt = deal_iid(plan.seed, data.train.len(), plan.cluster.workers as usize);
+    let own = dealt.swap_remove(worker.index());
+    let stream = ExampleStream::new(plan.seed, worker, own).or_exit(Exit::Input)?;
+    Ok((model, data, stream))
+}
+
+fn failure(error: ClientError) -> Failure {
+    Failure { exit: error.exit(), error: error.into() }
+}
