@@ -1,1 +1,5 @@
-//! (crate root)
+//! What the benchmarks share: a plan for the model at hand, bare QUIC, and a clock of processor time.
+
+pub mod bare;
+pub mod machine;
+pub mod setting;

@@ -2,6 +2,7 @@
 
 mod children;
 mod eval;
+mod evaluator;
 mod failure;
 mod figures;
 mod flags;

@@ -24,7 +24,7 @@ fn values(bytes: &[u8], plan: &Plan) -> Result<Vec<f32>, String> {
     if let Some(unknown) = tensors.names().into_iter().find(|name| layout.find(name).is_none()) {
         return Err(format!("it holds a variable {unknown}, which the plan's model {} does not have", plan.model.name));
     }
-    let mut values = vec![0.0_f32; layout.total() as usize];
+    let mut found = Vec::new();
     for (id, variable) in (0_u32..).map(VariableId).zip(layout.variables()) {
         let name = &variable.name;
         let tensor = tensors.tensor(name).map_err(|_| format!("it has no variable {name}, which the plan's model has"))?;
@@ -35,6 +35,11 @@ fn values(bytes: &[u8], plan: &Plan) -> Result<Vec<f32>, String> {
         if tensor.dtype() != Dtype::F32 {
             return Err(format!("variable {name} is of type {:?}; F32 is what this program writes and reads", tensor.dtype()));
         }
+        found.push((id, tensor));
+    }
+    // Only now is it known that the file is as large as the model.
+    let mut values = vec![0.0_f32; layout.total() as usize];
+    for (id, tensor) in found {
         let (stored, _) = tensor.data().as_chunks::<4>();
         for (value, &bytes) in values[layout.range(id)].iter_mut().zip(stored) {
             *value = f32::from_le_bytes(bytes);
@@ -49,32 +54,15 @@ mod tests {
 
     use safetensors::tensor::TensorView;
     use windlass_common::layout::{Initial, Variable};
-    use windlass_common::optimizer::Optimizer;
-    use windlass_common::plan::{Cluster, Data, FORMAT, Membership, Mode, Model, Training};
 
     use super::*;
+    use crate::problem::tests::plan_of_model;
 
     fn plan() -> Plan {
-        let variables = vec![Variable::new("w", &[2, 2], Initial::Zeros), Variable::new("b", &[1], Initial::Zeros)];
-        Plan {
-            format: FORMAT,
-            name: "run".into(),
-            seed: 1,
-            mode: Mode::Sync { backup: 0 },
-            cluster: Cluster {
-                servers: 1,
-                shards_per_server: 1,
-                workers: 1,
-                membership: Membership::Fixed,
-                join_deadline_s: 1,
-                rejoin_deadline_s: 1,
-            },
-            training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every_examples: 1 },
-            optimizer: Optimizer::default(),
-            schedule: Default::default(),
-            data: Data { path: "x".into(), label_column: "label".into(), train_examples: 1, fingerprint: String::new() },
-            model: Model { name: "own".into(), variables },
-        }
+        let mut plan = plan_of_model("softmax", 1, 1);
+        plan.model.name = "own".into();
+        plan.model.variables = vec![Variable::new("w", &[2, 2], Initial::Zeros), Variable::new("b", &[1], Initial::Zeros)];
+        plan
     }
 
     fn file(tensors: &[(&str, Dtype, &[usize], &[f32])]) -> Vec<u8> {

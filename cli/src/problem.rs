@@ -130,3 +130,70 @@ pub(crate) fn text_of(path: &Path) -> Outcome<String> {
     })?;
     Ok(text.to_owned())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use windlass_common::optimizer::Optimizer;
+    use windlass_common::plan::{Cluster, FORMAT, Membership, Mode, Training};
+
+    use super::*;
+
+    /// A plan as good as any other.
+    pub(crate) fn plan_of_model(model: &str, servers: u32, shards_per_server: u32) -> Plan {
+        let plan = Plan {
+            format: FORMAT,
+            name: "run".into(),
+            seed: 1,
+            mode: Mode::Sync { backup: 0 },
+            cluster: Cluster {
+                servers,
+                shards_per_server,
+                workers: 2,
+                membership: Membership::Fixed,
+                join_deadline_s: 60,
+                rejoin_deadline_s: 30,
+            },
+            training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every_examples: 600 },
+            optimizer: Optimizer::default(),
+            schedule: Default::default(),
+            data: Data {
+                path: "nowhere".into(),
+                label_column: "label".into(),
+                train_examples: 600,
+                fingerprint: "0".into(),
+            },
+            model: Model { name: model.into(), variables: by_name(model).unwrap().variables() },
+        };
+        plan.check().unwrap();
+        plan
+    }
+
+    #[test]
+    fn data_that_is_gone_is_said_with_the_way_out() {
+        let sentence = of_plan(&plan_of_model("softmax", 1, 1), None).unwrap_err().sentence();
+        assert_eq!(
+            sentence,
+            "the plan says that the data is in nowhere, and there is nothing; name the place with --data"
+        );
+    }
+
+    #[test]
+    fn other_data_than_the_plans_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for part in ["train.csv", "test.csv"] {
+            std::fs::write(folder.path().join(part), "a,b,label\n1,2,x\n3,4,y\n").unwrap();
+        }
+        let mut plan = plan_of_model("mlp:2-2", 1, 1);
+        let failure = of_plan(&plan, Some(folder.path())).unwrap_err();
+        assert!(failure.sentence().contains("is not that of the plan"), "{}", failure.sentence());
+        let (_, same) = of_plan_on_any(&plan, Some(folder.path())).unwrap();
+        assert!(!same);
+        let loaded = load(folder.path(), "label").unwrap();
+        plan.data.fingerprint = format!("{:016x}", loaded.fingerprint());
+        of_plan(&plan, Some(folder.path())).unwrap();
+        plan.model = plan_of_model("mlp:3-2", 1, 1).model;
+        assert!(of_plan(&plan, Some(folder.path())).unwrap_err().sentence().contains("takes 3 features"));
+        plan.model.variables.pop();
+        assert!(of_plan(&plan, Some(folder.path())).unwrap_err().sentence().contains("other variables"));
+    }
+}

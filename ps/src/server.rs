@@ -75,6 +75,18 @@ pub enum Part {
     },
 }
 
+/// The limits of a server's endpoint: windows for as many workers as a plan may have.
+pub fn limits() -> Limits {
+    Limits {
+        connections: 1200,
+        stream_window: 8 * MIB,
+        receive_window: 8 * MIB,
+        send_window: 8 * MIB,
+        window_memory: 20 * 1024 * MIB,
+        ..Limits::default()
+    }
+}
+
 /// Serves until the run has ended. `ready` is told the address once it listens; when `interrupted` resolves, the run
 /// is ended in good order.
 ///
@@ -85,15 +97,7 @@ pub async fn serve(
     ready: impl FnOnce(SocketAddr),
     interrupted: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let limits = Limits {
-        connections: 1200,
-        stream_window: 8 * MIB,
-        receive_window: 8 * MIB,
-        send_window: 8 * MIB,
-        window_memory: 20 * 1024 * MIB,
-        ..Limits::default()
-    };
-    let endpoint = Endpoint::bind(options.listen, &options.identity, &limits).or_exit(Exit::Network)?;
+    let endpoint = Endpoint::bind(options.listen, &options.identity, &limits()).or_exit(Exit::Network)?;
     let address = endpoint.local_address().or_exit(Exit::Network)?;
     ready(address);
     let stop = match (options.identity.role(), options.part) {

@@ -26,7 +26,10 @@ pub fn assert_same(found: &[f32], expected: &[f32], what: &str) {
     let different: Vec<usize> = (0..found.len()).filter(differ).collect();
     if let Some(&i) = different.first() {
         let (count, of) = (different.len(), found.len());
-        panic!("{what}: {count} of {of} values differ; value {i} is {}, it should be {}", found[i], expected[i]);
+        panic!(
+            "{what}: {count} of {of} values differ; value {i} is {}, it should be {}",
+            found[i], expected[i]
+        );
     }
 }
 
@@ -39,8 +42,12 @@ pub fn assert_each_push_counts_once(run: &Run) {
     let pushes: BTreeSet<(WorkerId, Sequence)> =
         run.histories.iter().flat_map(|h| h.records().map(|r| (r.worker, r.sequence))).collect();
     for &(worker, sequence) in &pushes {
-        let outcomes: Vec<Option<Outcome>> = run.histories.iter().map(|h| h.outcome(worker, sequence)).collect();
-        assert!(outcomes.iter().all(Option::is_some), "{worker} sequence {sequence} lacks an outcome: {outcomes:?}");
+        let outcomes: Vec<Option<Outcome>> =
+            run.histories.iter().map(|h| h.outcome(worker, sequence)).collect();
+        assert!(
+            outcomes.iter().all(Option::is_some),
+            "{worker} sequence {sequence} lacks an outcome: {outcomes:?}"
+        );
         let void = outcomes.iter().filter(|o| **o == Some(Outcome::Void)).count();
         assert!(void < outcomes.len(), "{worker} sequence {sequence} is void on every shard");
     }
@@ -74,7 +81,8 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
     for ((worker, incarnation, sequence), pushed) in &run.gradients {
         let mut step = None;
         for (shard, history) in run.histories.iter().enumerate() {
-            let same = |r: &&Record| (r.worker, r.sequence) == (*worker, *sequence) && r.incarnation == *incarnation;
+            let same =
+                |r: &&Record| (r.worker, r.sequence) == (*worker, *sequence) && r.incarnation == *incarnation;
             let applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
             if let Some(record) = history.records().filter(applied).find(same) {
                 assert_eq!(record.base, pushed.bases[shard], "{record:?} names what it was computed on");
@@ -158,7 +166,10 @@ fn waits(history: &History, bound: u64) -> usize {
             }
             Entry::Values { worker, step, .. } => {
                 let clock = slowest(&clocks);
-                assert!(clock + bound >= step.0, "{worker} got values for step {step}, the slowest is at {clock}");
+                assert!(
+                    clock + bound >= step.0,
+                    "{worker} got values for step {step}, the slowest is at {clock}"
+                );
                 started = true;
                 parked.remove(worker);
             }
@@ -168,7 +179,10 @@ fn waits(history: &History, bound: u64) -> usize {
             Entry::Handled if started => {
                 let clock = slowest(&clocks);
                 for (worker, step) in &parked {
-                    assert!(clock + bound < step.0, "{worker} waits for step {step}, the slowest is at {clock}");
+                    assert!(
+                        clock + bound < step.0,
+                        "{worker} waits for step {step}, the slowest is at {clock}"
+                    );
                     waited += 1;
                 }
             }

@@ -45,8 +45,9 @@ impl Model {
     /// For an optimizer that nobody has written down here.
     pub fn step(&mut self, gradient: &[f32], rate: f32) {
         self.updates += 1;
-        for i in 0..self.values.len() {
-            let (w, g) = (self.values[i], gradient[i]);
+        assert_eq!(gradient.len(), self.values.len());
+        for (i, &g) in gradient.iter().enumerate() {
+            let w = self.values[i];
             let (m, v) = (&mut self.first[i], &mut self.second[i]);
             self.values[i] = match self.optimizer {
                 Optimizer::Sgd(sgd) => w - rate * decayed(w, g, sgd.weight_decay),
@@ -116,7 +117,8 @@ pub fn synchronous(plan: &Plan, problem: &dyn Problem, ranks: &[WorkerId]) -> Ve
                 (problem.examples(rank, step), gradient)
             })
             .collect();
-        let borrowed: Vec<(u32, &[f32])> = gradients.iter().map(|(count, g)| (*count, g.as_slice())).collect();
+        let borrowed: Vec<(u32, &[f32])> =
+            gradients.iter().map(|(count, g)| (*count, g.as_slice())).collect();
         model.step(&mean(&borrowed), plan.schedule.rate(applied, target));
         applied += gradients.iter().map(|(count, _)| u64::from(*count)).sum::<u64>();
         step = step.next();
@@ -157,7 +159,11 @@ pub fn replay<'r>(
     for record in records {
         if let Outcome::Applied { version, staleness } = record.outcome {
             assert!(version.0 >= last, "versions rise: {record:?}");
-            assert_eq!(staleness, version.0 - 1 - record.base.0, "staleness counts the versions between: {record:?}");
+            assert_eq!(
+                staleness,
+                version.0 - 1 - record.base.0,
+                "staleness counts the versions between: {record:?}"
+            );
             last = version.0;
             by_version.entry(version.0).or_default().push(record);
         }

@@ -12,7 +12,7 @@ use windlass_tests::audit::{
 use windlass_tests::cluster::{Config, Kill, Run, constant, run};
 use windlass_tests::oracle;
 use windlass_tests::problem::{Network, Problem, Quadratic};
-use windlass_tests::seeds::seeds;
+use windlass_tests::seeds::{all_seeds, seeds};
 
 const SHARDS: [u32; 3] = [1, 2, 5];
 const SYNC: Mode = Mode::Sync { backup: 0 };
@@ -111,7 +111,7 @@ fn backup_workers_make_one_cohort_per_step_on_every_shard() {
         steps.for_each(|step| *cohorts.entry(step).or_default() += 1);
         assert!(cohorts.values().all(|&size| size == 3), "three of five make a step: {cohorts:?}");
     }
-    assert!(late > 500, "some are late: {late}");
+    assert!(late > 500 || !all_seeds(), "some are late: {late}");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn ssp_keeps_its_bound_and_is_what_the_records_say() {
             waited += assert_bound(&run, bound);
             assert_replays(&run, &problem);
         }
-        assert!(waited > 100, "at bound {bound} some have to wait: {waited}");
+        assert!(waited > 100 || !all_seeds(), "at bound {bound} some have to wait: {waited}");
     }
 }
 
@@ -211,11 +211,14 @@ fn sync_with_deaths_is_sync_without() {
             for ((worker, incarnation, sequence), pushed) in &run.gradients {
                 let first = run.gradients.iter().find(|((w, _, s), _)| (w, s) == (worker, sequence));
                 let (_, first) = first.expect("it is there itself");
-                assert!(first == pushed, "{worker} computes push {sequence} again in incarnation {incarnation}");
+                assert!(
+                    first == pushed,
+                    "{worker} computes push {sequence} again in incarnation {incarnation}"
+                );
             }
         }
     }
-    assert!(died > 500 || seeds(200).count() == 1, "workers died {died} times");
+    assert!(died > 500 || !all_seeds(), "workers died {died} times");
 }
 
 #[test]
@@ -232,7 +235,10 @@ fn async_and_ssp_with_deaths_count_each_push_once_or_void() {
             partial += run.partial.iter().sum::<u64>();
         }
     }
-    assert!(seeds(100).count() == 1 || (died > 500 && partial > 50), "{died} died, {partial} pushes were void somewhere");
+    assert!(
+        !all_seeds() || (died > 500 && partial > 50),
+        "{died} died, {partial} pushes were void somewhere"
+    );
 }
 
 #[test]
@@ -241,16 +247,21 @@ fn sync_with_backup_workers_and_deaths_is_what_the_records_say() {
     let mut died = 0;
     for (seed, shards) in each(100) {
         let kills = deaths(seed, 4, 150 * u64::from(shards));
-        let run = completed(&Config { kills, shards, ..Config::new(seed, Mode::Sync { backup: 1 }, 4, 250) }, &problem);
+        let run = completed(
+            &Config { kills, shards, ..Config::new(seed, Mode::Sync { backup: 1 }, 4, 250) },
+            &problem,
+        );
         assert_replays(&run, &problem);
         died += run.deaths;
     }
-    assert!(died > 300 || seeds(100).count() == 1, "workers died {died} times");
+    assert!(died > 300 || !all_seeds(), "workers died {died} times");
 }
 
 #[test]
 fn where_nothing_rounds_batches_may_be_cut_over_workers() {
-    for optimizer in [Optimizer::Sgd(Sgd::default()), Optimizer::Momentum(Momentum { mu: 0.5, weight_decay: 0.0 })] {
+    for optimizer in
+        [Optimizer::Sgd(Sgd::default()), Optimizer::Momentum(Momentum { mu: 0.5, weight_decay: 0.0 })]
+    {
         let one = Quadratic { workers: 1, batch: 32 };
         let base = Config { optimizer, schedule: constant(0.5), ..Config::new(0, SYNC, 1, 32 * 6) };
         let expected = oracle::sequential(&base.plan(&one), &one);

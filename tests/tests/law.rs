@@ -17,7 +17,10 @@ fn mean_staleness_is_one_less_than_the_workers_whatever_their_speeds() {
                 let run = run(&config, &problem);
                 for history in &run.histories {
                     let mean = mean_staleness(history, workers as usize);
-                    assert!((mean - expected).abs() <= 0.05 * expected, "{mean} with {workers} workers, {config:?}");
+                    assert!(
+                        (mean - expected).abs() <= 0.05 * expected,
+                        "{mean} with {workers} workers, {config:?}"
+                    );
                 }
             }
         }

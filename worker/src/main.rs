@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Parser;
 use windlass_common::exit::{self, Exit};
 use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report};
@@ -50,13 +49,5 @@ fn run(flags: Flags) -> Result<(), Failure> {
     let identity = Identity::load(&flags.identity).or_exit(Exit::Input)?;
     let connect_deadline = Duration::from_secs(flags.connect_deadline);
     let join = JoinOptions { coordinator: flags.coordinator, identity, connect_deadline };
-    // One thread moves the bytes; the main thread computes.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("could not start the runtime")
-        .or_exit(Exit::System)?;
-    let interrupted = interrupted(flags.exit_with_stdin);
-    train(TrainingOptions { join, data: flags.data }, &runtime, interrupted)
+    train(TrainingOptions { join, data: flags.data }, interrupted(flags.exit_with_stdin))
 }

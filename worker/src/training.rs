@@ -3,20 +3,18 @@
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use tokio::runtime::Runtime;
 use windlass_common::exit::Exit;
 use windlass_common::ids::WorkerId;
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
 
-use crate::client::{Client, ClientError, JoinOptions, Next};
+use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
 use crate::data::{self, Data, ExampleStream, deal_iid};
-use crate::models::{self, Batch};
+use crate::models::{self, Batch, Model};
 
 /// What a training worker is told at its start; everything else is in the plan.
 #[derive(Debug)]
@@ -27,45 +25,59 @@ pub struct TrainingOptions {
     pub data: Option<PathBuf>,
 }
 
-/// Trains until the run has all its examples, or until `interrupted` resolves. `runtime` moves the bytes while the
-/// calling thread computes.
+/// Trains the built-in model that the plan names. Otherwise as [`train_with`].
+///
+/// # Errors
+/// As [`train_with`].
+pub fn train(
+    options: TrainingOptions,
+    interrupted: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    train_with(options, interrupted, |plan| {
+        let threads = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
+        Ok(models::with_threads(&plan.model.name, threads.unwrap_or(NonZeroUsize::MIN))?)
+    })
+}
+
+/// Trains the model that `model` makes, until the run has all its examples or `interrupted` resolves. Another thread
+/// moves the bytes while the calling one computes.
 ///
 /// # Errors
 /// If the run cannot be joined or ends otherwise than complete, the data or model do not fit the plan, or the loss is no
 /// longer a number.
-pub fn train(
+pub fn train_with(
     options: TrainingOptions,
-    runtime: &Runtime,
-    interrupted: impl Future<Output = ()>,
+    interrupted: impl Future<Output = ()> + Send + 'static,
+    model: impl FnOnce(&Plan) -> anyhow::Result<Box<dyn Model>>,
 ) -> Result<(), Failure> {
-    let mut waiting = Waiting { runtime, interrupted: pin!(interrupted) };
-    let mut client = waiting.on(Client::join(options.join))?;
-    let trained = prepare(client.plan(), client.worker(), options.data)
-        .and_then(|prepared| steps(&mut client, prepared, &mut waiting));
+    let mut client = BlockingClient::join(options.join, interrupted).map_err(failure)?;
+    let trained = model(client.plan())
+        .or_exit(Exit::Input)
+        .and_then(|model| prepare(model, client.plan(), client.worker(), options.data))
+        .and_then(|prepared| steps(&mut client, prepared));
     match trained {
-        Ok(report) => runtime.block_on(client.leave(report)).map_err(failure),
+        Ok(report) => client.leave(report).map_err(failure),
         Err(failure) if failure.exit == Exit::Interrupted => {
-            runtime.block_on(client.close());
+            client.close();
             Err(failure)
         }
         Err(failure) => {
             // The others would wait for this worker in vain. If the run has ended anyway, nobody needs to be told.
-            let _ = runtime.block_on(client.abort(failure.to_string()));
+            let _ = client.abort(failure.to_string());
             Err(failure)
         }
     }
 }
 
-fn steps<F: Future<Output = ()>>(
-    client: &mut Client,
+fn steps(
+    client: &mut BlockingClient,
     (mut model, data, mut stream): Prepared,
-    waiting: &mut Waiting<'_, F>,
 ) -> Result<WorkerReport, Failure> {
     let batch_size = client.plan().training.batch as usize;
     let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let mut values = client.values();
     let mut report = WorkerReport::default();
-    let mut next = waiting.on(client.pull(&mut values))?;
+    let mut next = client.pull(&mut values).map_err(failure)?;
     let (began, mut computing) = (Instant::now(), Duration::ZERO);
     while let Next::Step(step) = next {
         let start = Instant::now();
@@ -80,7 +92,7 @@ fn steps<F: Future<Output = ()>>(
         }
         report.steps += 1;
         let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
-        next = waiting.on(client.push_pull(gradient, examples, loss, &mut values))?;
+        next = client.push_pull(gradient, examples, loss, &mut values).map_err(failure)?;
     }
     report.finished = true;
     report.compute_us = u64::try_from(computing.as_micros()).unwrap_or(u64::MAX);
@@ -89,31 +101,15 @@ fn steps<F: Future<Output = ()>>(
     Ok(report)
 }
 
-/// Waits for an answer, or until the process is told to end.
-struct Waiting<'a, F> {
-    runtime: &'a Runtime,
-    interrupted: Pin<&'a mut F>,
-}
-
-impl<F: Future<Output = ()>> Waiting<'_, F> {
-    fn on<T>(&mut self, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
-        let Self { runtime, interrupted } = self;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = interrupted.as_mut() => Err(anyhow!("told to end")).or_exit(Exit::Interrupted),
-                answer = answer => answer.map_err(failure),
-            }
-        })
-    }
-}
-
-type Prepared = (Box<dyn models::Model>, Data, ExampleStream);
+type Prepared = (Box<dyn Model>, Data, ExampleStream);
 
 /// The model, the data, and this worker's examples of it.
-fn prepare(plan: &Plan, worker: WorkerId, path: Option<PathBuf>) -> Result<Prepared, Failure> {
-    let threads = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
-    let model = models::with_threads(&plan.model.name, threads.unwrap_or(NonZeroUsize::MIN)).or_exit(Exit::Input)?;
+fn prepare(
+    model: Box<dyn Model>,
+    plan: &Plan,
+    worker: WorkerId,
+    path: Option<PathBuf>,
+) -> Result<Prepared, Failure> {
     if model.variables() != plan.model.variables {
         let reason = anyhow!("this program's model {} has other variables than the plan", plan.model.name);
         return Err(reason).or_exit(Exit::Input);

@@ -62,7 +62,7 @@ pub(crate) enum Command {
 }
 
 /// `windlass train`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct TrainFlags {
     #[command(flatten)]
     pub(crate) source: SourceFlags,
@@ -82,7 +82,7 @@ pub(crate) struct TrainFlags {
 }
 
 /// `windlass plan`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct PlanFlags {
     #[command(flatten)]
     pub(crate) source: SourceFlags,
@@ -96,7 +96,7 @@ pub(crate) struct PlanFlags {
 }
 
 /// `windlass eval`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct EvalFlags {
     /// Directory of a finished run
     #[arg(value_name = "RUN")]
@@ -110,7 +110,7 @@ pub(crate) struct EvalFlags {
 }
 
 /// `windlass identities`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct IdentitiesFlags {
     /// Directory for the files server-N.pem, worker-N.pem and observer.pem; those that exist are never replaced
     #[arg(long, value_name = "DIR")]
@@ -129,7 +129,7 @@ pub(crate) struct IdentitiesFlags {
 }
 
 /// `windlass watch`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct WatchFlags {
     /// Address of server 0
     #[arg(long, value_name = "HOST:PORT")]

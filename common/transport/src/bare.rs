@@ -40,7 +40,6 @@ pub fn endpoint(
     identity: &Identity,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
-    limits.check()?;
     let runtime = runtime()?;
     let bind = |source| TransportError::Bind { address, source };
     let socket = socket(address, limits).map_err(bind)?;
@@ -60,10 +59,9 @@ pub fn over(
     limits.check()?;
     let transport = Arc::new(transport_config(limits)?);
     let server = server_config(identity, limits, &transport)?;
-    let endpoint =
-        quinn::Endpoint::new_with_abstract_socket(endpoint_config(limits)?, Some(server), socket, runtime()?);
-    let mut endpoint =
-        endpoint.map_err(|source| TransportError::Bind { address: ([0, 0, 0, 0], 0).into(), source })?;
+    let config = endpoint_config(limits)?;
+    let mut endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime()?)
+        .map_err(TransportError::Socket)?;
     endpoint.set_default_client_config(client_config(identity, transport)?);
     Ok(endpoint)
 }

@@ -87,10 +87,15 @@ impl Connection {
         Ok(Self { inner, peer, counters: Arc::default() })
     }
 
-    /// Tells the connecting side that its certificate has been accepted.
+    /// Tells the connecting side that its certificate has been accepted, and waits until it knows; otherwise a
+    /// program that closes the connection at once would look like a peer that cannot be reached.
     pub(crate) async fn welcome(&self) -> Result<(), ConnectionLost> {
         let mut stream = self.inner.open_uni().await?;
-        stream.finish().map_err(|error| ConnectionLost::Failed(error.to_string()))
+        stream.finish().map_err(|error| ConnectionLost::Failed(error.to_string()))?;
+        match stream.stopped().await {
+            Err(quinn::StoppedError::ConnectionLost(lost)) => Err(lost.into()),
+            _ => Ok(()),
+        }
     }
 
     /// What the peer is, by its verified certificate.

@@ -78,9 +78,16 @@ impl Endpoint {
         loop {
             let incoming = self.inner.accept().await?;
             let (address, limit) = (canonical(incoming.remote_address()), self.limits.connections);
-            if self.inner.open_connections() >= limit {
+            let open = self.inner.open_connections();
+            if open >= limit {
                 tracing::warn!(%address, limit, "refused a connection: as many are open as the limit allows");
                 incoming.refuse();
+                continue;
+            }
+            if open > limit / 2 && incoming.may_retry() {
+                // The second half is for those who have shown that they receive at the address they claim, so that
+                // forged packets cannot fill it. The peer answers by itself and comes back here.
+                let _ = incoming.retry();
                 continue;
             }
             // It counts as an open connection from here on. What fails already is told by finishing it.

@@ -53,7 +53,13 @@ pub fn rules(mode: &Mode) -> (Apply, Release) {
 impl Release {
     /// Whom a pull for `step` has to wait for; `None` if it may be answered. `open` is the first step that has not
     /// been applied, `missing` tells who has not pushed for it.
-    pub fn wait(self, step: Step, open: Step, ledger: &Ledger, missing: impl FnOnce() -> Wait) -> Option<Wait> {
+    pub fn wait(
+        self,
+        step: Step,
+        open: Step,
+        ledger: &Ledger,
+        missing: impl FnOnce() -> Wait,
+    ) -> Option<Wait> {
         match self {
             Self::AtOnce => None,
             Self::StepApplied => (step > open).then(missing),

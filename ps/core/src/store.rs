@@ -32,7 +32,8 @@ impl Shape {
     /// The shape of one shard of a placement.
     pub fn new(placement: &Placement, shard: ShardId) -> Self {
         let all = (0_u32..).zip(placement.slices());
-        let parts = all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect();
+        let parts =
+            all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect();
         Self { shard, parts }
     }
 
@@ -71,7 +72,9 @@ impl Shape {
         let part = self.parts.iter().find(|p| p.slice == slice);
         let part = part.ok_or(Reject::UnknownSlice { shard: self.shard, slice })?;
         match values {
-            Some(found) if found != part.values => Err(Reject::WrongLength { slice, expected: part.values, found }),
+            Some(found) if found != part.values => {
+                Err(Reject::WrongLength { slice, expected: part.values, found })
+            }
             _ => Ok(()),
         }
     }
@@ -137,7 +140,13 @@ pub struct Store {
 
 impl Store {
     /// Makes the initial values of one shard; they follow from the seed and each variable's name alone.
-    pub fn new(layout: &Layout, placement: &Placement, shard: ShardId, optimizer: Optimizer, seed: u64) -> Self {
+    pub fn new(
+        layout: &Layout,
+        placement: &Placement,
+        shard: ShardId,
+        optimizer: Optimizer,
+        seed: u64,
+    ) -> Self {
         let mut offset = 0;
         let shape = Shape::new(placement, shard);
         let slices: Vec<Stored> = placement
@@ -175,7 +184,11 @@ impl Store {
         let slices = match &self.shown {
             Some(shown) if shown.version == version => shown.slices.clone(),
             _ => {
-                let slice = |s: &Stored| SnapshotSlice { part: s.part, changed: s.changed, values: s.current.clone() };
+                let slice = |s: &Stored| SnapshotSlice {
+                    part: s.part,
+                    changed: s.changed,
+                    values: s.current.clone(),
+                };
                 self.slices.iter().map(slice).collect()
             }
         };

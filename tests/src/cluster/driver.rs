@@ -192,7 +192,9 @@ impl Driver {
                 wishes.push(Wish::Leave { steps: self.steps });
             }
             Effect::Failed(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
-            Effect::Failed(reason) => panic!("{} in incarnation {} is refused: {reason}", self.id, self.incarnation),
+            Effect::Failed(reason) => {
+                panic!("{} in incarnation {} is refused: {reason}", self.id, self.incarnation)
+            }
         }
     }
 

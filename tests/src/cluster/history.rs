@@ -49,13 +49,23 @@ impl History {
         if let Entry::Record(record) = &entry {
             let push = (record.worker, record.sequence);
             let before = self.outcomes.insert(push, record.outcome);
-            assert_eq!(before, None, "{} sequence {} is settled twice: {record:?}", record.worker, record.sequence);
+            assert_eq!(
+                before, None,
+                "{} sequence {} is settled twice: {record:?}",
+                record.worker, record.sequence
+            );
         }
         self.entries.push(entry);
     }
 
     /// An acknowledgement goes out: the push must have been written down before, with that outcome.
-    pub(super) fn acknowledge(&self, worker: WorkerId, sequence: Sequence, outcome: Outcome, newest: Version) {
+    pub(super) fn acknowledge(
+        &self,
+        worker: WorkerId,
+        sequence: Sequence,
+        outcome: Outcome,
+        newest: Version,
+    ) {
         let recorded = self.outcomes.get(&(worker, sequence));
         assert_eq!(recorded, Some(&outcome), "{worker} is told that its push {sequence} is {outcome:?}");
         if let Outcome::Applied { version, .. } = outcome {

@@ -31,7 +31,7 @@ pub struct Link {
 
 /// What travels on a link.
 #[derive(Debug)]
-pub enum Message {
+pub(super) enum Message {
     /// To the coordinator.
     Coordinator(coordinator::Event),
     /// To a shard.
@@ -151,7 +151,8 @@ mod tests {
             assert_eq!(order, delivered(1, pace), "the seed decides");
             assert_ne!(order, delivered(2, pace), "and nothing else");
             for shard in 0..3 {
-                let steps: Vec<u64> = order.iter().filter(|(l, _)| *l == link(shard)).map(|(_, s)| *s).collect();
+                let steps: Vec<u64> =
+                    order.iter().filter(|(l, _)| *l == link(shard)).map(|(_, s)| *s).collect();
                 assert_eq!(steps, (0..20).collect::<Vec<_>>());
             }
             assert!(order.chunks(3).any(|c| c.iter().any(|(l, _)| *l == c[0].0 && *l != c[1].0)));

@@ -5,17 +5,18 @@
 
 mod config;
 mod driver;
+mod faults;
 mod history;
 mod links;
+mod result;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Version, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Order, Outcome, Record, Report, Stop, WorkerReport};
+use windlass_common::wire::{Body, Order, Record, Report, Stop, WorkerReport};
 use windlass_ps_core::coordinator::{self, Coordinator};
 use windlass_ps_core::shard::{self, Reply, Shard};
 use windlass_ps_core::store::Snapshot;
@@ -25,6 +26,7 @@ pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant};
 pub use driver::{Gradients, Pushed};
 pub use history::{Entry, History};
 pub use links::{Link, Node, Pace};
+pub use result::Run;
 
 use crate::problem::Problem;
 use driver::{Driver, State, Wish};
@@ -36,27 +38,6 @@ pub const DELIVERIES_MAX: u64 = 1_000_000;
 const DELIVERY_US: u64 = 1000;
 /// The coordinator hears that time has passed after so many deliveries, the shards after four times as many.
 const DELIVERIES_PER_TICK: u64 = 250;
-
-/// What a run came to.
-#[derive(Debug)]
-pub struct Run {
-    /// What was run.
-    pub plan: Plan,
-    /// How it ended.
-    pub stop: Stop,
-    /// The result, in layout order; empty if the run failed.
-    pub values: Vec<f32>,
-    /// What each shard did.
-    pub histories: Vec<History>,
-    /// Every gradient that was computed.
-    pub gradients: Gradients,
-    /// For each shard the pushes that count elsewhere and not on it.
-    pub partial: Vec<u64>,
-    /// Messages delivered.
-    pub deliveries: u64,
-    /// Workers that died.
-    pub deaths: u64,
-}
 
 /// Plays a run to its end.
 ///
@@ -77,7 +58,12 @@ impl Drop for Replay<'_> {
         if std::thread::panicking() {
             let mut problem = format!("{:?}", self.1);
             problem.truncate(80);
-            eprintln!("{}={} replays this: {:?} on {problem}", crate::seeds::SEED_VARIABLE, self.0.seed, self.0);
+            eprintln!(
+                "{}={} replays this: {:?} on {problem}",
+                crate::seeds::SEED_VARIABLE,
+                self.0.seed,
+                self.0
+            );
         }
     }
 }
@@ -124,7 +110,8 @@ impl<'a> Cluster<'a> {
     fn new(config: &'a Config, problem: &'a dyn Problem) -> Self {
         let plan = config.plan(problem);
         let run = RunId(7);
-        let shard = |id| Shard::new(&plan, run, Lineage(0), ShardId(id)).expect("a checked plan can be placed");
+        let shard =
+            |id| Shard::new(&plan, run, Lineage(0), ShardId(id)).expect("a checked plan can be placed");
         let shards: Vec<_> = (0..config.shards).map(shard).collect();
         Self {
             config,
@@ -157,7 +144,7 @@ impl<'a> Cluster<'a> {
             let node = Node::Server(server);
             let session = self.open(Node::Coordinator, node);
             let joined = coordinator::Event::ServerJoined { session, server, address: format!("{server}") };
-            self.to_coordinator(node, joined);
+            self.tell_coordinator(node, joined);
         }
         for worker in self.plan.cluster.worker_ids() {
             self.start(worker);
@@ -182,7 +169,7 @@ impl<'a> Cluster<'a> {
         let silent = self.config.silent.contains(&worker);
         let driver = Some(Driver::new(worker, self.run, &self.plan, sessions, silent));
         self.seats.insert(worker, Seat { life, driver, session });
-        self.to_coordinator(node, coordinator::Event::WorkerJoined { session, worker });
+        self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker });
     }
 
     /// A new session: what is answered there goes from one node to the other.
@@ -191,45 +178,6 @@ impl<'a> Cluster<'a> {
         self.next_session += 1;
         self.sessions.insert(session, Link { from, to });
         session
-    }
-
-    fn kill_who_is_due(&mut self) {
-        let deliveries = self.deliveries;
-        for kill in self.kills.extract_if(.., |kill| kill.at <= deliveries).collect::<Vec<_>>() {
-            self.kill(kill.worker);
-            if let Some(after) = kill.back_after {
-                self.restarts.push((deliveries + after, kill.worker));
-            }
-        }
-        for (_, worker) in self.restarts.extract_if(.., |(at, _)| *at <= deliveries).collect::<Vec<_>>() {
-            // Two deaths in a row may ask for it twice.
-            if self.seats[&worker].driver.is_none() {
-                self.start(worker);
-            }
-        }
-    }
-
-    /// A worker dies. One that has nothing more to do is left in peace.
-    fn kill(&mut self, worker: WorkerId) {
-        let Some(seat) = self.seats.get_mut(&worker) else { return };
-        if seat.driver.take_if(|driver| driver.state != State::Done).is_none() {
-            return;
-        }
-        self.deaths += 1;
-        let (node, control) = (Node::Worker(worker, seat.life), seat.session);
-        self.links.cut(node);
-        self.histories.iter_mut().for_each(|history| history.push(Entry::Gone { worker }));
-        for link in self.links.from(node) {
-            let ended = match link.to {
-                Node::Shard(_) => {
-                    let answers = Link { from: link.to, to: node };
-                    let session = self.sessions.iter().find(|(_, l)| **l == answers).map(|(s, _)| *s);
-                    Message::Shard(shard::Event::Closed { session: session.expect("a link to a shard has a session") })
-                }
-                _ => Message::Coordinator(coordinator::Event::Lost { session: control, why: "it was killed".into() }),
-            };
-            self.links.send(link, ended);
-        }
     }
 
     fn handle(&mut self, link: Link, message: Message) {
@@ -279,7 +227,7 @@ impl<'a> Cluster<'a> {
                 Wish::Leave { steps } => {
                     let session = self.seats[&worker].session;
                     let report = WorkerReport { finished: true, steps, ..WorkerReport::default() };
-                    self.to_coordinator(node, coordinator::Event::WorkerLeft { session, report });
+                    self.tell_coordinator(node, coordinator::Event::WorkerLeft { session, report });
                 }
             }
         }
@@ -346,7 +294,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn report(&mut self, shard: ShardId, report: Report) {
-        self.to_coordinator(Node::Shard(shard), coordinator::Event::Report { shard, report });
+        self.tell_coordinator(Node::Shard(shard), coordinator::Event::Report { shard, report });
     }
 
     fn report_records(&mut self) {
@@ -358,7 +306,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn to_coordinator(&mut self, from: Node, event: coordinator::Event) {
+    fn tell_coordinator(&mut self, from: Node, event: coordinator::Event) {
         self.links.send(Link { from, to: Node::Coordinator }, Message::Coordinator(event));
     }
 
@@ -374,7 +322,7 @@ impl<'a> Cluster<'a> {
                 coordinator::Effect::Send { session, body } => self.send(session, body),
                 coordinator::Effect::Membership { .. } => {}
                 coordinator::Effect::Store => {
-                    self.to_coordinator(Node::Coordinator, coordinator::Event::Stored(Ok(())));
+                    self.tell_coordinator(Node::Coordinator, coordinator::Event::Stored(Ok(())));
                 }
                 coordinator::Effect::End(stop) => {
                     assert_eq!(self.stop, None, "a run ends once");
@@ -393,93 +341,5 @@ impl<'a> Cluster<'a> {
             _ => Incarnation(0),
         };
         self.links.send(link, Message::Control(body, incarnation));
-    }
-
-    /// Nothing is on its way: the next thing that was planned happens, or time passes until a deadline.
-    fn idle(&mut self) {
-        if let Some(next) = self.restarts.iter().map(|(at, _)| *at).min() {
-            self.deliveries = self.deliveries.max(next);
-            return;
-        }
-        let done = |seat: &Seat| seat.driver.as_ref().is_none_or(|d| d.state == State::Done);
-        let others_done =
-            self.seats.iter().all(|(worker, seat)| self.config.silent.contains(worker) || done(seat));
-        let silent: Vec<WorkerId> = self.config.silent.iter().copied().filter(|w| !done(&self.seats[w])).collect();
-        if others_done && !silent.is_empty() {
-            // A process that hangs is ended by whoever started it.
-            silent.into_iter().for_each(|worker| self.kill(worker));
-            return;
-        }
-        self.now = self.now.plus_seconds(JOIN_DEADLINE_S.max(REJOIN_DEADLINE_S) + 1);
-        self.coordinate(coordinator::Event::Tick);
-        assert!(self.stop.is_some(), "nothing is on its way and nobody gives up: {}", self.who_waits_for_whom());
-    }
-
-    fn who_waits_for_whom(&mut self) -> String {
-        let mut text = String::new();
-        for (worker, seat) in &self.seats {
-            let state = seat.driver.as_ref().map_or_else(|| "is dead".into(), Driver::waits_for);
-            let _ = write!(text, "{worker} {state}; ");
-        }
-        let now = self.now.plus_seconds(100);
-        for (id, shard) in self.shards.iter_mut().enumerate() {
-            let mut effects = Vec::new();
-            shard.handle(now, shard::Event::Tick, &mut effects);
-            for effect in effects {
-                if let shard::Effect::Reply { session, reply: Reply::Waiting { step, wait } } = effect {
-                    let _ = write!(text, "shard {id} has parked {:?} for step {step}: {wait:?}; ", self.sessions[&session].to);
-                }
-            }
-        }
-        let status = self.coordinator.status();
-        let _ = write!(text, "the coordinator is {:?}, {}", status.phase, status.waiting);
-        text
-    }
-
-    fn into_run(self) -> Run {
-        let mut values = Vec::new();
-        let mut partial = Vec::new();
-        if self.stop == Some(Stop::Completed) {
-            values = vec![f32::NAN; self.layout.total() as usize];
-            for (snapshot, missing) in self.results.values() {
-                for (part, floats) in snapshot.changed_since(None, &[]) {
-                    let slice = self.placement.slices()[part.slice as usize];
-                    let start = self.layout.range(slice.variable).start + slice.start as usize;
-                    values[start..start + floats.len()].copy_from_slice(&floats);
-                }
-                partial.push(*missing);
-            }
-        }
-        Run {
-            plan: self.plan,
-            stop: self.stop.expect("a run is over when it is handed out"),
-            values,
-            histories: self.histories,
-            gradients: self.gradients,
-            partial,
-            deliveries: self.deliveries,
-            deaths: self.deaths,
-        }
-    }
-}
-
-impl Run {
-    /// The values that one shard owns, out of those of the whole model.
-    pub fn part_of(&self, shard: ShardId, whole: &[f32]) -> Vec<f32> {
-        let layout = self.plan.layout().expect("a checked plan has a layout");
-        let placement = self.plan.placement().expect("a checked plan can be placed");
-        let slices = placement.of_shard(shard).iter();
-        slices
-            .flat_map(|slice| {
-                let start = layout.range(slice.variable).start + slice.start as usize;
-                whole[start..start + slice.len as usize].to_vec()
-            })
-            .collect()
-    }
-
-    /// Pushes that changed the model, on one shard.
-    pub fn applied(&self, shard: ShardId) -> usize {
-        let applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
-        self.histories[shard.index()].records().filter(applied).count()
     }
 }

@@ -31,7 +31,9 @@ impl Network {
         let mut teacher = vec![0.0; INPUTS * CLASSES];
         rng::normal(seed, Purpose::InitialValues("teacher"), 0, 1.0, &mut teacher);
         let label = |input: &[f32]| {
-            let score = |c: usize| -> f32 { input.iter().zip(teacher.iter().skip(c).step_by(CLASSES)).map(|(x, t)| x * t).sum() };
+            let score = |c: usize| -> f32 {
+                input.iter().zip(teacher.iter().skip(c).step_by(CLASSES)).map(|(x, t)| x * t).sum()
+            };
             (0..CLASSES).max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap_or(0)
         };
         let labels = inputs.chunks(INPUTS).map(label).collect();
@@ -91,7 +93,10 @@ impl Problem for Network {
             }
             let errors = softmax_errors(scores, self.labels[example], &mut loss);
             for (i, (h, row)) in hidden.iter().zip(output_weight.chunks(CLASSES)).enumerate() {
-                to_output_weight[i * CLASSES..][..CLASSES].iter_mut().zip(&errors).for_each(|(g, e)| *g += h * e);
+                to_output_weight[i * CLASSES..][..CLASSES]
+                    .iter_mut()
+                    .zip(&errors)
+                    .for_each(|(g, e)| *g += h * e);
                 if *h <= 0.0 {
                     continue;
                 }

@@ -25,7 +25,8 @@ impl Quadratic {
 
     /// The target of one value in one example.
     fn target(example: u64, value: u64) -> f32 {
-        let mixed = (example + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ value.wrapping_mul(0xd1b5_4a32_d192_ed03);
+        let mixed =
+            (example + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ value.wrapping_mul(0xd1b5_4a32_d192_ed03);
         ((mixed >> 40) % 9) as f32 - 4.0
     }
 

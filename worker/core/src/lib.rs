@@ -369,7 +369,10 @@ mod tests {
         reply(&mut worker, 1, late);
         reply(&mut worker, 0, values(7, 7));
         let again = Pull { step: Step(7), have: Some(Version(6)) };
-        assert_eq!(reply(&mut worker, 1, values(6, 6)), [Effect::Send { shard: 1, push: None, pull: Some(again) }]);
+        assert_eq!(
+            reply(&mut worker, 1, values(6, 6)),
+            [Effect::Send { shard: 1, push: None, pull: Some(again) }]
+        );
         assert_eq!(reply(&mut worker, 1, values(7, 7)), [Effect::Ready { step: Step(7) }]);
         assert_eq!(worker.step(), Step(7));
     }
@@ -382,7 +385,9 @@ mod tests {
         let sent = handle(&mut worker, Event::Joined { next: next(0, 0) });
         assert_eq!(sent.len(), 2);
         for effect in sent {
-            let Effect::Send { push: Some(push), pull: Some(pull), .. } = effect else { panic!("{effect:?}") };
+            let Effect::Send { push: Some(push), pull: Some(pull), .. } = effect else {
+                panic!("{effect:?}")
+            };
             assert_eq!((push.sequence, push.base), (Sequence(0), Version(0)));
             assert_eq!(pull.have, None, "values that were on their way are not trusted");
         }

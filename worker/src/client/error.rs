@@ -23,6 +23,10 @@ pub enum ClientError {
     Ended(String),
     #[error("the plan that the coordinator sent cannot be used: {0}")]
     Plan(#[from] PlanError),
+    #[error("told to end")]
+    Interrupted,
+    #[error("the thread that moves the bytes could not be started: {0}")]
+    Thread(std::io::Error),
     #[error("this program reads the plan differently from the coordinator; both must be of one build")]
     PlanHash,
     #[error("{who} sent what cannot be understood: {what}")]
@@ -44,6 +48,8 @@ impl ClientError {
             Self::Transport(_) | Self::Silent { .. } | Self::Lost { .. } => Exit::Network,
             Self::Plan(_) => Exit::Input,
             Self::WrongRole { .. } => Exit::Usage,
+            Self::Interrupted => Exit::Interrupted,
+            Self::Thread(_) => Exit::System,
             _ => Exit::Run,
         }
     }

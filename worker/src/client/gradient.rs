@@ -7,6 +7,13 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Gradient(Arc<Vec<f32>>);
 
+impl Gradient {
+    /// A new buffer for this many values, all zero.
+    pub(crate) fn new(values: usize) -> Self {
+        Self(Arc::new(vec![0.0; values]))
+    }
+}
+
 impl Deref for Gradient {
     type Target = [f32];
 
@@ -39,7 +46,7 @@ impl Gradients {
     /// A buffer that nobody reads any more, or a new one.
     pub(crate) fn take(&mut self) -> Gradient {
         let free = self.lent.iter_mut().position(|b| Arc::get_mut(b).is_some());
-        Gradient(free.map_or_else(|| Arc::new(vec![0.0; self.len]), |i| self.lent.swap_remove(i)))
+        free.map_or_else(|| Gradient::new(self.len), |i| Gradient(self.lent.swap_remove(i)))
     }
 
     /// Notes that the buffer goes to the wire, so that it is used again once it has come back.

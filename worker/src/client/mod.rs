@@ -2,6 +2,7 @@
 //!
 //! A [`Client`] knows nothing of models, data or training loops; whatever computes gradients can train with it.
 
+mod blocking;
 mod error;
 mod gradient;
 pub(crate) mod link;
@@ -21,6 +22,7 @@ use windlass_common::wire::{Body, WorkerReport};
 use windlass_transport::{Connection, Endpoint, Identity, IdentityError, Limits, Meter, Role};
 use windlass_worker_core::{Effect, Event, Pull, Push, Worker};
 
+pub use blocking::BlockingClient;
 pub use error::ClientError;
 pub use gradient::Gradient;
 

@@ -273,18 +273,18 @@ async fn a_stream_given_up_by_one_side_is_told_to_the_other() {
         sender.send(b"hello", []).await.unwrap();
         let (mut forth, mut back) = pair.accepted.accept_stream().await.unwrap();
         assert_eq!(header(&mut back).await.unwrap().unwrap(), b"hello");
-        drop(back);
-        sender.finish().unwrap_or(());
-        assert_eq!(sender.received(LONG).await.unwrap_err(), FrameError::Abandoned { code: 0 });
-        drop(receiver);
-        let refused = loop {
-            // The news takes a moment; sending goes on until it has come.
-            if let Err(error) = forth.send(b"anybody?", []).await {
-                break error;
-            }
-            tokio::task::yield_now().await;
-        };
-        assert_eq!(refused, FrameError::Abandoned { code: 0 });
+        drop((back, receiver));
+        for given_up in [&mut sender, &mut forth] {
+            let told = loop {
+                // The news takes a moment; sending goes on until it has come.
+                if let Err(error) = given_up.send(b"anybody?", []).await {
+                    break error;
+                }
+                tokio::task::yield_now().await;
+            };
+            assert_eq!(told, FrameError::Abandoned { code: 0 });
+            assert_eq!(given_up.received(LONG).await.unwrap_err(), told);
+        }
     })
     .await;
 }
@@ -295,20 +295,21 @@ fn the_end_of_a_stream_is_not_waited_for_beyond_the_deadline() {
     let (here, there) = (standing_runtime(), standing_runtime());
     let (server, address) = there.block_on(async { run.listen() });
     let (connected, until_connected) = tokio::sync::oneshot::channel::<()>();
-    // The peer's runtime runs until the connection is there and then stands still.
-    let peer = std::thread::spawn(move || {
+    let (stand_still, until_still) = tokio::sync::oneshot::channel();
+    // The peer's runtime runs until both sides have the connection, and then stands still.
+    std::thread::spawn(move || {
         let kept = there.block_on(bounded(async {
             let connection = server.accept().await.unwrap().finish().await.unwrap();
             until_connected.await.unwrap();
             (server, connection)
         }));
-        (there, kept)
+        stand_still.send((there, kept)).unwrap();
     });
     here.block_on(bounded(async {
         let client = run.client();
         let connection = client.connect(address, SERVER, LONG).await.unwrap();
         connected.send(()).unwrap();
-        let kept = peer.join().unwrap();
+        let kept = until_still.await.unwrap();
         let (mut sender, _receiver) = connection.open_stream(Priority::Normal).await.unwrap();
         sender.send(b"head", [Bytes::from(vec![0; 1000])]).await.unwrap();
         sender.finish().unwrap();

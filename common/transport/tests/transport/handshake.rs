@@ -182,6 +182,44 @@ async fn a_full_server_refuses_until_it_has_room() {
 }
 
 #[tokio::test]
+async fn the_last_free_places_are_given_after_a_proof_of_address() {
+    bounded(async {
+        let mut run = Run::new();
+        run.limits.connections = 3;
+        let (server, address) = run.listen();
+        let mut accepted = accept_all(&server);
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            kept.push(run.client().connect(address, SERVER, LONG).await.unwrap());
+            kept.push(accepted.recv().await.unwrap().unwrap());
+        }
+        let error = run.client().connect(address, SERVER, Duration::from_millis(300)).await.unwrap_err();
+        assert!(error.to_string().ends_with("it refuses connections for now"), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_let_in_and_sent_away_at_once_learns_both() {
+    bounded(async {
+        let run = Run::new();
+        let (server, address) = run.listen();
+        for _ in 0..20 {
+            let client = run.client();
+            let (_, opened) = tokio::join!(
+                async {
+                    server.accept().await.unwrap().finish().await.unwrap().close(4, "not in this plan\n")
+                },
+                client.connect(address, SERVER, LONG),
+            );
+            let lost = opened.unwrap().closed().await;
+            assert_eq!(lost.to_string(), "the peer closed the connection: not in this plan  (code 4)");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named() {
     let run = Run::new();
     let (_server, address) = run.listen();
@@ -327,14 +365,20 @@ fn a_peer_that_vanishes_is_noticed_after_the_idle_timeout() {
     let (here, there) = (standing_runtime(), standing_runtime());
     let (server, address) = here.block_on(async { run.listen() });
     let client = there.block_on(async { run.client() });
-    // The client's runtime stands still as soon as it has connected: nothing is said, nothing answered.
+    // The client's runtime stands still as soon as both have the connection: nothing is said, nothing answered.
+    let (accepted, until_accepted) = tokio::sync::oneshot::channel::<()>();
     let peer = std::thread::spawn(move || {
-        let connection = there.block_on(bounded(client.connect(address, SERVER, LONG))).unwrap();
+        let connection = there.block_on(bounded(async {
+            let connection = client.connect(address, SERVER, LONG).await.unwrap();
+            until_accepted.await.unwrap();
+            connection
+        }));
         (there, client, connection)
     });
     let lost = here.block_on(bounded(async {
-        let accepted = server.accept().await.unwrap().finish().await.unwrap();
-        accepted.closed().await
+        let connection = server.accept().await.unwrap().finish().await.unwrap();
+        accepted.send(()).unwrap();
+        connection.closed().await
     }));
     assert_eq!(lost, ConnectionLost::Silent);
     drop(peer.join().unwrap());

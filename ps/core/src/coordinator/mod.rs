@@ -122,7 +122,9 @@ impl Coordinator {
     /// Takes in what has happened and adds what is to be done to `out`.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
         match event {
-            Event::ServerJoined { session, server, address } => self.server_joined(session, server, address, out),
+            Event::ServerJoined { session, server, address } => {
+                self.server_joined(session, server, address, out)
+            }
             Event::WorkerJoined { session, worker } => self.worker_joined(now, session, worker, out),
             Event::ObserverJoined { session } => self.observer_joined(session, out),
             Event::WorkerLeft { session, report } => self.worker_left(session, report, out),
@@ -130,13 +132,27 @@ impl Coordinator {
             Event::Abort { reason } => self.fail(reason, out),
             Event::Report { shard, report } => self.report(shard, report, out),
             Event::Measured { server, meter } => self.progress.measured(server, meter),
-            Event::Stored(Ok(())) => self.end(Phase::Done, Stop::Completed, out),
+            // A run that has failed meanwhile stays failed.
+            Event::Stored(Ok(())) if self.phase == Phase::Finishing => {
+                self.end(Phase::Done, Stop::Completed, out)
+            }
+            Event::Stored(Ok(())) => {}
             Event::Stored(Err(why)) => self.fail(format!("the result could not be written: {why}"), out),
             Event::Tick => self.tick(now, out),
         }
     }
 
-    fn server_joined(&mut self, session: SessionId, server: ServerId, address: String, out: &mut Vec<Effect>) {
+    fn server_joined(
+        &mut self,
+        session: SessionId,
+        server: ServerId,
+        address: String,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.has_ended() {
+            out.push(Effect::Send { session, body: Body::Refused(Reject::Ended) });
+            return;
+        }
         let servers = self.plan.cluster.servers;
         if server.0 >= servers {
             let reason = Reject::UnknownServer { server: server.0, servers };
@@ -169,7 +185,8 @@ impl Coordinator {
         };
         let incarnation = worker.incarnation.next();
         if let Some(earlier) = worker.session.replace(session) {
-            let reason = Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
+            let reason =
+                Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
             out.push(Effect::Send { session: earlier, body: Body::Refused(reason) });
         }
         *worker = Worker {
@@ -207,7 +224,9 @@ impl Coordinator {
 
     fn report(&mut self, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
         match report {
-            Report::Admitted { worker, incarnation, next } => self.admitted(shard, worker, incarnation, next, out),
+            Report::Admitted { worker, incarnation, next } => {
+                self.admitted(shard, worker, incarnation, next, out)
+            }
             Report::Settled { worker, incarnation } => self.settled(shard, worker, incarnation, out),
             Report::Arrived { worker, step } => {
                 if let Some(cohort) = self.closing.arrived(shard, worker, step) {
@@ -217,7 +236,8 @@ impl Coordinator {
             Report::Records(records) => self.progress.records(shard, &records),
             Report::Final { .. } => {
                 self.results.insert(shard, ());
-                if self.phase == Phase::Finishing && self.results.len() == self.plan.cluster.shards() as usize {
+                if self.phase == Phase::Finishing && self.results.len() == self.plan.cluster.shards() as usize
+                {
                     out.push(Effect::Store);
                 }
             }
@@ -256,7 +276,8 @@ impl Coordinator {
             self.finalize_if_settled(out);
             return;
         }
-        let (Some(session), Some(next), true) = (worker.session, worker.next, worker.settled.len() == shards) else {
+        let (Some(session), Some(next), true) = (worker.session, worker.next, worker.settled.len() == shards)
+        else {
             return;
         };
         let servers = self.servers.values().map(|s| s.address.clone()).collect();
@@ -269,6 +290,10 @@ impl Coordinator {
     }
 
     fn observer_joined(&mut self, session: SessionId, out: &mut Vec<Effect>) {
+        if self.has_ended() {
+            out.push(Effect::Send { session, body: Body::Refused(Reject::Ended) });
+            return;
+        }
         if self.observers.len() >= OBSERVERS_MAX {
             let reason = Reject::NotAllowed { role: format!("observer number {}", OBSERVERS_MAX + 1) };
             out.push(Effect::Send { session, body: Body::Refused(reason) });
@@ -290,7 +315,9 @@ impl Coordinator {
     }
 
     fn worker_left(&mut self, session: SessionId, report: WorkerReport, out: &mut Vec<Effect>) {
-        let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) else { return };
+        let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) else {
+            return;
+        };
         worker.report = report;
         worker.session = None;
         worker.state = WorkerState::Left;
@@ -316,12 +343,18 @@ impl Coordinator {
             out.push(Effect::Membership { worker: id, what: format!("lost: {why}") });
             self.finish_if_all_gone(out);
         }
-        let server = self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
+        let server =
+            self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
         if let Some((id, address)) = server
-            && !self.is_over()
+            && (!self.is_over() || self.lacks_result_of(id))
         {
             self.fail(format!("{id} at {address} is gone: {why}"), out);
         }
+    }
+
+    /// Whether a shard of this server has not delivered its part of the result.
+    fn lacks_result_of(&self, server: ServerId) -> bool {
+        self.plan.cluster.shards_of(server).any(|shard| !self.results.contains_key(&shard))
     }
 
     /// Once a worker was told that the training has all its examples, nobody needs to come back.
@@ -363,10 +396,13 @@ impl Coordinator {
             Phase::Gathering => self.gather(now, out),
             Phase::Training => {
                 let deadline = self.plan.cluster.rejoin_deadline_s;
-                let late = |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
+                let late =
+                    |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
                 if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
-                    let reason =
-                        format!("{id} was lost ({}) and did not come back within {deadline} s", worker.why_lost);
+                    let reason = format!(
+                        "{id} was lost ({}) and did not come back within {deadline} s",
+                        worker.why_lost
+                    );
                     self.fail(reason, out);
                 }
             }
@@ -399,7 +435,8 @@ impl Coordinator {
     fn missing(&self) -> String {
         let servers = (0..self.plan.cluster.servers).map(ServerId).filter(|s| !self.servers.contains_key(s));
         let workers = self.workers.iter().filter(|(_, w)| w.state != WorkerState::Active).map(|(id, _)| *id);
-        let names: Vec<String> = servers.map(|s| s.to_string()).chain(workers.map(|w| w.to_string())).collect();
+        let names: Vec<String> =
+            servers.map(|s| s.to_string()).chain(workers.map(|w| w.to_string())).collect();
         names.join(", ")
     }
 
@@ -411,10 +448,24 @@ impl Coordinator {
                 missing if missing.is_empty() => "the shards are being told who takes part".into(),
                 missing => format!("waiting for {missing} to join"),
             },
-            _ => {
+            (Phase::Finishing, _) => {
+                let shards = (0..self.plan.cluster.shards()).map(ShardId);
+                let missing = shards.filter(|shard| !self.results.contains_key(shard));
+                let names: Vec<String> = missing.map(|shard| shard.to_string()).collect();
+                match names.is_empty() {
+                    true => "the result is being written".into(),
+                    false => format!("waiting for the result of {}", names.join(", ")),
+                }
+            }
+            (Phase::Done, _) => String::new(),
+            (Phase::Training | Phase::Failed, _) => {
                 let lost = self.workers.iter().filter(|(_, w)| w.state == WorkerState::Lost);
                 let names: Vec<String> = lost.map(|(id, w)| format!("{id} ({})", w.why_lost)).collect();
-                if names.is_empty() { String::new() } else { format!("waiting for {} to come back", names.join(", ")) }
+                if names.is_empty() {
+                    String::new()
+                } else {
+                    format!("waiting for {} to come back", names.join(", "))
+                }
             }
         };
         let workers = self.workers.iter().map(|(&worker, w)| WorkerStatus {
@@ -431,8 +482,12 @@ impl Coordinator {
         matches!(self.phase, Phase::Finishing | Phase::Done | Phase::Failed)
     }
 
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Done | Phase::Failed)
+    }
+
     fn fail(&mut self, reason: String, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Done | Phase::Failed) {
+        if self.has_ended() {
             return;
         }
         self.failure = Some(reason.clone());

@@ -5,15 +5,17 @@ mod snapshots;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId};
+use windlass_common::ids::{
+    Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
+};
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::reduce::Contribution;
 use windlass_common::schedule::Schedule;
 use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Resume, Wait};
 
 pub use event::{Effect, Event, Reply, Request};
-pub use snapshots::{SNAPSHOTS_MAX, WAITERS_MAX};
 use snapshots::Snapshots;
+pub use snapshots::{SNAPSHOTS_MAX, WAITERS_MAX};
 
 use crate::ledger::{Admission, Ledger};
 use crate::rules::{self, Apply, Release};
@@ -168,6 +170,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
         out: &mut Vec<Effect>,
     ) -> Result<(), Reject> {
         let Push { sequence, step, base, .. } = held.push;
+        if !self.started {
+            // Nobody has values to compute on, and the cohort is not complete.
+            return Err(Reject::NotAllowed { role: format!("{worker}, before everyone has joined,") });
+        }
         self.shape.check_push(&held.push)?;
         if held.gradient.as_ref().len() as u64 != self.shape.values() {
             let found = held.gradient.as_ref().len() as u64 * 4;
@@ -212,7 +218,13 @@ impl<B: AsRef<[f32]>> Shard<B> {
         }
     }
 
-    fn hold(&mut self, now: Time, held: Held<B>, worker: WorkerId, out: &mut Vec<Effect>) -> Result<(), Reject> {
+    fn hold(
+        &mut self,
+        now: Time,
+        held: Held<B>,
+        worker: WorkerId,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
         let Push { sequence, step, .. } = held.push;
         let open = self.open;
         if step > open {
@@ -378,7 +390,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Some(Wait::Start);
         }
         self.release.wait(step, self.open, &self.ledger, || {
-            let missing: Vec<WorkerId> = self.ledger.members().filter(|w| !self.held.contains_key(w)).collect();
+            let missing: Vec<WorkerId> =
+                self.ledger.members().filter(|w| !self.held.contains_key(w)).collect();
             match missing.is_empty() {
                 true => Wait::Close { step: self.open },
                 false => Wait::Pushes { step: self.open, missing },

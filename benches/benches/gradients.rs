@@ -1,0 +1,73 @@
+//! One gradient of each model beside the matrix products it cannot do without.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ndarray::linalg::general_mat_mul;
+use ndarray::Array2;
+use windlass_benches::setting::plan;
+use windlass_worker::models::{self, Batch};
+
+/// A product of an m x k by a k x n matrix.
+type Product = (usize, usize, usize);
+
+/// The products of a dense layer of `inputs` by `outputs`: forward, weight gradient and, behind the first layer, input
+/// gradient.
+fn dense(batch: usize, inputs: usize, outputs: usize, first: bool) -> Vec<Product> {
+    let mut products = vec![(batch, inputs, outputs), (inputs, batch, outputs)];
+    if !first {
+        products.push((batch, outputs, inputs));
+    }
+    products
+}
+
+/// The products of each model, convolutions taken as products over their 25-value windows.
+fn products(model: &str, batch: usize) -> Vec<Product> {
+    match model {
+        "softmax" => dense(batch, 784, 10, true),
+        "2nn" => {
+            [dense(batch, 784, 200, true), dense(batch, 200, 200, false), dense(batch, 200, 10, false)].concat()
+        }
+        "cnn" => [
+            dense(batch * 784, 25, 32, true),
+            dense(batch * 196, 800, 64, false),
+            dense(batch, 3136, 512, false),
+            dense(batch, 512, 10, false),
+        ]
+        .concat(),
+        other => unreachable!("no products are listed for {other}"),
+    }
+}
+
+fn gradients(c: &mut Criterion) {
+    let mut group = c.benchmark_group("gradient");
+    group.sample_size(20);
+    for (name, batch) in [("softmax", 64), ("2nn", 10), ("2nn", 64), ("2nn", 256), ("cnn", 64)] {
+        let list = products(name, batch);
+        let flops: usize = list.iter().map(|(m, k, n)| 2 * m * k * n).sum();
+        group.throughput(Throughput::Elements(flops as u64));
+
+        let mut model = models::by_name(name).expect("it is built in");
+        let values = plan(name, 1, 1).and_then(|p| Ok(p.layout()?.initial_values(1))).expect("it is built in");
+        let mut gradient = vec![0.0; values.len()];
+        let features: Vec<f32> = (0..batch * 784).map(|i| (i % 251) as f32 / 251.0).collect();
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i % 10).collect();
+        group.bench_function(BenchmarkId::new(name, batch), |b| {
+            b.iter(|| model.gradient(&values, Batch::new(&features, &labels), &mut gradient));
+        });
+
+        let mut matrices: Vec<[Array2<f32>; 3]> = list
+            .iter()
+            .map(|&(m, k, n)| [Array2::ones((m, k)), Array2::ones((k, n)), Array2::zeros((m, n))])
+            .collect();
+        group.bench_function(BenchmarkId::new(format!("{name}, products alone"), batch), |b| {
+            b.iter(|| {
+                for [left, right, result] in &mut matrices {
+                    general_mat_mul(1.0, left, right, 0.0, result);
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, gradients);
+criterion_main!(benches);

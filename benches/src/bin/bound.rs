@@ -1,0 +1,137 @@
+//! Sets a whole training beside what this machine could do at best: cores / (c + q + a).
+//!
+//! c is the processor time of one gradient, q that of one bare push-pull of the same bytes, and a that of applying one
+//! gradient. On one machine all three share the cores, so that their sum bounds the steps per second.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use windlass_benches::bare;
+use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
+use windlass_benches::setting::{Identities, plan};
+use windlass_common::ids::ShardId;
+use windlass_common::reduce::Contribution;
+use windlass_ps_core::store::Store;
+use windlass_worker::models::{self, Batch};
+
+/// Measures async training with one server beside cores / (c + q + a), everything in turn.
+#[derive(Debug, Parser)]
+struct Flags {
+    /// The model to train.
+    #[arg(long, default_value = "2nn")]
+    model: String,
+    /// Examples per step.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 2)]
+    workers: u32,
+    /// Passes over the data in each training.
+    #[arg(long, default_value_t = 4.0)]
+    passes: f64,
+    /// Rounds of measurements.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Cores that servers and workers share [default: those of this machine].
+    #[arg(long)]
+    cores: Option<usize>,
+    /// The program that trains [default: beside this one].
+    #[arg(long)]
+    windlass: Option<PathBuf>,
+    /// The data to train on.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
+    data: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let cores = match flags.cores {
+        Some(cores) => cores,
+        None => std::thread::available_parallelism()?.get(),
+    };
+    let values = usize::try_from(plan(&flags.model, 1, 1)?.layout()?.total())?;
+    let before = stolen();
+    let mut rows = Vec::new();
+    for round in 0..flags.rounds {
+        let c = gradient(&flags)?;
+        let identities = Identities::new(flags.workers)?;
+        let address = bare::serve(identities.server, windlass_ps::limits(), values)?;
+        let q = bare::exchange(address, &identities.workers, values, 1000)?.core_seconds();
+        let a = apply(&flags)?;
+        let (steps, launch) = train(&flags, round)?;
+        let bound = cores as f64 / (c + q + a);
+        println!(
+            "round {round}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
+             {:.0} % of it; {launch:.2} s from launch to the first step",
+            c * 1e3, q * 1e3, a * 1e3, steps / bound * 100.0
+        );
+        rows.push([steps, bound, steps / bound, launch]);
+    }
+    let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f64>>();
+    println!("\n{} batch {}, async, 1 server, {} workers, f32, {cores} cores", flags.model, flags.batch, flags.workers);
+    println!("  steps/s            {}", spread(&column(0)));
+    println!("  bound, steps/s     {}", spread(&column(1)));
+    println!("  share of the bound {}", spread(&column(2)));
+    println!("  launch to step, s  {}", spread(&column(3)));
+    if let Some(share) = stolen_share(before) {
+        println!("  stolen time        {:.1} %", share * 100.0);
+    }
+    ensure!(median(&column(0)) > 0.0, "no training ran");
+    Ok(())
+}
+
+/// Processor seconds of one gradient on one thread.
+fn gradient(flags: &Flags) -> anyhow::Result<f64> {
+    let mut model = models::by_name(&flags.model)?;
+    let plan = plan(&flags.model, 1, 1)?;
+    let values = plan.layout()?.initial_values(1);
+    let mut gradient = vec![0.0; values.len()];
+    let features = vec![0.25; flags.batch * model.input().features];
+    let labels: Vec<u32> = (0..flags.batch as u32).map(|i| i % model.input().classes as u32).collect();
+    let mut one = || model.gradient(&values, Batch::new(&features, &labels), &mut gradient);
+    one();
+    let (before, mut count) = (processor_time(), 0);
+    while count < 20 || processor_time() - before < std::time::Duration::from_millis(500) {
+        one();
+        count += 1;
+    }
+    Ok((processor_time() - before).as_secs_f64() / f64::from(count))
+}
+
+/// Processor seconds of applying one gradient to one shard.
+fn apply(flags: &Flags) -> anyhow::Result<f64> {
+    let plan = plan(&flags.model, 1, 1)?;
+    let (layout, placement) = (plan.layout()?, plan.placement()?);
+    let mut store = Store::new(&layout, &placement, ShardId(0), plan.optimizer, 1);
+    let gradient = Arc::new(vec![1e-3; layout.total() as usize]);
+    let before = processor_time();
+    const COUNT: u32 = 2000;
+    for _ in 0..COUNT {
+        store.apply(&[Contribution { values: &gradient, count: 64 }], 1e-6);
+    }
+    Ok((processor_time() - before).as_secs_f64() / f64::from(COUNT))
+}
+
+/// Steps per second of a whole training, and seconds from its launch to its first step.
+fn train(flags: &Flags, round: usize) -> anyhow::Result<(f64, f64)> {
+    let beside = std::env::current_exe()?.with_file_name("windlass");
+    let program = flags.windlass.clone().unwrap_or(beside);
+    let directory = tempfile::tempdir()?;
+    let run = directory.path().join(format!("run{round}"));
+    let status = Command::new(&program)
+        .args(["train", "--quiet", "--mode", "async", "--servers", "1", "--evaluate-every", "1000000000"])
+        .args(["--model", &flags.model, "--batch", &flags.batch.to_string()])
+        .args(["--workers", &flags.workers.to_string(), "--passes", &flags.passes.to_string()])
+        .arg("--data").arg(&flags.data)
+        .arg("--run-dir").arg(&run)
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("could not start {}; build it with cargo build --release", program.display()))?;
+    ensure!(status.success(), "{} ended with {status}", program.display());
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("summary.json"))?)?;
+    let figure = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));
+    Ok((figure("steps_per_s")?, figure("launch_to_first_step_s")?))
+}

@@ -1,0 +1,119 @@
+//! Scores snapshots of a run on a thread of its own, as they become available.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use windlass_common::exit::Exit;
+use windlass_common::plan::Plan;
+use windlass_worker::models::Score;
+use windlass_worker::observer::{SnapshotReader, SnapshotSeen};
+
+use crate::failure::{OrExit, Outcome};
+use crate::judge::Judge;
+
+/// How good the model was at some point of the run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Evaluation {
+    /// Examples applied; where shards differ, on the one that has least.
+    pub(crate) examples: u64,
+    /// Optimizer steps applied, where all shards show one and the same.
+    pub(crate) step: Option<u64>,
+    /// Share of the test examples that were recognised, 0 to 1.
+    pub(crate) accuracy: f64,
+    /// Mean cross-entropy over the test examples, in nats.
+    pub(crate) loss: f64,
+    /// What the values have in common: "one step", or "newest of each shard".
+    pub(crate) consistent: &'static str,
+}
+
+impl Evaluation {
+    pub(crate) fn new(plan: &Plan, examples: u64, step: u64, score: &Score) -> Self {
+        let common = plan.mode.has_common_steps();
+        Self {
+            examples,
+            step: common.then_some(step),
+            accuracy: score.accuracy(),
+            loss: score.loss(),
+            consistent: if common { "one step" } else { "newest of each shard" },
+        }
+    }
+}
+
+/// What the evaluator has to say.
+#[derive(Debug)]
+pub(crate) enum Judged {
+    Evaluated(Evaluation),
+    /// The values at these examples were gone when the evaluator had time for them.
+    Skipped { examples: u64 },
+    /// There will be no further evaluations, for this reason.
+    Failed(String),
+}
+
+/// The values that were scored last; if they are the result, they need not be scored again.
+#[derive(Debug)]
+pub(crate) struct Last {
+    pub(crate) values: Vec<f32>,
+    pub(crate) score: Score,
+}
+
+/// An evaluator at work.
+pub(crate) struct Evaluator {
+    judged: mpsc::UnboundedReceiver<Judged>,
+    thread: Option<JoinHandle<Option<Last>>>,
+}
+
+impl Evaluator {
+    /// Starts scoring the snapshots of a run, from the first after the beginning. Must be called on the runtime.
+    ///
+    /// It fetches a snapshot over its own connection and computes on one thread, so that training waits for nothing.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(crate) fn start(judge: Arc<Judge>, plan: Plan, mut reader: SnapshotReader) -> Outcome<Self> {
+        let handle = Handle::current();
+        // A message per evaluation point, each of which takes a while to compute or to be reached.
+        let (sender, judged) = mpsc::unbounded_channel();
+        let work = move || {
+            let mut last = None;
+            let mut values = Vec::new();
+            // Point 0 is the model before the first step, of which there is nothing to say.
+            let mut point = 1;
+            loop {
+                let pulled = handle.block_on(reader.pull(point, &mut values));
+                let (judged, next) = match pulled {
+                    Ok(SnapshotSeen::Values { step, examples_min, .. }) => match judge.score(&values, 1) {
+                        Ok(score) => {
+                            let evaluation = Evaluation::new(&plan, examples_min.0, step.0, &score);
+                            last = Some(Last { values: std::mem::take(&mut values), score });
+                            (Judged::Evaluated(evaluation), Some(point + 1))
+                        }
+                        Err(error) => (Judged::Failed(error.to_string()), None),
+                    },
+                    Ok(SnapshotSeen::Skipped { next: Some(next) }) => {
+                        let examples = point.saturating_mul(plan.training.evaluate_every_examples);
+                        (Judged::Skipped { examples }, Some(next.max(point + 1)))
+                    }
+                    Ok(SnapshotSeen::Skipped { next: None }) => return last,
+                    Err(error) => (Judged::Failed(error.to_string()), None),
+                };
+                let (Ok(()), Some(next)) = (sender.send(judged), next) else { return last };
+                point = next;
+            }
+        };
+        let thread = std::thread::Builder::new().name("evaluator".into()).spawn(work);
+        Ok(Self { judged, thread: Some(thread.or_fail(Exit::System, "could not start the evaluator's thread")?) })
+    }
+
+    /// The next result, or none when there will be no more. May be dropped and called again.
+    pub(crate) async fn next(&mut self) -> Option<Judged> {
+        self.judged.recv().await
+    }
+
+    /// What was scored last. To be asked for after the last result.
+    pub(crate) fn into_last(mut self) -> Option<Last> {
+        self.thread.take()?.join().ok().flatten()
+    }
+}

@@ -1,0 +1,58 @@
+//! Writes numbers as people read them.
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A share, 0 to 1, in percent.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+/// Bytes in the decimal unit that leaves one to three digits before the point.
+pub(crate) fn bytes(count: f64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let (mut count, mut unit) = (count, 0);
+    while count >= 999.5 && unit + 1 < units.len() {
+        count /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count:.0} B"),
+        _ => format!("{count:.1} {}", units[unit]),
+    }
+}
+
+/// A length of time, coarser the longer it is.
+pub(crate) fn time(seconds: f64) -> String {
+    let whole = seconds.clamp(0.0, 1e12).round() as u64;
+    match whole {
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(percent(0.975), "97.50 %");
+        assert_eq!([0.0, 999.0, 1000.0, 2.5e6, 7e9].map(bytes), ["0 B", "999 B", "1.0 kB", "2.5 MB", "7.0 GB"]);
+        assert_eq!([0.4, 59.4, 59.6, 3600.0, 9000.0].map(time), ["0 s", "59 s", "1 min 00 s", "1 h 00 min", "2 h 30 min"]);
+        assert_eq!(time(f64::INFINITY), time(1e12));
+        assert_eq!(time(f64::NAN), "0 s");
+    }
+}

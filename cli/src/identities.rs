@@ -1,0 +1,122 @@
+//! Makes the identities of a run, each in a file of its own.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use windlass_common::exit::Exit;
+use windlass_common::ids::{ServerId, WorkerId};
+use windlass_transport::{Identity, Role, RunAuthority};
+
+use crate::failure::{Failure, OrExit, Outcome};
+use crate::flags::IdentitiesFlags;
+
+/// The identities of a run that is started here.
+///
+/// They lie in a folder of the system's temporary directory that only this user may enter, and not in the run
+/// directory: that one is kept, copied and shared, and private keys are not for sharing. The folder goes with this
+/// value. Should the program be killed before, the keys that stay behind open nothing, since the run ends with it.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    folder: TempDir,
+    /// For the progress display, which is this program.
+    pub(crate) observer: Identity,
+}
+
+impl Identities {
+    /// Makes all identities of a run.
+    ///
+    /// # Errors
+    /// If the folder or a file cannot be written.
+    pub(crate) fn make(name: &str, servers: u32, workers: u32) -> Outcome<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("windlass-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .or_fail(Exit::System, "could not make a folder for the identities of the run")?;
+        let authority = RunAuthority::new(name).or_exit(Exit::System)?;
+        for role in roles(servers, workers) {
+            issue(&authority, role, folder.path())?;
+        }
+        let observer = authority.issue(Role::Observer).or_exit(Exit::System)?;
+        Ok(Self { folder, observer })
+    }
+
+    pub(crate) fn file(&self, role: Role) -> PathBuf {
+        file(self.folder.path(), role)
+    }
+}
+
+/// Makes identities for processes that are started by hand.
+///
+/// # Errors
+/// If one of the files is there already, before any is written, or cannot be written.
+pub(crate) fn run(flags: &IdentitiesFlags) -> Outcome<()> {
+    let all = || roles(flags.servers, flags.workers).chain([Role::Observer]);
+    if let Some(there) = all().map(|role| file(&flags.out, role)).find(|file| file.symlink_metadata().is_ok()) {
+        let sentence = format!("{} is there already, and is not replaced; choose another --out", there.display());
+        return Err(Failure::usage(sentence));
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&flags.out)
+        .or_fail(Exit::System, format!("could not make the directory {}", flags.out.display()))?;
+    let authority = RunAuthority::new(&flags.name).or_fail(Exit::Usage, "--name")?;
+    for role in all() {
+        issue(&authority, role, &flags.out)?;
+    }
+    let out = flags.out.display();
+    crate::print(&format!(
+        "{} identities in {out}: server-0 to server-{}, worker-0 to worker-{}, observer.\n\
+         They hold private keys. Give each process its own file and no other; no further ones can be made that fit.\n",
+        all().count(),
+        flags.servers - 1,
+        flags.workers - 1
+    ))
+}
+
+fn roles(servers: u32, workers: u32) -> impl Iterator<Item = Role> {
+    let servers = (0..servers).map(|n| Role::Server(ServerId(n)));
+    servers.chain((0..workers).map(|n| Role::Worker(WorkerId(n))))
+}
+
+fn issue(authority: &RunAuthority, role: Role, folder: &Path) -> Outcome<()> {
+    authority.issue(role).and_then(|identity| identity.save(&file(folder, role))).or_exit(Exit::System)
+}
+
+fn file(folder: &Path, role: Role) -> PathBuf {
+    folder.join(format!("{role}.pem"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_are_for_their_owner_and_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("ids");
+        let flags = IdentitiesFlags { out: out.clone(), servers: 1, workers: 2, name: "r".into() };
+        run(&flags).unwrap();
+        for name in ["server-0", "worker-0", "worker-1", "observer"] {
+            let file = out.join(format!("{name}.pem"));
+            assert_eq!(Identity::load(&file).unwrap().role().to_string(), name);
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let failure = run(&flags).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.sentence().contains("server-0.pem is there already"));
+    }
+
+    #[test]
+    fn the_identities_of_a_run_go_with_it() {
+        let identities = Identities::make("run", 1, 1).unwrap();
+        let folder = identities.folder.path().to_owned();
+        assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(identities.file(Role::Worker(WorkerId(0))).exists());
+        drop(identities);
+        assert!(!folder.exists());
+    }
+}

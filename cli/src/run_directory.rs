@@ -1,0 +1,157 @@
+//! Finds a name and a directory for a run that no other run has.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use windlass_common::exit::Exit;
+
+use crate::failure::{Failure, OrExit, Outcome};
+
+/// Where runs are kept, unless a directory is named.
+pub(crate) const RUNS: &str = "runs";
+/// The plan's file in a run directory.
+pub(crate) const PLAN_FILE: &str = "plan.toml";
+/// The result's file in a run directory.
+pub(crate) const MODEL_FILE: &str = "model.safetensors";
+/// The summary's file in a run directory.
+pub(crate) const SUMMARY_FILE: &str = "summary.json";
+/// The folder of a run directory that holds what the processes wrote.
+pub(crate) const LOGS: &str = "logs";
+const EVENTS_FILE: &str = "events.jsonl";
+
+/// Where a run is to be kept, and under which name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Place {
+    /// This directory, under this name.
+    Named { name: String, path: PathBuf },
+    /// The first that is free of `BASE-1`, `BASE-2` and so on, in this folder.
+    Numbered { base: String, folder: PathBuf },
+}
+
+impl Place {
+    /// What the flags say; `base` is what a run without a name is called.
+    ///
+    /// # Errors
+    /// If the directory has no name that a run could have.
+    pub(crate) fn of(name: Option<&str>, directory: Option<&Path>, base: &str) -> Outcome<Self> {
+        match (name, directory) {
+            (Some(name), Some(path)) => Ok(Self::Named { name: name.to_owned(), path: path.to_owned() }),
+            (Some(name), None) => Ok(Self::Named { name: name.to_owned(), path: Path::new(RUNS).join(name) }),
+            (None, None) => Ok(Self::Numbered { base: without_number(base).to_owned(), folder: RUNS.into() }),
+            (None, Some(path)) => {
+                let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+                    Failure::usage(format!("--run-dir {} gives the run no name; add --name", path.display()))
+                })?;
+                Ok(Self::Named { name: name.to_owned(), path: path.to_owned() })
+            }
+        }
+    }
+
+    /// The name as far as it is known before the directory is made.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Named { name, .. } => name,
+            Self::Numbered { base, .. } => base,
+        }
+    }
+
+    /// Makes the directory, and says where it is and what the run is called.
+    ///
+    /// # Errors
+    /// If it holds a run already, or cannot be made.
+    pub(crate) fn claim(&self) -> Outcome<(String, PathBuf)> {
+        match self {
+            Self::Named { name, path } => {
+                let files = [PLAN_FILE, EVENTS_FILE, MODEL_FILE, SUMMARY_FILE];
+                if let Some(found) = files.iter().find(|file| path.join(file).exists()) {
+                    let what = format!("{} holds a run already ({found})", path.display());
+                    return Err(Failure::usage(format!("{what}; choose another --run-dir or --name, or remove it")));
+                }
+                make(path)?;
+                Ok((name.clone(), path.clone()))
+            }
+            Self::Numbered { base, folder } => {
+                make(folder)?;
+                for number in 1_u64.. {
+                    let name = format!("{base}-{number}");
+                    let path = folder.join(&name);
+                    // Making it fails when it is there, so that two runs that start at once do not share it.
+                    match fs::create_dir(&path) {
+                        Ok(()) => return Ok((name, path)),
+                        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                        Err(error) => return Err(error).or_fail(Exit::System, could_not_make(&path)),
+                    }
+                }
+                unreachable!("there are more numbers than directories")
+            }
+        }
+    }
+}
+
+fn make(path: &Path) -> Outcome<()> {
+    fs::create_dir_all(path).or_fail(Exit::System, could_not_make(path))
+}
+
+fn could_not_make(path: &Path) -> String {
+    format!("could not make the directory {}", path.display())
+}
+
+/// A name without the number that an earlier run was given.
+fn without_number(name: &str) -> &str {
+    match name.rsplit_once('-') {
+        Some((base, number)) if !base.is_empty() && number.parse::<u64>().is_ok() => base,
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_without_a_name_get_the_next_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |base: &str| Place::Numbered { base: base.into(), folder: folder.path().join("runs") };
+        let names: Vec<String> = (0..3).map(|_| place("a-sync").claim().unwrap().0).collect();
+        assert_eq!(names, ["a-sync-1", "a-sync-2", "a-sync-3"]);
+        assert_eq!(place("b").claim().unwrap().0, "b-1");
+        assert!(folder.path().join("runs/b-1").is_dir());
+    }
+
+    #[test]
+    fn runs_that_start_at_once_get_different_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Numbered { base: "x".into(), folder: folder.path().into() };
+        let names: std::collections::BTreeSet<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(|| place.claim().unwrap().0)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(names.len(), 16);
+    }
+
+    #[test]
+    fn a_directory_with_a_run_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine");
+        let place = Place::of(None, Some(&path), "base").unwrap();
+        assert_eq!(place.claim().unwrap(), ("mine".to_owned(), path.clone()));
+        fs::write(path.join(EVENTS_FILE), "").unwrap();
+        let failure = place.claim().unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.sentence().contains("holds a run already (events.jsonl)"));
+    }
+
+    #[test]
+    fn names_come_from_flags_or_the_directory() {
+        let of = |name, path: Option<&str>| Place::of(name, path.map(Path::new), "2nn-sync-7");
+        assert_eq!(of(Some("n"), Some("d")).unwrap(), Place::Named { name: "n".into(), path: "d".into() });
+        assert_eq!(of(Some("n"), None).unwrap(), Place::Named { name: "n".into(), path: "runs/n".into() });
+        assert_eq!(of(None, Some("x/d/")).unwrap().name(), "d");
+        let numbered = Place::Numbered { base: "2nn-sync".into(), folder: "runs".into() };
+        assert_eq!(of(None, None).unwrap(), numbered);
+        assert!(of(None, Some("..")).is_err());
+        assert_eq!(without_number("7"), "7");
+        assert_eq!(without_number("a-b"), "a-b");
+    }
+}

@@ -1,0 +1,155 @@
+//! Trains a model on this machine: makes a run, carries it to its end, and reports.
+
+mod crew;
+mod run;
+mod verdict;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use windlass_common::exit::Exit;
+use windlass_common::plan::Plan;
+
+use crate::evaluator::{Evaluation, Last};
+use crate::failure::{Failure, OrExit, Outcome};
+use crate::figures::time;
+use crate::flags::TrainFlags;
+use crate::judge::{self, Judge};
+use crate::programs::Programs;
+use crate::run_directory::{LOGS, MODEL_FILE, PLAN_FILE, Place};
+use crate::signals::{Interrupts, interrupted};
+use crate::stolen::Ticks;
+use crate::summary::{self, Addition};
+use crate::{model_file, recipe};
+use crew::Crew;
+use run::{Run, Seen};
+
+/// Everything that is checked and known before a process is started.
+struct Prepared {
+    plan: Plan,
+    directory: PathBuf,
+    programs: Programs,
+    judge: Option<Arc<Judge>>,
+}
+
+/// Trains as the flags say.
+///
+/// # Errors
+/// Says why the run could not be made or could not go on, or that it was interrupted.
+pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()> {
+    let ticks = Ticks::now();
+    let mut interrupts = Interrupts::listen()?;
+    let for_thread = flags.clone();
+    let preparing = tokio::task::spawn_blocking(move || prepare(&for_thread));
+    let prepared = tokio::select! {
+        prepared = preparing => prepared.or_fail(Exit::System, "the preparation of the run failed")??,
+        () = interrupts.next() => return Err(interrupted()),
+    };
+    let Prepared { plan, directory, programs, judge } = prepared;
+    let crew = Crew::new(&plan, &directory, programs, flags.connect_deadline)?;
+    let mut run = Run::new(plan.clone(), crew, judge.clone(), flags.restarts, flags.quiet);
+    let outcome = run.carry(&mut interrupts).await;
+    let seen = run.end(&mut interrupts).await;
+    let addition = Addition {
+        test_accuracy: None,
+        test_loss: None,
+        launch_to_first_step_s: None,
+        stolen_cpu_share: ticks.and_then(|before| Ticks::now()?.stolen_share_since(before)),
+        restarts: seen.restarts.clone(),
+        evaluations: seen.evaluations.clone(),
+    };
+    if let Err(failure) = outcome {
+        return Err(report_failure(failure, &directory, began, addition));
+    }
+    let reporting = tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
+    tokio::select! {
+        reported = reporting => reported.or_fail(Exit::System, "the report of the run failed")?,
+        () = interrupts.next() => Err(interrupted()),
+    }
+}
+
+fn prepare(flags: &TrainFlags) -> Outcome<Prepared> {
+    let source = &flags.source;
+    let base = match &source.plan {
+        Some(file) => recipe::read(file)?.name,
+        None => recipe::base_name(&source.recipe),
+    };
+    let place = Place::of(source.name.as_deref(), flags.run_dir.as_deref(), &base)?;
+    let programs = Programs::find(source.worker_program.as_deref())?;
+    let (mut plan, judge) = recipe::prepare(source, place.name())?;
+    let (name, directory) = place.claim()?;
+    plan.name = name;
+    plan.check().or_exit(Exit::Usage)?;
+    let file = directory.join(PLAN_FILE);
+    fs::write(&file, plan.to_text()).or_fail(Exit::System, format!("could not write {}", file.display()))?;
+    Ok(Prepared { plan, directory, programs, judge: judge.map(Arc::new) })
+}
+
+/// Scores the result, completes the summary and shows it.
+fn report(
+    plan: &Plan,
+    directory: &Path,
+    began: SystemTime,
+    mut addition: Addition,
+    judge: Option<Arc<Judge>>,
+    seen: Seen,
+) -> Outcome<()> {
+    let values = model_file::load(&directory.join(MODEL_FILE), plan)?;
+    let Some(mut summary) = summary::read(directory)? else {
+        return Err(Failure::new(Exit::Run, format!("server 0 left no summary in {}", directory.display())));
+    };
+    if let Some(judge) = judge {
+        let score = match seen.last {
+            Some(Last { values: scored, score }) if is_same(&scored, &values) => score,
+            _ => judge.score(&values, judge::all_cores()).or_exit(Exit::System)?,
+        };
+        let number = |name: &str| summary.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let result = Evaluation::new(plan, number("examples"), number("steps"), &score);
+        (addition.test_accuracy, addition.test_loss) = (Some(result.accuracy), Some(result.loss));
+        // The result stands at the end of the list, also where no evaluation point falls on it.
+        if addition.evaluations.last().is_none_or(|last| last.examples < result.examples) {
+            addition.evaluations.push(result);
+        }
+    }
+    summary::merge(&mut summary, began, addition, None);
+    summary::write(directory, &summary)?;
+    let took = began.elapsed().unwrap_or_default().as_secs_f64();
+    let path = directory.display();
+    let again = match plan.model.name == crate::problem::OWN_MODEL {
+        true => String::new(),
+        false => format!("Score it again:  windlass eval {path}\n"),
+    };
+    crate::print(&format!(
+        "{} in mode {} with {} servers and {} workers: done in {}\n{}\nEverything is in {path}\n{again}\
+         Repeat it:       windlass train --plan {path}/{PLAN_FILE}\n",
+        plan.model.name,
+        plan.mode,
+        plan.cluster.servers,
+        plan.cluster.workers,
+        time(took),
+        summary::table(&summary),
+    ))
+}
+
+/// Whether two models are the same, bit for bit.
+fn is_same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Completes the summary of a run that failed, as far as there is one, and says where to look.
+fn report_failure(mut failure: Failure, directory: &Path, began: SystemTime, addition: Addition) -> Failure {
+    let merged = summary::read(directory).and_then(|summary| {
+        let Some(mut summary) = summary else { return Ok(()) };
+        summary::merge(&mut summary, began, addition, Some(&failure.sentence()));
+        summary::write(directory, &summary)
+    });
+    if let Err(second) = merged {
+        failure.details.push(second.sentence());
+    }
+    if failure.exit != Exit::Interrupted {
+        failure.details.push(format!("what each process wrote is in {}", directory.join(LOGS).display()));
+    }
+    failure
+}

@@ -1,0 +1,115 @@
+//! Reads one line: a name, plain words, and settings such as `step=3`.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use windlass_common::ids::{Sequence, Step, WorkerId};
+use windlass_common::optimizer::Optimizer;
+use windlass_common::plan::{Mode, StalenessScaling};
+use windlass_common::wire::Resume;
+
+/// One line.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) name: String,
+    /// Plain words after the name.
+    pub(super) words: Vec<String>,
+    settings: BTreeMap<String, String>,
+    used: RefCell<Vec<String>>,
+}
+
+impl Command {
+    pub(super) fn parse(line: &str) -> Result<Self, String> {
+        let mut parts = line.split_whitespace();
+        let name = parts.next().ok_or("the line is empty")?.to_owned();
+        let (mut words, mut settings) = (Vec::new(), BTreeMap::new());
+        for part in parts {
+            match part.split_once('=') {
+                Some((key, value)) => {
+                    if settings.insert(key.to_owned(), value.to_owned()).is_some() {
+                        return Err(format!("{key} is given twice"));
+                    }
+                }
+                None => words.push(part.to_owned()),
+            }
+        }
+        Ok(Self { name, words, settings, used: RefCell::default() })
+    }
+
+    /// The setting of this name, if it is there.
+    pub(super) fn find<T: FromStr>(&self, key: &str) -> Result<Option<T>, String> {
+        self.used.borrow_mut().push(key.to_owned());
+        let Some(text) = self.settings.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("{key} is {text:?}, which it cannot be"))
+    }
+
+    pub(super) fn or<T: FromStr>(&self, key: &str, default: T) -> Result<T, String> {
+        Ok(self.find(key)?.unwrap_or(default))
+    }
+
+    pub(super) fn need<T: FromStr>(&self, key: &str) -> Result<T, String> {
+        self.find(key)?.ok_or_else(|| format!("{key} is missing"))
+    }
+
+    pub(super) fn has(&self, word: &str) -> bool {
+        self.words.iter().any(|w| w == word)
+    }
+
+    /// The workers among the plain words; at least one.
+    pub(super) fn workers(&self) -> Result<Vec<WorkerId>, String> {
+        let named: Vec<WorkerId> = self.words.iter().filter_map(|word| worker(word).ok()).collect();
+        if named.is_empty() { Err("it takes a worker, such as w0".into()) } else { Ok(named) }
+    }
+
+    pub(super) fn worker(&self) -> Result<WorkerId, String> {
+        Ok(self.workers()?[0])
+    }
+
+    /// `next=3/4` is push 3 for step 4.
+    pub(super) fn next(&self) -> Result<Resume, String> {
+        let text: String = self.need("next")?;
+        let wrong = || format!("next is {text:?}; write it as 3/4, push 3 for step 4");
+        let (sequence, step) = text.split_once('/').ok_or_else(wrong)?;
+        let number = |text: &str| text.parse().map_err(|_| wrong());
+        Ok(Resume { sequence: Sequence(number(sequence)?), step: Step(number(step)?) })
+    }
+
+    pub(super) fn mode(&self) -> Result<Mode, String> {
+        let scaling = match self.or("scaling", String::from("none"))?.as_str() {
+            "none" => StalenessScaling::None,
+            "inverse" => StalenessScaling::Inverse,
+            other => return Err(format!("scaling is {other:?}; it is none or inverse")),
+        };
+        match self.need::<String>("mode")?.as_str() {
+            "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
+            "async" => Ok(Mode::Async { scaling }),
+            "ssp" => Ok(Mode::Ssp { staleness: self.find("staleness")?, scaling }),
+            other => Err(format!("mode is {other:?}; it is sync, async or ssp")),
+        }
+    }
+
+    pub(super) fn optimizer(&self) -> Result<Optimizer, String> {
+        self.or("optimizer", Optimizer::default())
+    }
+
+    /// A setting that nobody asked for is a mistake.
+    pub(super) fn check_all_used(&self) -> Result<(), String> {
+        let used = self.used.borrow();
+        match self.settings.keys().find(|key| !used.contains(key)) {
+            Some(key) => Err(format!("{} knows no {key}", self.name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `w3` is worker 3.
+pub(super) fn worker(word: &str) -> Result<WorkerId, String> {
+    let number = word.strip_prefix('w').and_then(|n| n.parse().ok());
+    number.map(WorkerId).ok_or_else(|| format!("{word:?} is not a worker, such as w0"))
+}
+
+/// `w0,w2` are two workers.
+pub(super) fn workers(list: &str) -> Result<Vec<WorkerId>, String> {
+    list.split(',').map(worker).collect()
+}

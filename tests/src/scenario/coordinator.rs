@@ -1,0 +1,222 @@
+//! Plays commands against a coordinator, with shards that answer at once what a shard would answer.
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{Examples, Incarnation, RunId, ServerId, ShardId, Step, Version, WorkerId};
+use windlass_common::wire::{Body, Order, Report, Resume, WorkerReport};
+use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
+use windlass_ps_core::{SessionId, Time};
+
+use super::command::{self, Command};
+use super::shards::{plan, seconds};
+use super::{Stage, words};
+
+#[derive(Debug)]
+pub(super) struct Played {
+    coordinator: Coordinator,
+    shards: u32,
+    now: Time,
+    /// What each session is called: `w0#2` is the second that worker 0 opened.
+    sessions: Vec<String>,
+    /// Whether the shards answer the orders that ask for an answer.
+    answers: bool,
+    /// The incarnations that each shard knows.
+    known: BTreeMap<(ShardId, WorkerId), Incarnation>,
+    /// What each shard would take next of a worker; else the first push.
+    next: BTreeMap<(ShardId, WorkerId), Resume>,
+}
+
+impl Played {
+    pub(super) fn open(command: &Command) -> Result<Self, String> {
+        let plan = plan(command, command.or("servers", 1)?, command.or("shards_per_server", 1)?)?;
+        let now = Time(1_000_000_000);
+        Ok(Self {
+            shards: plan.cluster.shards(),
+            coordinator: Coordinator::new(plan, RunId(0xa), now),
+            now,
+            sessions: Vec::new(),
+            answers: command.or("answers", true)?,
+            known: BTreeMap::new(),
+            next: BTreeMap::new(),
+        })
+    }
+
+    /// A new session of this worker, server or observer.
+    fn open_session(&mut self, who: &str) -> SessionId {
+        let before = self.sessions.iter().filter(|s| s.split('#').next() == Some(who)).count();
+        self.sessions.push(format!("{who}#{}", before + 1));
+        SessionId(self.sessions.len() as u64 - 1)
+    }
+
+    /// The newest session of `w0`, or the one meant by `w0#1`.
+    fn session(&self, who: &str) -> Result<SessionId, String> {
+        let at = self.sessions.iter().rposition(|s| s == who || s.split('#').next() == Some(who));
+        at.map(|at| SessionId(at as u64)).ok_or_else(|| format!("{who} has not joined"))
+    }
+
+    fn event(&mut self, command: &Command) -> Result<Event, String> {
+        let first = || command.words.first().cloned().ok_or_else(|| "somebody must be named".to_owned());
+        let shard = || -> Result<ShardId, String> { Ok(ShardId(command.need("shard")?)) };
+        let rest = || command.words[1..].join(" ");
+        let incarnation =
+            || -> Result<Incarnation, String> { Ok(Incarnation(command.or("incarnation", 1)?)) };
+        Ok(match command.name.as_str() {
+            "server" => {
+                let who = first()?;
+                let number = who.strip_prefix('s').and_then(|n| n.parse().ok()).ok_or("a server is s0")?;
+                let address = command.or("at", format!("host{number}:7100"))?;
+                Event::ServerJoined { session: self.open_session(&who), server: ServerId(number), address }
+            }
+            "worker" => {
+                let who = first()?;
+                Event::WorkerJoined { worker: command::worker(&who)?, session: self.open_session(&who) }
+            }
+            "observer" => Event::ObserverJoined { session: self.open_session(&first()?) },
+            "leave" => {
+                let report = WorkerReport { finished: command.has("finished"), ..WorkerReport::default() };
+                Event::WorkerLeft { session: self.session(&first()?)?, report }
+            }
+            "lost" => Event::Lost { session: self.session(&first()?)?, why: rest() },
+            "abort" => Event::Abort { reason: command.words.join(" ") },
+            "stored" => Event::Stored(Ok(())),
+            "not-stored" => Event::Stored(Err(command.words.join(" "))),
+            "admitted" => {
+                let (worker, incarnation, next) = (command.worker()?, incarnation()?, command.next()?);
+                Event::Report { shard: shard()?, report: Report::Admitted { worker, incarnation, next } }
+            }
+            "settled" => {
+                let (worker, incarnation) = (command.worker()?, incarnation()?);
+                Event::Report { shard: shard()?, report: Report::Settled { worker, incarnation } }
+            }
+            "arrived" => {
+                let (worker, step) = (command.worker()?, Step(command.need("step")?));
+                Event::Report { shard: shard()?, report: Report::Arrived { worker, step } }
+            }
+            "final" => {
+                let (version, examples) = (Version(1), Examples(1));
+                let report = Report::Final { version, examples, partial: 0, payload_bytes: 8 };
+                Event::Report { shard: shard()?, report }
+            }
+            "tick" => {
+                self.now = self.now.plus_seconds(seconds(command)?);
+                Event::Tick
+            }
+            other => return Err(format!("a coordinator knows no {other:?}")),
+        })
+    }
+
+    /// Lets the coordinator take in an event and the shards answer, and puts what is done into words.
+    fn handle(&mut self, event: Event, lines: &mut Vec<String>) {
+        let mut effects = Vec::new();
+        self.coordinator.handle(self.now, event, &mut effects);
+        let mut reports = Vec::new();
+        let mut orders: Vec<(ShardId, Order)> = Vec::new();
+        for effect in effects {
+            if let Effect::Order { shard, order } = effect {
+                reports.extend(self.answer(shard, &order));
+                orders.push((shard, order));
+                if orders.len() == self.shards as usize {
+                    lines.extend(self.orders(std::mem::take(&mut orders)));
+                }
+            } else {
+                lines.extend(self.orders(std::mem::take(&mut orders)));
+                lines.extend(self.words(effect));
+            }
+        }
+        lines.extend(self.orders(orders));
+        reports
+            .into_iter()
+            .filter(|_| self.answers)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|report| self.handle(report, lines));
+    }
+
+    /// An order that goes to every shard takes one line.
+    fn orders(&self, orders: Vec<(ShardId, Order)>) -> Vec<String> {
+        match &orders[..] {
+            [(_, first), ..]
+                if orders.len() == self.shards as usize && orders.iter().all(|(_, o)| o == first) =>
+            {
+                vec![format!("order {}", words::order(first))]
+            }
+            _ => orders
+                .iter()
+                .map(|(shard, order)| format!("order {shard}: {}", words::order(order)))
+                .collect(),
+        }
+    }
+
+    fn answer(&mut self, shard: ShardId, order: &Order) -> Vec<Event> {
+        let reports = match order {
+            Order::Membership { members, .. } => {
+                let fresh = |m: &&windlass_common::wire::Member| {
+                    self.known.insert((shard, m.worker), m.incarnation) != Some(m.incarnation)
+                };
+                let fresh: Vec<_> = members.iter().filter(fresh).copied().collect();
+                let next = |worker| self.next.get(&(shard, worker)).copied().unwrap_or_default();
+                fresh
+                    .into_iter()
+                    .map(|m| Report::Admitted {
+                        worker: m.worker,
+                        incarnation: m.incarnation,
+                        next: next(m.worker),
+                    })
+                    .collect()
+            }
+            Order::Settle { worker, incarnation, .. } => {
+                vec![Report::Settled { worker: *worker, incarnation: *incarnation }]
+            }
+            Order::Start | Order::Close { .. } | Order::Finalize => Vec::new(),
+        };
+        reports.into_iter().map(|report| Event::Report { shard, report }).collect()
+    }
+
+    fn words(&self, effect: Effect) -> Option<String> {
+        Some(match effect {
+            Effect::Order { .. } => return None,
+            Effect::Send { session, body } => {
+                let who = &self.sessions[session.0 as usize];
+                match body {
+                    Body::Welcome(welcome) if welcome.servers.is_empty() => format!("welcome {who}"),
+                    Body::Welcome(welcome) => {
+                        format!(
+                            "welcome {who} {} servers={}",
+                            words::next(welcome.next),
+                            welcome.servers.join(",")
+                        )
+                    }
+                    Body::NotYet { missing } => format!("not yet {who}: {missing}"),
+                    Body::Refused(reason) => format!("refused {who}: {reason}"),
+                    Body::Stop(stop) => format!("stop {who}: {}", words::stop(&stop)),
+                    Body::Status(status) => {
+                        let waiting = if status.waiting.is_empty() {
+                            String::new()
+                        } else {
+                            format!(", {}", status.waiting)
+                        };
+                        format!("status {who}: {:?}{waiting}", status.phase).to_lowercase()
+                    }
+                    other => format!("send {who} {other:?}"),
+                }
+            }
+            Effect::Membership { worker, what } => format!("log {} {what}", words::name(worker)),
+            Effect::Store => "store".into(),
+            Effect::End(stop) => format!("end {}", words::stop(&stop)),
+        })
+    }
+}
+
+impl Stage for Played {
+    fn play(&mut self, command: &Command) -> Result<Vec<String>, String> {
+        let mut lines = Vec::new();
+        if command.name == "shard-has" {
+            // What a shard will say it would take next of a worker.
+            self.next.insert((ShardId(command.need("shard")?), command.worker()?), command.next()?);
+            return Ok(lines);
+        }
+        let event = self.event(command)?;
+        self.handle(event, &mut lines);
+        Ok(lines)
+    }
+}

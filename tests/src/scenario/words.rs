@@ -1,0 +1,64 @@
+//! Puts into words what the cores answer.
+
+use windlass_common::ids::{Sequence, WorkerId};
+use windlass_common::wire::{Member, Order, Outcome, Resume, Stop, Wait};
+
+pub(super) fn name(worker: WorkerId) -> String {
+    format!("w{}", worker.0)
+}
+
+pub(super) fn names(workers: &[WorkerId]) -> String {
+    workers.iter().map(|w| name(*w)).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn next(resume: Resume) -> String {
+    format!("next push={} step={}", resume.sequence, resume.step)
+}
+
+pub(super) fn outcome(who: &str, sequence: Sequence, outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Applied { version, staleness } => {
+            format!("applied {who} push={sequence} version={version} staleness={staleness}")
+        }
+        Outcome::Late { step } => format!("late {who} push={sequence} (step {step} is open)"),
+        Outcome::Void => format!("void {who} push={sequence}"),
+    }
+}
+
+pub(super) fn wait(wait: &Wait) -> String {
+    match wait {
+        Wait::Start => "not everyone has joined".into(),
+        Wait::Pushes { step, missing } => format!("step {step} lacks the push of {}", names(missing)),
+        Wait::Close { step } => format!("step {step} is complete here and not closed yet"),
+        Wait::Slowest { worker, clock, needed } => {
+            format!("slowest is {} at clock {clock}, needed {needed}", name(*worker))
+        }
+    }
+}
+
+pub(super) fn order(order: &Order) -> String {
+    match order {
+        Order::Membership { term, members } => {
+            let member = |m: &Member| format!(" {}@{}", name(m.worker), m.incarnation);
+            format!("members term={term}{}", members.iter().map(member).collect::<String>())
+        }
+        Order::Settle { worker, incarnation, next: at, void_missing } => {
+            let missing = if *void_missing { ", what is missing is void" } else { "" };
+            format!("settle {}@{incarnation} {}{missing}", name(*worker), next(*at))
+        }
+        Order::Start => "start".into(),
+        Order::Close { step, cohort } => format!("close step={step} with {}", names(cohort)),
+        Order::Finalize => "finalize".into(),
+    }
+}
+
+pub(super) fn stop(stop: &Stop) -> String {
+    match stop {
+        Stop::Completed => "completed".into(),
+        Stop::Failed { reason } => format!("failed: {reason}"),
+    }
+}
+
+pub(super) fn floats(values: &[f32]) -> String {
+    values.iter().map(f32::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,229 @@
+//! The client for a thread that computes: its own thread moves the bytes while the calling one waits or works.
+//!
+//! All of the network runs on one thread with a runtime of its own. Polling parts of it from the computing thread costs a
+//! quarter more processor time a step, since packets then wake two threads.
+
+use std::future::Future;
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc;
+use windlass_common::ids::WorkerId;
+use windlass_common::plan::Plan;
+use windlass_common::wire::WorkerReport;
+
+use super::{Client, ClientError, Gradient, JoinOptions, Next};
+
+/// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
+#[derive(Debug)]
+pub struct BlockingClient {
+    plan: Plan,
+    worker: WorkerId,
+    values: usize,
+    requests: mpsc::Sender<Request>,
+    answers: std_mpsc::Receiver<Answer>,
+    gradients: Vec<Gradient>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Exchange { push: Option<(Gradient, u32, f32)>, values: Vec<f32> },
+    Leave(WorkerReport),
+    Abort(String),
+    Close,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// The request is done. The buffer of the values comes back, and one for the next gradient with it.
+    Exchanged { result: Result<Next, ClientError>, values: Vec<f32>, gradient: Gradient },
+    Gone(Result<(), ClientError>),
+}
+
+impl BlockingClient {
+    /// Joins a run, and returns when the coordinator has admitted this worker. Once `interrupted` resolves, this and
+    /// every later request ends with [`ClientError::Interrupted`].
+    ///
+    /// # Errors
+    /// As [`Client::join`], and if the system gives no thread.
+    pub fn join(
+        options: JoinOptions,
+        interrupted: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Self, ClientError> {
+        let (requests, incoming) = mpsc::channel(1);
+        let (answer, answers) = std_mpsc::channel();
+        let (joined, admitted) = std_mpsc::channel();
+        let serve = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = joined.send(Err(ClientError::Thread(error)));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                let mut interrupted = std::pin::pin!(interrupted);
+                let client = tokio::select! {
+                    client = Client::join(options) => client,
+                    () = interrupted.as_mut() => Err(ClientError::Interrupted),
+                };
+                match client {
+                    Ok(client) => {
+                        let _ = joined.send(Ok((client.plan().clone(), client.worker(), client.values().len())));
+                        serve(client, incoming, answer, interrupted).await;
+                    }
+                    Err(error) => {
+                        let _ = joined.send(Err(error));
+                    }
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("windlass-io".into()).spawn(serve);
+        let thread = thread.map_err(ClientError::Thread)?;
+        let (plan, worker, values) = admitted.recv().unwrap_or(Err(ClientError::Interrupted))?;
+        Ok(Self { plan, worker, values, requests, answers, gradients: Vec::new(), thread: Some(thread) })
+    }
+
+    /// The run's configuration.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Which worker this is.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// A buffer for the values of the whole model.
+    pub fn values(&self) -> Vec<f32> {
+        vec![0.0; self.values]
+    }
+
+    /// A buffer for a gradient of the whole model; what it holds is left from before.
+    pub fn gradient(&mut self) -> Gradient {
+        self.gradients.pop().unwrap_or_else(|| Gradient::new(self.values))
+    }
+
+    /// As [`Client::pull`].
+    ///
+    /// # Errors
+    /// As [`Client::pull`].
+    pub fn pull(&mut self, values: &mut Vec<f32>) -> Result<Next, ClientError> {
+        self.exchange(None, values)
+    }
+
+    /// As [`Client::push_pull`].
+    ///
+    /// # Errors
+    /// As [`Client::push_pull`].
+    pub fn push_pull(
+        &mut self,
+        gradient: Gradient,
+        examples: u32,
+        loss: f32,
+        values: &mut Vec<f32>,
+    ) -> Result<Next, ClientError> {
+        self.exchange(Some((gradient, examples, loss)), values)
+    }
+
+    /// As [`Client::leave`].
+    ///
+    /// # Errors
+    /// As [`Client::leave`].
+    pub fn leave(self, report: WorkerReport) -> Result<(), ClientError> {
+        self.go(Request::Leave(report))
+    }
+
+    /// As [`Client::abort`].
+    ///
+    /// # Errors
+    /// As [`Client::abort`].
+    pub fn abort(self, reason: String) -> Result<(), ClientError> {
+        self.go(Request::Abort(reason))
+    }
+
+    /// As [`Client::close`].
+    pub fn close(self) {
+        // Closing cannot fail in a way that anybody could act upon.
+        let _ = self.go(Request::Close);
+    }
+
+    fn exchange(
+        &mut self,
+        push: Option<(Gradient, u32, f32)>,
+        values: &mut Vec<f32>,
+    ) -> Result<Next, ClientError> {
+        let request = Request::Exchange { push, values: std::mem::take(values) };
+        self.requests.blocking_send(request).map_err(|_| ClientError::Interrupted)?;
+        match self.answers.recv() {
+            Ok(Answer::Exchanged { result, values: back, gradient }) => {
+                *values = back;
+                self.gradients.push(gradient);
+                result
+            }
+            Ok(Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
+        }
+    }
+
+    fn go(mut self, request: Request) -> Result<(), ClientError> {
+        let sent = self.requests.blocking_send(request);
+        let gone = sent.map_err(|_| ClientError::Interrupted).and_then(|()| match self.answers.recv() {
+            Ok(Answer::Gone(result)) => result,
+            Ok(Answer::Exchanged { .. }) | Err(_) => Err(ClientError::Interrupted),
+        });
+        if let Some(thread) = self.thread.take() {
+            // The thread has said its last word; what it still does is to close its socket.
+            let _ = thread.join();
+        }
+        gone
+    }
+}
+
+async fn serve(
+    mut client: Client,
+    mut requests: mpsc::Receiver<Request>,
+    answer: std_mpsc::Sender<Answer>,
+    mut interrupted: std::pin::Pin<&mut impl Future<Output = ()>>,
+) {
+    let mut is_interrupted = false;
+    while let Some(request) = requests.recv().await {
+        let said = match request {
+            Request::Exchange { push, mut values } => {
+                let exchange = async {
+                    match push {
+                        Some((gradient, examples, loss)) => {
+                            client.push_pull(gradient, examples, loss, &mut values).await
+                        }
+                        None => client.pull(&mut values).await,
+                    }
+                };
+                let result = tokio::select! {
+                    biased;
+                    () = interrupted.as_mut(), if !is_interrupted => {
+                        is_interrupted = true;
+                        Err(ClientError::Interrupted)
+                    }
+                    result = exchange, if !is_interrupted => result,
+                    else => Err(ClientError::Interrupted),
+                };
+                answer.send(Answer::Exchanged { result, values, gradient: client.gradient() })
+            }
+            last => {
+                let gone = match last {
+                    Request::Leave(report) => client.leave(report).await,
+                    Request::Abort(reason) => client.abort(reason).await,
+                    Request::Close | Request::Exchange { .. } => {
+                        client.close().await;
+                        Ok(())
+                    }
+                };
+                let _ = answer.send(Answer::Gone(gone));
+                return;
+            }
+        };
+        if said.is_err() {
+            return;
+        }
+    }
+}
