@@ -37,7 +37,8 @@ impl Judge {
         let next = AtomicUsize::new(0);
         let mut parts = vec![Score::default(); chunks];
         thread::scope(|scope| {
-            let work = |mut model| scope.spawn(|| self.some(&mut *{ model }, values, &next));
+            let next = &next;
+            let work = |mut model: Box<dyn Model>| scope.spawn(move || self.some(&mut *model, values, next));
             let running: Vec<_> = models.into_iter().map(work).collect();
             for thread in running {
                 for (chunk, score) in thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {

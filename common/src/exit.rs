@@ -1,6 +1,6 @@
 //! Names the exit codes that all programs share, so that scripts can tell failures apart.
 
-/// Why a program ends other than well. Success is 0; 1 is left to panics of ours.
+/// Why a program ends other than well. Success is 0; 101 is a fault of ours, with a report of where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// A flag is wrong or flags contradict each other.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use crossbeam::channel::{self, Sender};
+use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -37,10 +38,14 @@ use crate::shard::{self, ShardLink, ShardMessage};
 const POOL_BYTES_MAX: usize = 1 << 30;
 /// A stream that says nothing for this long after it was opened is given up.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
+/// How long the coordinator may take to answer a server that joins.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How often a server tells the coordinator how many bytes it has exchanged.
 const METER_EVERY: Duration = Duration::from_millis(200);
 /// How long the last messages may take.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// Longest first message of a stream.
+const FIRST_BYTES_MAX: usize = 64 << 10;
 const MIB: u64 = 1 << 20;
 
 /// What a server is told at its start.
@@ -79,7 +84,7 @@ pub enum Part {
 pub fn limits() -> Limits {
     Limits {
         connections: 1200,
-        stream_window: 8 * MIB,
+        stream_window: 4 * MIB,
         receive_window: 8 * MIB,
         send_window: 8 * MIB,
         window_memory: 20 * 1024 * MIB,
@@ -147,10 +152,10 @@ async fn coordinate(
     let (inputs, receiver) = channel::bounded(coordinator::MESSAGES_MAX);
     let (ended, mut end) = oneshot::channel();
     coordinator::spawn(plan.clone(), run, directory, receiver, ended).or_exit(Exit::System)?;
-    let meters = Arc::new(std::sync::OnceLock::<Arc<Shared>>::new());
+    let served = Arc::new(std::sync::OnceLock::<Arc<Shared>>::new());
     let mut shards = Vec::new();
     for shard in plan.cluster.shards_of(ServerId(0)) {
-        let (to_coordinator, shared) = (inputs.clone(), Arc::clone(&meters));
+        let (to_coordinator, shared) = (inputs.clone(), Arc::clone(&served));
         let tell = move |message| {
             let input = match message {
                 ShardMessage::Report(report) => Input::Event(Event::Report { shard, report }),
@@ -171,16 +176,17 @@ async fn coordinate(
     let sessions = Arc::new(AtomicU64::new(1));
     let (alive, mut all_written) = mpsc::channel(1);
     let control =
-        Control { plan, envelope, inputs: inputs.clone(), alive, sessions: Arc::clone(&sessions) };
+        Control { plan, inputs: inputs.clone(), alive: Mutex::new(Some(alive)), sessions: Arc::clone(&sessions) };
+    let control = Arc::new(control);
     let shared = Arc::new(Shared {
         envelope,
         shards,
         pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
         meters: Meters::default(),
         sessions,
-        control: Some(Arc::new(control)),
+        control: Some(Arc::clone(&control)),
     });
-    let _ = meters.set(Arc::clone(&shared));
+    let _ = served.set(Arc::clone(&shared));
     let joined = Event::ServerJoined { session: SessionId(0), server: ServerId(0), address: advertise };
     coordinator::tell(&inputs, Input::Event(joined)).await;
 
@@ -193,10 +199,13 @@ async fn coordinate(
             () = &mut interrupted, if !is_interrupted => {
                 is_interrupted = true;
                 let reason = "server 0 was told to end".into();
-                coordinator::tell(&inputs, Input::Event(Event::Abort { reason })).await;
+                coordinator::tell(&inputs, Input::Event(Event::Abort { session: None, reason })).await;
             }
-            incoming = endpoint.accept() => if let Some(incoming) = incoming {
-                tokio::spawn(connection(incoming, Arc::clone(&shared)));
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => {
+                    tokio::spawn(connection(incoming, Arc::clone(&shared)));
+                }
+                None => break Stop::Failed { reason: "the socket of server 0 is gone".into() },
             },
             _ = every.tick() => {
                 let meter = shared.meters.total();
@@ -209,8 +218,7 @@ async fn coordinate(
         link.stop();
     }
     // The last messages are on their way; each control stream holds a token until its peer has them.
-    drop(meters);
-    drop(shared);
+    control.alive.lock().take();
     let _ = timeout(FAREWELL, async { while all_written.recv().await.is_some() {} }).await;
     Ok(stop)
 }
@@ -230,7 +238,9 @@ async fn follow(
     let mut buffer = AlignedVec::new();
     envelope_of(RunId(0)).header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
     sender.send(&buffer, []).await.or_exit(Exit::Network)?;
-    let (envelope, plan) = match next(&mut receiver, &mut buffer).await? {
+    let answer = timeout(ANSWER, next(&mut receiver, &mut buffer)).await;
+    let silent = || anyhow::anyhow!("the coordinator at {address} has said nothing for {} s", ANSWER.as_secs());
+    let (envelope, plan) = match answer.map_err(|_| silent()).or_exit(Exit::Network)?? {
         Header { run, lineage, term, worker, incarnation, body: Body::Welcome(welcome), .. } => {
             let plan = Plan::parse(&welcome.plan).or_exit(Exit::Input)?;
             if plan.hash() != welcome.plan_hash {
@@ -274,9 +284,15 @@ async fn follow(
                     let _ = abort.send(());
                 }
             }
-            incoming = endpoint.accept() => if let Some(incoming) = incoming {
-                tokio::spawn(self::connection(incoming, Arc::clone(&shared)));
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => {
+                    tokio::spawn(self::connection(incoming, Arc::clone(&shared)));
+                }
+                None => break Stop::Failed { reason: format!("the socket of {id} is gone") },
             },
+            () = tokio::time::sleep(FAREWELL), if abort.is_none() => {
+                break Stop::Failed { reason: format!("{id} was told to end") };
+            }
             message = next(&mut receiver, &mut buffer) => match message {
                 Ok(Header { body: Body::Order { shard, order }, .. }) => {
                     if let Some((_, link)) = shared.shards.iter().find(|(id, _)| *id == shard) {
@@ -420,7 +436,7 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>) {
 async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameReceiver), shared: Arc<Shared>) {
     let mut buffer = AlignedVec::new();
     let peer = connection.peer();
-    let first = match timeout(FIRST_FRAME, stream.1.header(HEADER_BYTES_MAX, &mut buffer)).await {
+    let first = match timeout(FIRST_FRAME, stream.1.header(FIRST_BYTES_MAX, &mut buffer)).await {
         Ok(Ok(Some(bytes))) => Header::decode(bytes),
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => {
@@ -436,7 +452,7 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
                     let envelope = Envelope { run, lineage, term, worker, incarnation };
                     let session = SessionId(shared.sessions.fetch_add(1, Ordering::Relaxed));
                     let (link, pool) = (link.clone(), Arc::clone(&shared.pool));
-                    if let Err(error) = session::serve(session, envelope, peer, stream, link, pool).await {
+                    if let Err(error) = session::serve(session, envelope, connection, stream, link, pool).await {
                         tracing::debug!(%peer, %error, "a session has ended");
                     }
                     return;

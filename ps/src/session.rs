@@ -7,15 +7,20 @@ use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
 use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
-use windlass_common::wire::{Body, Codec, HEADER_BYTES_MAX, Header, PROTOCOL, Push, Reject, Values};
+use windlass_common::wire::{Body, Codec, Header, PROTOCOL, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
-use windlass_transport::{FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of};
+use windlass_transport::{Connection, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of};
 
 use crate::shard::ShardLink;
 
 /// Answers that may wait for a session's stream. A request gives at most three.
 const REPLIES_MAX: usize = 64;
+
+/// Longest header on a stream to a shard, beside its slices.
+const HEADER_BYTES: usize = 1024;
+/// Bytes of a header for each slice: one of a push and one of a pull.
+const SLICE_BYTES: usize = 32;
 
 /// What all frames of a session have in common.
 #[derive(Clone, Copy, Debug)]
@@ -47,13 +52,14 @@ pub(crate) enum SessionError {
 pub(crate) async fn serve(
     session: SessionId,
     envelope: Envelope,
-    peer: Role,
+    connection: Connection,
     (sender, receiver): (FrameSender, FrameReceiver),
     shard: ShardLink,
     pool: Arc<Pool>,
 ) -> Result<(), SessionError> {
     let (replies, outgoing) = mpsc::channel(REPLIES_MAX);
-    shard.attach(session, replies.clone()).await;
+    let peer = connection.peer();
+    shard.attach(session, replies.clone(), connection);
     tokio::spawn(write(envelope, sender, outgoing));
     let mut reader = Reader { session, peer, receiver, shard, pool, replies, header: AlignedVec::new() };
     let result = reader.run().await;
@@ -73,7 +79,9 @@ struct Reader {
 
 impl Reader {
     async fn run(&mut self) -> Result<(), SessionError> {
-        while let Some(bytes) = self.receiver.header(HEADER_BYTES_MAX, &mut self.header).await? {
+        // What a worker may say names each slice once at most.
+        let limit = HEADER_BYTES + SLICE_BYTES * self.shard.shape.parts.len();
+        while let Some(bytes) = self.receiver.header(limit, &mut self.header).await? {
             let header = match Header::decode(bytes) {
                 Ok(header) => header,
                 Err(error) => {

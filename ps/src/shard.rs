@@ -11,7 +11,7 @@ use windlass_common::wire::{Order, Record, Report};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
 use windlass_ps_core::store::{Shape, Snapshot};
-use windlass_transport::PooledFloats;
+use windlass_transport::{Connection, PooledFloats};
 
 use crate::clock;
 
@@ -19,7 +19,7 @@ use crate::clock;
 pub(crate) const REQUESTS_MAX: usize = 256;
 /// Orders that may wait for a shard. There is one per change of membership and, with backup workers, one per step.
 const ORDERS_MAX: usize = 4096;
-/// Requests taken up before the outcome of the first is sent.
+/// Requests taken up before the clock is looked at again.
 const BATCH_MAX: usize = 16;
 /// Records are told to the coordinator when there are this many, or at the next tick.
 const RECORDS_MAX: usize = 256;
@@ -27,8 +27,8 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// What a shard's thread is told.
 pub(crate) enum Input {
-    /// Answers for this session go there.
-    Attach { session: SessionId, replies: mpsc::Sender<Reply> },
+    /// Answers for this session go there; if it does not take them, its connection is closed.
+    Attach { session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection },
     /// Something has happened.
     Event(Event<PooledFloats>, Option<OwnedSemaphorePermit>),
     /// The run is over.
@@ -58,8 +58,8 @@ impl ShardLink {
     }
 
     /// Says where the answers for a session go.
-    pub(crate) async fn attach(&self, session: SessionId, replies: mpsc::Sender<Reply>) {
-        self.put(Input::Attach { session, replies });
+    pub(crate) fn attach(&self, session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection) {
+        self.put(Input::Attach { session, replies, connection });
     }
 
     /// Hands over an order.
@@ -113,7 +113,7 @@ pub(crate) fn spawn(
 
 struct Thread<F> {
     shard: Shard<PooledFloats>,
-    sessions: HashMap<SessionId, mpsc::Sender<Reply>>,
+    sessions: HashMap<SessionId, (mpsc::Sender<Reply>, Connection)>,
     records: Vec<Record>,
     effects: Vec<Effect>,
     tell: F,
@@ -145,8 +145,8 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
 
     fn take(&mut self, input: Input) -> bool {
         match input {
-            Input::Attach { session, replies } => {
-                self.sessions.insert(session, replies);
+            Input::Attach { session, replies, connection } => {
+                self.sessions.insert(session, (replies, connection));
             }
             Input::Event(event, _place) => {
                 if let Event::Closed { session } = event {
@@ -182,10 +182,11 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
     }
 
     fn reply(&mut self, session: SessionId, reply: Reply) {
-        let Some(replies) = self.sessions.get(&session) else { return };
+        let Some((replies, connection)) = self.sessions.get(&session) else { return };
         if let Err(error) = replies.try_send(reply) {
             // A peer that does not read its answers is cut off rather than waited for: it asks again and finds them.
-            tracing::warn!(session = session.0, %error, "a session is cut off: it does not take its answers");
+            tracing::warn!(peer = %connection.peer(), %error, "a connection is closed: its peer does not take answers");
+            connection.close(1, "answers were not taken");
             self.sessions.remove(&session);
         }
     }

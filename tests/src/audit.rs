@@ -33,8 +33,8 @@ pub fn assert_same(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-/// Asserts that each push has one outcome on each shard, that a push is void only where another shard applied it, and
-/// that what is void is counted.
+/// Asserts that each push has one outcome on each shard, that the shards which applied it applied the same gradient, that
+/// it is not void on all of them, and that what is void is counted.
 ///
 /// # Panics
 /// If not.
@@ -50,6 +50,7 @@ pub fn assert_each_push_counts_once(run: &Run) {
         );
         let void = outcomes.iter().filter(|o| **o == Some(Outcome::Void)).count();
         assert!(void < outcomes.len(), "{worker} sequence {sequence} is void on every shard");
+        assert_one_gradient(run, worker, sequence);
     }
     for (worker, count) in pushes_of(&pushes) {
         let numbered = (0..count).all(|n| pushes.contains(&(worker, Sequence(n))));
@@ -57,6 +58,18 @@ pub fn assert_each_push_counts_once(run: &Run) {
     }
     let void = |h: &History| h.records().filter(|r| r.outcome == Outcome::Void).count() as u64;
     assert_eq!(run.partial, run.histories.iter().map(void).collect::<Vec<_>>(), "what is void is counted");
+}
+
+/// A worker that was restarted may compute a push again; what it computes must then be the same.
+fn assert_one_gradient(run: &Run, worker: WorkerId, sequence: Sequence) {
+    let is_applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
+    let this = |r: &&Record| (r.worker, r.sequence) == (worker, sequence);
+    let records = run.histories.iter().filter_map(|h| h.records().filter(is_applied).find(this));
+    let mut lives: Vec<_> = records.map(|r| r.incarnation).collect();
+    lives.dedup();
+    let gradients: Vec<_> = lives.iter().map(|life| run.gradients.get(&(worker, *life, sequence))).collect();
+    let same = gradients.windows(2).all(|pair| pair[0] == pair[1]);
+    assert!(same, "{worker} sequence {sequence} is applied with the gradients of several lives: {lives:?}");
 }
 
 fn pushes_of(pushes: &BTreeSet<(WorkerId, Sequence)>) -> BTreeMap<WorkerId, u64> {

@@ -111,6 +111,7 @@ fn backup_workers_make_one_cohort_per_step_on_every_shard() {
         steps.for_each(|step| *cohorts.entry(step).or_default() += 1);
         assert!(cohorts.values().all(|&size| size == 3), "three of five make a step: {cohorts:?}");
     }
+    println!("{late} pushes were late");
     assert!(late > 500 || !all_seeds(), "some are late: {late}");
 }
 
@@ -177,6 +178,7 @@ fn ssp_keeps_its_bound_and_is_what_the_records_say() {
             waited += assert_bound(&run, bound);
             assert_replays(&run, &problem);
         }
+        println!("bound {bound}: {waited} waits");
         assert!(waited > 100 || !all_seeds(), "at bound {bound} some have to wait: {waited}");
     }
 }
@@ -218,6 +220,7 @@ fn sync_with_deaths_is_sync_without() {
             }
         }
     }
+    println!("{died} deaths");
     assert!(died > 500 || !all_seeds(), "workers died {died} times");
 }
 
@@ -235,6 +238,7 @@ fn async_and_ssp_with_deaths_count_each_push_once_or_void() {
             partial += run.partial.iter().sum::<u64>();
         }
     }
+    println!("{died} deaths, {partial} pushes void somewhere");
     assert!(
         !all_seeds() || (died > 500 && partial > 50),
         "{died} died, {partial} pushes were void somewhere"
@@ -254,6 +258,7 @@ fn sync_with_backup_workers_and_deaths_is_what_the_records_say() {
         assert_replays(&run, &problem);
         died += run.deaths;
     }
+    println!("{died} deaths");
     assert!(died > 300 || !all_seeds(), "workers died {died} times");
 }
 

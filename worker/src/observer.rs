@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use windlass_common::ids::{Examples, ShardId, Step};
-use windlass_common::layout::Layout;
-use windlass_common::placement::Placement;
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Status, Stop};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
 use crate::client::ClientError;
-use crate::client::link::{self, Link, Place};
+use crate::client::link::{Cuts, Link, Place};
 use crate::client::session::{Envelope, Session, Told};
 
 /// Watches a run without taking part in it.
@@ -38,8 +36,8 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct SnapshotReader {
     envelope: Envelope,
-    layout: Layout,
-    placement: Placement,
+    total: usize,
+    cuts: Cuts,
     links: Vec<Link>,
     _connections: Vec<Connection>,
 }
@@ -88,7 +86,9 @@ impl Observer {
         });
         let links = try_join_all(links).await?;
         let envelope = session.envelope;
-        let snapshots = SnapshotReader { envelope, layout, placement, links, _connections: connections };
+        let cuts = Cuts::new(&layout, &placement);
+        let total = layout.total() as usize;
+        let snapshots = SnapshotReader { envelope, total, cuts, links, _connections: connections };
         Ok((StatusStream { session, _endpoint: endpoint }, snapshots))
     }
 }
@@ -127,8 +127,8 @@ impl SnapshotReader {
     /// # Errors
     /// If a server is gone.
     pub async fn pull(&mut self, point: u64, values: &mut Vec<f32>) -> Result<SnapshotSeen, ClientError> {
-        values.resize(self.layout.total() as usize, 0.0);
-        let places = link::places(&self.layout, &self.placement, values);
+        values.resize(self.total, 0.0);
+        let places = self.cuts.places(values);
         let envelope = self.envelope;
         let pulls = self.links.iter_mut().zip(places).map(|(link, mut places)| async move {
             link.send(envelope, Body::PullSnapshot { point }).await?;

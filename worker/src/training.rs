@@ -57,12 +57,12 @@ pub fn train_with(
         .and_then(|prepared| steps(&mut client, prepared));
     match trained {
         Ok(report) => client.leave(report).map_err(failure),
-        Err(failure) if failure.exit == Exit::Interrupted => {
+        Err(failure) if failure.error.is::<ClientError>() => {
             client.close();
             Err(failure)
         }
         Err(failure) => {
-            // The others would wait for this worker in vain. If the run has ended anyway, nobody needs to be told.
+            // The fault is this worker's own, and the others would wait for it in vain.
             let _ = client.abort(failure.to_string());
             Err(failure)
         }

@@ -171,7 +171,7 @@ impl FromStr for OwnVariable {
         let initial = match initial.split_once('=') {
             None if initial == "zeros" => Initial::Zeros,
             None if initial == "he-normal" => {
-                let inputs = shape[..shape.len() - 1].iter();
+                let mut inputs = shape[..shape.len() - 1].iter();
                 let fan_in = inputs.try_fold(1_u64, |product, &d| product.checked_mul(d));
                 Initial::HeNormal { fan_in: fan_in.ok_or("the shape has too many values")? }
             }

@@ -11,7 +11,8 @@ use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Phase, Status, Stop, WorkerState};
 use windlass_transport::Role;
-use windlass_worker::observer::{self, ClientError, Observer, SnapshotReader, StatusStream};
+use windlass_worker::client::ClientError;
+use windlass_worker::observer::{self, Observer, SnapshotReader, StatusStream};
 
 use super::crew::Crew;
 use super::verdict::{Known, Verdict, verdict};

@@ -35,8 +35,14 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
-/// Sends the log to stderr. What is logged is set by [`LOG_VARIABLE`].
+/// Sends the log to stderr; what is logged is set by [`LOG_VARIABLE`]. A panic, which is a fault of ours, ends the process
+/// from now on: it is missed then, rather than going on without one of its threads.
 pub fn log_to_stderr() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info,quinn=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -19,7 +19,9 @@ pub const TEXT_BYTES_MAX: usize = 16 << 20;
 /// Most workers of one run; every server has a connection to each.
 pub const WORKERS_MAX: u32 = 1024;
 /// Most servers of one run.
-pub const SERVERS_MAX: u32 = 1024;
+pub const SERVERS_MAX: u32 = 128;
+/// Most shards of one server: a worker has a stream to each.
+pub const SHARDS_PER_SERVER_MAX: u32 = 32;
 /// Most examples of one batch of one worker; counts up to here are exact in f32.
 pub const BATCH_MAX: u32 = 1 << 24;
 
@@ -179,7 +181,7 @@ impl Plan {
         let (cluster, training) = (&self.cluster, &self.training);
         range("--seed", self.seed, 0, i64::MAX as u64)?;
         range("--servers", cluster.servers.into(), 1, SERVERS_MAX.into())?;
-        range("--shards-per-server", cluster.shards_per_server.into(), 1, 64)?;
+        range("--shards-per-server", cluster.shards_per_server.into(), 1, SHARDS_PER_SERVER_MAX.into())?;
         range("--workers", cluster.workers.into(), 1, WORKERS_MAX.into())?;
         range("--join-deadline", cluster.join_deadline_s, 1, 86_400)?;
         range("--rejoin-deadline", cluster.rejoin_deadline_s, 1, 86_400)?;

@@ -5,25 +5,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::cast_slice_mut;
 use crossbeam::channel::Sender;
+use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
 use windlass_common::ids::{ServerId, ShardId, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, HEADER_BYTES_MAX, Header, Reject, Report};
+use windlass_common::wire::{Body, Header, Reject, Report};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::Event;
-use windlass_transport::{Connection, FrameReceiver, FrameSender, Role};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, Role};
 
 use super::{Input, OUTGOING_MAX, Outgoing, tell};
-use crate::session::{Envelope, SessionError};
+use crate::session::SessionError;
+
+/// Longest message to the coordinator; the records of a shard come in batches far below it.
+const CONTROL_BYTES_MAX: usize = 1 << 20;
 
 /// What every control session needs to know.
 pub(crate) struct Control {
     pub(crate) plan: Plan,
-    pub(crate) envelope: Envelope,
     pub(crate) inputs: Sender<Input>,
-    /// Dropped when the last control stream has been written to its end.
-    pub(crate) alive: mpsc::Sender<()>,
+    /// Each control stream that is still written to holds a copy. Taken when the run has ended.
+    pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
     pub(crate) sessions: Arc<AtomicU64>,
 }
 
@@ -36,10 +39,10 @@ pub(crate) async fn serve(
 ) -> Result<(), SessionError> {
     let session = SessionId(control.sessions.fetch_add(1, Ordering::Relaxed));
     let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
-    tokio::spawn(write(sender, queue, control.alive.clone()));
+    sender.set_priority(Priority::High);
+    tokio::spawn(write(sender, queue, control.alive.lock().clone()));
     let peer = connection.peer();
-    let worker = if let Role::Worker(worker) = peer { Some(worker) } else { None };
-    tell(&control.inputs, Input::Attach { session, worker, outgoing: outgoing.clone() }).await;
+    tell(&control.inputs, Input::Attach { session, outgoing, connection: connection.clone() }).await;
     let mut reader = Reader { control, session, peer, connection, receiver, header: AlignedVec::new() };
     let result = reader.run(first).await;
     let why = match &result {
@@ -47,7 +50,8 @@ pub(crate) async fn serve(
         Err(error) => error.to_string(),
     };
     if let Err(SessionError::Refused(reason)) = &result {
-        let _ = outgoing.send((reader.control.envelope, Body::Refused(reason.clone()))).await;
+        let body = Body::Refused(reason.clone());
+        tell(&reader.control.inputs, Input::Send { session, body }).await;
     }
     tell(&reader.control.inputs, Input::Event(Event::Lost { session, why })).await;
     result
@@ -65,7 +69,7 @@ struct Reader {
 impl Reader {
     async fn run(&mut self, first: Header) -> Result<(), SessionError> {
         self.take(first.body).await?;
-        while let Some(bytes) = self.receiver.header(HEADER_BYTES_MAX, &mut self.header).await? {
+        while let Some(bytes) = self.receiver.header(CONTROL_BYTES_MAX, &mut self.header).await? {
             let header = Header::decode(bytes)
                 .map_err(|e| SessionError::Refused(Reject::Malformed { reason: e.to_string() }))?;
             self.take(header.body).await?;
@@ -87,7 +91,7 @@ impl Reader {
                 return self.report(server, shard, report).await;
             }
             (Body::ServerReport(meter), Role::Server(server)) => Event::Measured { server, meter },
-            (Body::Abort { reason }, peer) => Event::Abort { reason: format!("{}: {reason}", name(peer)) },
+            (Body::Abort { reason }, peer) => Event::Abort { session: Some(session), reason: format!("{}: {reason}", name(peer)) },
             (_, peer) => return Err(SessionError::Refused(Reject::NotAllowed { role: peer.to_string() })),
         };
         tell(&self.control.inputs, Input::Event(event)).await;
@@ -143,7 +147,7 @@ fn name(peer: Role) -> String {
     }
 }
 
-async fn write(mut sender: FrameSender, mut queue: mpsc::Receiver<Outgoing>, _alive: mpsc::Sender<()>) {
+async fn write(mut sender: FrameSender, mut queue: mpsc::Receiver<Outgoing>, _alive: Option<mpsc::Sender<()>>) {
     let mut header = AlignedVec::new();
     while let Some((envelope, body)) = queue.recv().await {
         if let Err(error) = envelope.header(body).encode(&mut header) {

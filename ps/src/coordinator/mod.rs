@@ -14,6 +14,7 @@ use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Record, Report, Stop};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
+use windlass_transport::{Connection, Role};
 
 pub(crate) use control::{Control, serve};
 pub use event_log::EVENTS_FILE;
@@ -36,8 +37,10 @@ pub(crate) type Outgoing = (Envelope, Body);
 
 /// What the coordinator's thread is told.
 pub(crate) enum Input {
-    /// Somebody has connected, and answers go there. `worker` is whom they concern.
-    Attach { session: SessionId, worker: Option<WorkerId>, outgoing: mpsc::Sender<Outgoing> },
+    /// Somebody has connected, and messages go there; if they are not taken, the connection is closed.
+    Attach { session: SessionId, outgoing: mpsc::Sender<Outgoing>, connection: Connection },
+    /// Tell whoever is at this control stream.
+    Send { session: SessionId, body: Body },
     /// Something has happened.
     Event(Event),
     /// A shard's part of the result, slice by slice in order.
@@ -90,7 +93,7 @@ struct Thread {
     directory: RunDirectory,
     log: EventLog,
     tally: Tally,
-    sessions: HashMap<SessionId, (Option<WorkerId>, mpsc::Sender<Outgoing>)>,
+    sessions: HashMap<SessionId, (mpsc::Sender<Outgoing>, Connection)>,
     shards: BTreeMap<ShardId, Place>,
     results: BTreeMap<ShardId, Vec<f32>>,
     effects: Vec<Effect>,
@@ -117,9 +120,10 @@ impl Thread {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Attach { session, worker, outgoing } => {
-                self.sessions.insert(session, (worker, outgoing));
+            Input::Attach { session, outgoing, connection } => {
+                self.sessions.insert(session, (outgoing, connection));
             }
+            Input::Send { session, body } => self.send(session, body),
             Input::Event(event) => {
                 if let Event::Report { shard, report: Report::Records(records) } = &event {
                     self.note(*shard, records);
@@ -194,8 +198,8 @@ impl Thread {
     }
 
     fn send(&mut self, session: SessionId, body: Body) {
-        let Some((worker, outgoing)) = self.sessions.get(&session) else { return };
-        let worker = worker.unwrap_or_default();
+        let Some((outgoing, connection)) = self.sessions.get(&session) else { return };
+        let worker = if let Role::Worker(worker) = connection.peer() { worker } else { WorkerId(0) };
         let envelope = Envelope {
             run: self.run,
             lineage: Lineage(0),
@@ -204,7 +208,8 @@ impl Thread {
             incarnation: self.core.incarnation(worker),
         };
         if let Err(error) = outgoing.try_send((envelope, body)) {
-            tracing::warn!(session = session.0, %error, "a control stream is cut off: it does not take its messages");
+            tracing::warn!(peer = %connection.peer(), %error, "a connection is closed: its peer does not take messages");
+            connection.close(1, "messages were not taken");
             self.sessions.remove(&session);
         }
     }

@@ -147,42 +147,45 @@ impl Link {
     }
 }
 
-/// The slices of one shard, in the order in which a payload holds them.
-pub(crate) fn parts(layout: &Layout, placement: &Placement, shard: ShardId) -> Vec<FlatPart> {
-    let all = (0_u32..).zip(placement.slices());
-    let own = all.filter(|(_, s)| s.shard == shard);
-    own.map(|(slice, s)| {
-        let start = layout.range(s.variable).start + s.start as usize;
-        (Part { slice, values: s.len }, start..start + s.len as usize)
-    })
-    .collect()
+/// Where each slice lies in a flat buffer of the whole model.
+#[derive(Debug)]
+pub(crate) struct Cuts {
+    /// For each shard its slices, in the order in which a payload holds them.
+    shards: Vec<Vec<FlatPart>>,
+    /// The shard of every slice, its number and length, in the order of the flat buffer.
+    flat: Vec<(usize, u32, usize)>,
 }
 
-/// Splits a flat buffer into each shard's slices, in the order in which a payload holds them.
-pub(crate) fn places<'a>(
-    layout: &Layout,
-    placement: &Placement,
-    values: &'a mut [f32],
-) -> Vec<Vec<Place<'a>>> {
-    let mut order: Vec<u32> = (0..placement.slices().len() as u32).collect();
-    order.sort_by_key(|&slice| {
-        let s = placement.slices()[slice as usize];
-        (s.variable, s.start)
-    });
-    let mut cut: Vec<(u32, &mut [f32])> = Vec::with_capacity(order.len());
-    let mut rest = values;
-    debug_assert_eq!(rest.len() as u64, layout.total());
-    for slice in order {
-        let (now, later) = rest.split_at_mut(placement.slices()[slice as usize].len as usize);
-        cut.push((slice, now));
-        rest = later;
+impl Cuts {
+    pub(crate) fn new(layout: &Layout, placement: &Placement) -> Self {
+        let mut shards = vec![Vec::new(); placement.shards() as usize];
+        let mut flat = Vec::new();
+        for (slice, s) in (0_u32..).zip(placement.slices()) {
+            let start = layout.range(s.variable).start + s.start as usize;
+            let range = start..start + s.len as usize;
+            flat.push((start, (s.shard.index(), slice, range.len())));
+            shards[s.shard.index()].push((Part { slice, values: s.len }, range));
+        }
+        flat.sort_unstable();
+        Self { shards, flat: flat.into_iter().map(|(_, place)| place).collect() }
     }
-    cut.sort_by_key(|(slice, _)| *slice);
-    let mut by_shard: Vec<Vec<Place<'a>>> = (0..placement.shards()).map(|_| Vec::new()).collect();
-    for (slice, place) in cut {
-        by_shard[placement.slices()[slice as usize].shard.index()].push((slice, place));
+
+    /// The slices of one shard.
+    pub(crate) fn parts(&self, shard: usize) -> &[FlatPart] {
+        &self.shards[shard]
     }
-    by_shard
+
+    /// Splits a flat buffer into each shard's slices. Within a shard slices are numbered in the order of the buffer.
+    pub(crate) fn places<'a>(&self, values: &'a mut [f32]) -> Vec<Vec<Place<'a>>> {
+        let mut places: Vec<_> = self.shards.iter().map(|s| Vec::with_capacity(s.len())).collect();
+        let mut rest = values;
+        for &(shard, slice, len) in &self.flat {
+            let (now, later) = rest.split_at_mut(len);
+            places[shard].push((slice, now));
+            rest = later;
+        }
+        places
+    }
 }
 
 /// Whom a parked pull waits for.

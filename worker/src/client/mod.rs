@@ -27,8 +27,13 @@ pub use error::ClientError;
 pub use gradient::Gradient;
 
 use crate::client::gradient::Gradients;
-use crate::client::link::Link;
+use crate::client::link::{Cuts, Link};
 use crate::client::session::Session;
+
+/// How often one request is taken up again over new connections.
+const REJOINS_MAX: u32 = 5;
+/// The pause before the first time; it grows with each.
+const REJOIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// How to reach a run.
 #[derive(Debug)]
@@ -65,7 +70,8 @@ pub enum Next {
 ///
 /// One request is in flight at a time. When a connection breaks, the request is taken up again over a new one, under the
 /// same number, so that a push counts once. Each request ends: with its answer, with the end of the run, or with an
-/// error when a server says nothing for 30 s (a server that makes a worker wait says so every other second).
+/// error when a server says nothing for 30 s (a server that makes a worker wait says so every other second). A request
+/// whose future is dropped before its end, or that ended with an error, leaves a client that can only be closed.
 #[derive(Debug)]
 pub struct Client {
     endpoint: Endpoint,
@@ -76,6 +82,7 @@ pub struct Client {
     core: Worker,
     layout: Layout,
     placement: Placement,
+    cuts: Cuts,
     gradients: Gradients,
 }
 
@@ -97,7 +104,8 @@ impl Client {
         let mut core = Worker::new(links.len());
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
         let gradients = Gradients::new(layout.total() as usize);
-        Ok(Self { endpoint, options, session, connections, links, core, layout, placement, gradients })
+        let cuts = Cuts::new(&layout, &placement);
+        Ok(Self { endpoint, options, session, connections, links, core, layout, placement, cuts, gradients })
     }
 
     /// The run's configuration.
@@ -219,13 +227,16 @@ impl Client {
         let gradient = gradient.map(|g| self.gradients.lend(g));
         let mut effects = Vec::new();
         self.core.handle(event, &mut effects);
+        let mut rejoins = 0;
         loop {
             match self.requests(&mut effects, gradient.as_ref(), values.as_deref_mut()).await {
                 Ok(Some(next)) => return Ok(next),
                 Ok(None) if self.core.is_busy() => {}
                 Ok(None) => return Ok(Next::Step(self.core.step())),
-                Err(error) if error.is_passing() => {
+                Err(error) if error.is_passing() && rejoins < REJOINS_MAX => {
                     tracing::warn!(%error, "joining again");
+                    rejoins += 1;
+                    tokio::time::sleep(REJOIN_PAUSE * rejoins).await;
                     self.join_again(&mut effects).await?;
                 }
                 Err(error) => return Err(error),
@@ -252,20 +263,20 @@ impl Client {
             }
         }
         let places = match values {
-            Some(values) => link::places(&self.layout, &self.placement, values),
+            Some(values) => self.cuts.places(values),
             None => self.links.iter().map(|_| Vec::new()).collect(),
         };
-        let (envelope, placement, layout) = (self.session.envelope, &self.placement, &self.layout);
+        let envelope = self.session.envelope;
         let core = Mutex::new((&mut self.core, &mut *effects));
         let answered = try_join_all(self.links.iter_mut().zip(sends).zip(places).enumerate().map(
             |(shard, ((link, (push, pull)), mut places))| {
+                let parts = self.cuts.parts(shard);
                 let core = &core;
                 async move {
                     if push.is_none() && pull.is_none() {
                         return Ok::<(), ClientError>(());
                     }
-                    let parts = link::parts(layout, placement, ShardId(shard as u32));
-                    link.request(envelope, &parts, push.zip(gradient), pull).await?;
+                    link.request(envelope, parts, push.zip(gradient), pull).await?;
                     while core.lock().0.awaits(shard) {
                         let reply = link.reply(&mut places).await?;
                         if let Some(reply) = reply {
@@ -296,10 +307,10 @@ impl Client {
             connection.close(0, "joining again");
         }
         let within = self.options.connect_deadline;
-        let hash = self.session.plan.hash();
+        let run = self.session.envelope.run;
         let joining = Session::join(&self.endpoint, &self.options.coordinator, Body::JoinWorker, within);
         self.session = joining.await?;
-        if self.session.plan.hash() != hash {
+        if self.session.envelope.run != run {
             return Err(ClientError::Ended("another one has taken its place".into()));
         }
         (self.connections, self.links) =

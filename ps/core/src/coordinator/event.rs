@@ -45,6 +45,8 @@ pub enum Event {
     },
     /// Somebody ends the run.
     Abort {
+        /// Its control stream; none for the process itself.
+        session: Option<SessionId>,
         /// In words.
         reason: String,
     },

@@ -129,7 +129,11 @@ impl Coordinator {
             Event::ObserverJoined { session } => self.observer_joined(session, out),
             Event::WorkerLeft { session, report } => self.worker_left(session, report, out),
             Event::Lost { session, why } => self.lost(now, session, &why, out),
-            Event::Abort { reason } => self.fail(reason, out),
+            Event::Abort { session, reason } => {
+                if session.is_none_or(|s| self.is_current(s)) {
+                    self.fail(reason, out);
+                }
+            }
             Event::Report { shard, report } => self.report(shard, report, out),
             Event::Measured { server, meter } => self.progress.measured(server, meter),
             // A run that has failed meanwhile stays failed.
@@ -476,6 +480,13 @@ impl Coordinator {
         });
         let phase = self.phase;
         self.progress.status(phase, self.term, self.plan.examples_target(), workers.collect(), waiting)
+    }
+
+    /// Whether a session is that of somebody who takes part now, and not of an earlier life.
+    fn is_current(&self, session: SessionId) -> bool {
+        self.workers.values().any(|w| w.session == Some(session))
+            || self.servers.values().any(|s| s.session == session)
+            || self.observers.contains(&session)
     }
 
     fn is_over(&self) -> bool {
