@@ -11,8 +11,10 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::flags::SourceFlags;
 use crate::judge::Judge;
 
-/// Where the data is, unless a flag says otherwise.
-pub(crate) const DATA_PATH: &str = "data/mnist";
+/// The environment variable that says where the data is, unless a flag does.
+const DATA_VARIABLE: &str = "WINDLASS_DATA";
+/// Where the data is, unless either does.
+const DATA_PATH: &str = "data/mnist";
 /// What the plan calls a model that only a worker of one's own knows.
 pub(crate) const OWN_MODEL: &str = "own";
 
@@ -46,7 +48,8 @@ pub(crate) fn of_flags(source: &SourceFlags) -> Outcome<Problem> {
         return Ok(Problem { model: Model { name: OWN_MODEL.to_owned(), variables }, data, judge: None });
     }
     let model = by_name(&recipe.model).or_fail(Exit::Usage, "--model")?;
-    let path = source.data.clone().unwrap_or_else(|| PathBuf::from(DATA_PATH));
+    let usual = || std::env::var_os(DATA_VARIABLE).map_or_else(|| DATA_PATH.into(), PathBuf::from);
+    let path = source.data.clone().unwrap_or_else(usual);
     let loaded = load(&path, &recipe.label_column)?;
     check_fit(&recipe.model, model.input(), &loaded).or_exit(Exit::Input)?;
     let train_examples = loaded.train.len() as u64;

@@ -19,8 +19,8 @@ pub(crate) struct SourceFlags {
     #[arg(long, value_name = "NAME", help_heading = "This run")]
     pub(crate) name: Option<String>,
     /// Folder of four IDX files (gzip or not), folder with train.csv and test.csv, or one CSV file [default:
-    /// data/mnist; with --plan, where the plan says]
-    #[arg(long, value_name = "PATH", env = "WINDLASS_DATA", hide_env_values = true, help_heading = "Model and data")]
+    /// what the environment variable WINDLASS_DATA says, or else data/mnist; with --plan, where the plan says]
+    #[arg(long, value_name = "PATH", help_heading = "Model and data")]
     pub(crate) data: Option<PathBuf>,
     /// Start this program instead of windlass-worker. It is given --identity FILE and --coordinator HOST:PORT
     #[arg(long, value_name = "FILE", help_heading = "A worker of your own")]
@@ -80,7 +80,7 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "EXAMPLES", default_value_t = 64, help_heading = "Training")]
     pub(crate) batch: u32,
     /// Passes over the data, counted in examples over all workers; may be a fraction
-    #[arg(long, value_name = "PASSES", default_value_t = 8.0, help_heading = "Training")]
+    #[arg(long, allow_negative_numbers = true, value_name = "PASSES", default_value_t = 8.0, help_heading = "Training")]
     pub(crate) passes: f64,
     /// All randomness of the run follows from this number
     #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "Training")]
@@ -94,18 +94,18 @@ pub(crate) struct RecipeFlags {
     pub(crate) optimizer: Optimizer,
     /// Weight decay, added to the gradient as decay x value (adamw: taken from the value itself) [default: 0, adamw
     /// 0.01]
-    #[arg(long, value_name = "DECAY", help_heading = "Optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "DECAY", help_heading = "Optimizer")]
     pub(crate) weight_decay: Option<f64>,
     /// Peak learning rate [default: sgd 0.1; momentum and nesterov 0.01; these three in sync times the gradients
     /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001]
-    #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATE", help_heading = "Optimizer")]
     pub(crate) rate: Option<f64>,
     /// How the rate goes on after the warm-up: constant, cosine (to 1 % of the peak), cosine:SHARE, step (a tenth at
     /// 50 and 75 % of the run) or step:AT,AT:FACTOR
     #[arg(long, value_name = "SHAPE", default_value = "cosine", help_heading = "Optimizer")]
     pub(crate) schedule: Shape,
     /// Share of the run over which the rate rises to its peak, from 0 to below 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.03, help_heading = "Optimizer")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = 0.03, help_heading = "Optimizer")]
     pub(crate) warm_up: f64,
 
     /// A variable of a model of your own, such as weight:8x1 or dense/weight:8x4:he-normal; INIT is zeros (default),

@@ -122,7 +122,7 @@ fn report(
         false => format!("Score it again:  windlass eval {path}\n"),
     };
     crate::print(&format!(
-        "{} in mode {} with {} servers and {} workers: done in {}\n{}\nEverything is in {path}\n{again}\
+        "{}, {}, {} servers, {} workers: done in {}\n{}\nEverything is in {path}\n{again}\
          Repeat it:       windlass train --plan {path}/{PLAN_FILE}\n",
         plan.model.name,
         plan.mode,
