@@ -36,7 +36,9 @@ fn apply(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(layout.total() * (12 + 4 * 3)));
         let sgd = "sgd".parse().expect("sgd is an optimizer");
         let mut store = Store::new(&layout, &placement, ShardId(0), sgd, 1);
-        group.bench_function(BenchmarkId::new("sgd, mean of 4", name), |b| b.iter(|| store.apply(&four, 1e-6)));
+        group.bench_function(BenchmarkId::new("sgd, mean of 4", name), |b| {
+            b.iter(|| store.apply(&four, 1e-6))
+        });
     }
     group.finish();
 }

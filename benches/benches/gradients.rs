@@ -1,8 +1,8 @@
 //! One gradient of each model beside the matrix products it cannot do without.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ndarray::linalg::general_mat_mul;
 use ndarray::Array2;
+use ndarray::linalg::general_mat_mul;
 use windlass_benches::setting::plan;
 use windlass_worker::models::{self, Batch};
 
@@ -23,9 +23,8 @@ fn dense(batch: usize, inputs: usize, outputs: usize, first: bool) -> Vec<Produc
 fn products(model: &str, batch: usize) -> Vec<Product> {
     match model {
         "softmax" => dense(batch, 784, 10, true),
-        "2nn" => {
-            [dense(batch, 784, 200, true), dense(batch, 200, 200, false), dense(batch, 200, 10, false)].concat()
-        }
+        "2nn" => [dense(batch, 784, 200, true), dense(batch, 200, 200, false), dense(batch, 200, 10, false)]
+            .concat(),
         "cnn" => [
             dense(batch * 784, 25, 32, true),
             dense(batch * 196, 800, 64, false),
@@ -46,7 +45,8 @@ fn gradients(c: &mut Criterion) {
         group.throughput(Throughput::Elements(flops as u64));
 
         let mut model = models::by_name(name).expect("it is built in");
-        let values = plan(name, 1, 1).and_then(|p| Ok(p.layout()?.initial_values(1))).expect("it is built in");
+        let values =
+            plan(name, 1, 1).and_then(|p| Ok(p.layout()?.initial_values(1))).expect("it is built in");
         let mut gradient = vec![0.0; values.len()];
         let features: Vec<f32> = (0..batch * 784).map(|i| (i % 251) as f32 / 251.0).collect();
         let labels: Vec<u32> = (0..batch as u32).map(|i| i % 10).collect();

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use windlass_common::ids::{ServerId, WorkerId};
-use windlass_common::plan::{Cluster, Data, FORMAT, Membership, Mode, Model, Plan, StalenessScaling, Training};
+use windlass_common::plan::{
+    Cluster, Data, FORMAT, Membership, Mode, Model, Plan, StalenessScaling, Training,
+};
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_ps::{Options, Part};
 use windlass_transport::{Identity, Role, RunAuthority};

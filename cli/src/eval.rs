@@ -15,7 +15,8 @@ use crate::{judge, model_file, problem, recipe};
 pub(crate) fn run(flags: &EvalFlags) -> Outcome<()> {
     let (plan_file, file) = (flags.run.join(PLAN_FILE), flags.run.join(MODEL_FILE));
     if !plan_file.exists() {
-        let sentence = format!("{} is not the directory of a run: it has no {PLAN_FILE}", flags.run.display());
+        let sentence =
+            format!("{} is not the directory of a run: it has no {PLAN_FILE}", flags.run.display());
         return Err(Failure::new(Exit::Input, sentence));
     }
     let plan = recipe::read(&plan_file)?;
@@ -24,13 +25,18 @@ pub(crate) fn run(flags: &EvalFlags) -> Outcome<()> {
         return Err(Failure::new(Exit::Input, sentence));
     }
     if !problem::is_built_in(&plan.model.name) {
-        let sentence = format!("the model {} of this run is not built in, so that it cannot be scored here", plan.model.name);
+        let sentence = format!(
+            "the model {} of this run is not built in, so that it cannot be scored here",
+            plan.model.name
+        );
         return Err(Failure::new(Exit::Input, sentence));
     }
     let values = model_file::load(&file, &plan)?;
     let (judge, same_data) = problem::of_plan_on_any(&plan, flags.data.as_deref())?;
     if !same_data {
-        crate::remark("note: this is not the data of the run; its fingerprint is another one than the plan's");
+        crate::remark(
+            "note: this is not the data of the run; its fingerprint is another one than the plan's",
+        );
     }
     let score = judge.score(&values, judge::all_cores()).or_exit(Exit::System)?;
     if flags.json {

@@ -47,7 +47,9 @@ impl Evaluation {
 pub(crate) enum Judged {
     Evaluated(Evaluation),
     /// The values at these examples were gone when the evaluator had time for them.
-    Skipped { examples: u64 },
+    Skipped {
+        examples: u64,
+    },
     /// There will be no further evaluations, for this reason.
     Failed(String),
 }
@@ -104,7 +106,10 @@ impl Evaluator {
             }
         };
         let thread = std::thread::Builder::new().name("evaluator".into()).spawn(work);
-        Ok(Self { judged, thread: Some(thread.or_fail(Exit::System, "could not start the evaluator's thread")?) })
+        Ok(Self {
+            judged,
+            thread: Some(thread.or_fail(Exit::System, "could not start the evaluator's thread")?),
+        })
     }
 
     /// The next result, or none when there will be no more. May be dropped and called again.

@@ -73,7 +73,8 @@ mod tests {
         let cause = || std::io::Error::other("no such file");
         let failure = Err::<(), _>(cause()).or_fail(Exit::Input, "could not read x").unwrap_err();
         assert_eq!(failure.sentence(), "could not read x: no such file");
-        let failure = Err::<(), _>(cause()).or_fail(Exit::Input, "x: no such file; name another").unwrap_err();
+        let failure =
+            Err::<(), _>(cause()).or_fail(Exit::Input, "x: no such file; name another").unwrap_err();
         assert_eq!(failure.sentence(), "x: no such file; name another");
         assert_eq!(failure.exit, Exit::Input);
     }

@@ -50,8 +50,14 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(percent(0.975), "97.50 %");
-        assert_eq!([0.0, 999.0, 1000.0, 2.5e6, 7e9].map(bytes), ["0 B", "999 B", "1.0 kB", "2.5 MB", "7.0 GB"]);
-        assert_eq!([0.4, 59.4, 59.6, 3600.0, 9000.0].map(time), ["0 s", "59 s", "1 min 00 s", "1 h 00 min", "2 h 30 min"]);
+        assert_eq!(
+            [0.0, 999.0, 1000.0, 2.5e6, 7e9].map(bytes),
+            ["0 B", "999 B", "1.0 kB", "2.5 MB", "7.0 GB"]
+        );
+        assert_eq!(
+            [0.4, 59.4, 59.6, 3600.0, 9000.0].map(time),
+            ["0 s", "59 s", "1 min 00 s", "1 h 00 min", "2 h 30 min"]
+        );
         assert_eq!(time(f64::INFINITY), time(1e12));
         assert_eq!(time(f64::NAN), "0 s");
     }

@@ -54,8 +54,10 @@ impl Identities {
 /// If one of the files is there already, before any is written, or cannot be written.
 pub(crate) fn run(flags: &IdentitiesFlags) -> Outcome<()> {
     let all = || roles(flags.servers, flags.workers).chain([Role::Observer]);
-    if let Some(there) = all().map(|role| file(&flags.out, role)).find(|file| file.symlink_metadata().is_ok()) {
-        let sentence = format!("{} is there already, and is not replaced; choose another --out", there.display());
+    if let Some(there) = all().map(|role| file(&flags.out, role)).find(|file| file.symlink_metadata().is_ok())
+    {
+        let sentence =
+            format!("{} is there already, and is not replaced; choose another --out", there.display());
         return Err(Failure::usage(sentence));
     }
     fs::DirBuilder::new()

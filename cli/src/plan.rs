@@ -71,7 +71,10 @@ fn table(plan: &Plan) -> Outcome<String> {
         let _ = writeln!(
             text,
             "{:>5}  {server:>6}  {:<widest$}  {:>27}  {:>13}  {share:>13.4}",
-            shard.0, "all", "", grouped(values)
+            shard.0,
+            "all",
+            "",
+            grouped(values)
         );
     }
     let _ = writeln!(
@@ -104,7 +107,10 @@ mod tests {
         assert_eq!(totals.iter().sum::<u64>(), 199_210);
         assert!(text.contains("dense1/weight") && text.contains("dense3/bias"));
         let last = text.lines().last().unwrap();
-        assert!(last.starts_with("199,210 values of 2nn on 4 shards; largest shard / mean shard: 1.0"), "{last}");
+        assert!(
+            last.starts_with("199,210 values of 2nn on 4 shards; largest shard / mean shard: 1.0"),
+            "{last}"
+        );
         assert!(text.lines().nth(1).unwrap().starts_with("    0       0  dense1/weight"), "{text}");
     }
 

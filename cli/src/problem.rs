@@ -103,7 +103,8 @@ pub(crate) fn of_plan_on_any(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<(
 fn judge(plan: &Plan, loaded: data::Data) -> Outcome<Judge> {
     let model = by_name(&plan.model.name).or_exit(Exit::Input)?;
     if model.variables() != plan.model.variables {
-        let sentence = format!("the plan's model {} has other variables than the one built in here", plan.model.name);
+        let sentence =
+            format!("the plan's model {} has other variables than the one built in here", plan.model.name);
         return Err(Failure::new(Exit::Input, sentence));
     }
     check_fit(&plan.model.name, model.input(), &loaded).or_exit(Exit::Input)?;

@@ -42,8 +42,10 @@ fn ours(name: &str) -> Outcome<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = beside.clone().into_iter().chain(std::env::split_paths(&path));
     folders.map(|folder| folder.join(name)).find(|file| is_program(file)).ok_or_else(|| {
-        let beside = beside.map_or_else(|| "beside windlass".to_owned(), |folder| format!("in {}", folder.display()));
-        let sentence = format!("{name} is neither {beside} nor in PATH; build it with: cargo build --release -p {name}");
+        let beside =
+            beside.map_or_else(|| "beside windlass".to_owned(), |folder| format!("in {}", folder.display()));
+        let sentence =
+            format!("{name} is neither {beside} nor in PATH; build it with: cargo build --release -p {name}");
         Failure::new(Exit::System, sentence)
     })
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use windlass_common::exit::Exit;
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{Cluster, Data, FORMAT, Mode, Model, Plan, StalenessScaling, TEXT_BYTES_MAX, Training};
+use windlass_common::plan::{
+    Cluster, Data, FORMAT, Mode, Model, Plan, StalenessScaling, TEXT_BYTES_MAX, Training,
+};
 use windlass_common::schedule::Schedule;
 
 use crate::failure::{Failure, OrExit, Outcome};
@@ -84,7 +86,8 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
     let mode = mode(recipe)?;
     let optimizer = optimizer(recipe)?;
     let rate = recipe.rate.unwrap_or_else(|| default_rate(&optimizer, &mode, recipe.workers));
-    let variable = windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
+    let variable =
+        windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
     let plan = Plan {
         format: FORMAT,
         name: name.to_owned(),
@@ -106,7 +109,12 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
         },
         optimizer,
         schedule: Schedule { rate, warm_up: recipe.warm_up, shape: recipe.schedule.clone() },
-        data: Data { path: String::new(), label_column: recipe.label_column.clone(), train_examples: 1, fingerprint: String::new() },
+        data: Data {
+            path: String::new(),
+            label_column: recipe.label_column.clone(),
+            train_examples: 1,
+            fingerprint: String::new(),
+        },
         model: Model { name: recipe.model.clone(), variables: vec![variable] },
     };
     plan.check().or_exit(Exit::Usage)?;
@@ -146,7 +154,9 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
 }
 
 fn optimizer(recipe: &RecipeFlags) -> Outcome<Optimizer> {
-    let (mut optimizer, Some(decay)) = (recipe.optimizer, recipe.weight_decay) else { return Ok(recipe.optimizer) };
+    let (mut optimizer, Some(decay)) = (recipe.optimizer, recipe.weight_decay) else {
+        return Ok(recipe.optimizer);
+    };
     let default = Optimizer::all().into_iter().find(|o| o.name() == optimizer.name());
     let (given, usual) = (*decay_of(&mut optimizer), default.map_or(0.0, |mut o| *decay_of(&mut o)));
     if given != usual && given != decay {
@@ -241,7 +251,10 @@ mod tests {
         let mode = |flags: &[&str]| plan(flags).unwrap().mode;
         let none = StalenessScaling::None;
         assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none });
-        assert_eq!(mode(&["--mode", "ssp", "--staleness", "inf"]), Mode::Ssp { staleness: None, scaling: none });
+        assert_eq!(
+            mode(&["--mode", "ssp", "--staleness", "inf"]),
+            Mode::Ssp { staleness: None, scaling: none }
+        );
         assert_eq!(mode(&["--backup", "3"]), Mode::Sync { backup: 3 });
         let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
@@ -283,7 +296,9 @@ mod tests {
 
     #[test]
     fn a_stored_plan_excludes_the_flags_that_it_answers() {
-        let parse = |flags: &[&str]| Cli::try_parse_from(["windlass", "train", "--plan", "p.toml"].iter().chain(flags));
+        let parse = |flags: &[&str]| {
+            Cli::try_parse_from(["windlass", "train", "--plan", "p.toml"].iter().chain(flags))
+        };
         for flags in [["--model", "2nn"], ["--mode", "sync"], ["--seed", "1"], ["--warm-up", "0.1"]] {
             let error = parse(&flags).unwrap_err();
             assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flags:?}");

@@ -66,7 +66,9 @@ impl Place {
                 let files = [PLAN_FILE, EVENTS_FILE, MODEL_FILE, SUMMARY_FILE];
                 if let Some(found) = files.iter().find(|file| path.join(file).exists()) {
                     let what = format!("{} holds a run already ({found})", path.display());
-                    return Err(Failure::usage(format!("{what}; choose another --run-dir or --name, or remove it")));
+                    return Err(Failure::usage(format!(
+                        "{what}; choose another --run-dir or --name, or remove it"
+                    )));
                 }
                 make(path)?;
                 Ok((name.clone(), path.clone()))

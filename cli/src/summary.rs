@@ -38,8 +38,11 @@ pub(crate) fn read(run_directory: &Path) -> Outcome<Option<Summary>> {
     if !file.exists() {
         return Ok(None);
     }
-    let text = fs::read_to_string(&file).or_fail(Exit::System, format!("could not read {}", file.display()))?;
-    serde_json::from_str(&text).or_fail(Exit::System, format!("{} is not a summary", file.display())).map(Some)
+    let text =
+        fs::read_to_string(&file).or_fail(Exit::System, format!("could not read {}", file.display()))?;
+    serde_json::from_str(&text)
+        .or_fail(Exit::System, format!("{} is not a summary", file.display()))
+        .map(Some)
 }
 
 /// Writes the summary, whole or not at all.
@@ -81,22 +84,29 @@ pub(crate) fn table(summary: &Summary) -> String {
     }
     rows.push(("steps", grouped(count("steps")) + &per_s("steps_per_s")));
     rows.push(("pushes", grouped(count("pushes")) + &per_s("pushes_per_s")));
-    for (label, name) in [("  late", "pushes_late"), ("  void", "pushes_void"), ("  on some shards only", "pushes_partial")] {
+    for (label, name) in
+        [("  late", "pushes_late"), ("  void", "pushes_void"), ("  on some shards only", "pushes_partial")]
+    {
         if count(name) > 0 {
             rows.push((label, grouped(count(name))));
         }
     }
     rows.push(("examples", grouped(count("examples")) + &per_s("examples_per_s")));
     rows.extend(number("training_s").map(|seconds| ("first to last step", format!("{seconds:.1} s"))));
-    rows.extend(number("launch_to_first_step_s").map(|seconds| ("launch to first step", format!("{seconds:.2} s"))));
-    let both = |up: &str, down: &str| format!("{} up, {} down", bytes(count(up) as f64), bytes(count(down) as f64));
+    rows.extend(
+        number("launch_to_first_step_s").map(|seconds| ("launch to first step", format!("{seconds:.2} s"))),
+    );
+    let both =
+        |up: &str, down: &str| format!("{} up, {} down", bytes(count(up) as f64), bytes(count(down) as f64));
     rows.push(("payload", both("payload_bytes_up", "payload_bytes_down")));
     rows.push(("wire", both("wire_bytes_up", "wire_bytes_down")));
     if let Some(mean) = number("staleness_mean") {
         rows.push(("staleness", format!("mean {mean:.2}, 95th percentile {}", count("staleness_p95"))));
     }
-    let idle: Vec<String> =
-        list("idle_share").iter().map(|share| share.as_f64().map_or("-".into(), |s| format!("{:.0} %", s * 100.0))).collect();
+    let idle: Vec<String> = list("idle_share")
+        .iter()
+        .map(|share| share.as_f64().map_or("-".into(), |s| format!("{:.0} %", s * 100.0)))
+        .collect();
     if !idle.is_empty() {
         rows.push(("idle, per worker", idle.join(", ")));
     }
@@ -115,8 +125,13 @@ mod tests {
     use super::*;
 
     fn addition() -> Addition {
-        let evaluation =
-            Evaluation { examples: 600, step: None, accuracy: 0.5, loss: 1.5, consistent: "newest of each shard" };
+        let evaluation = Evaluation {
+            examples: 600,
+            step: None,
+            accuracy: 0.5,
+            loss: 1.5,
+            consistent: "newest of each shard",
+        };
         Addition {
             test_accuracy: Some(0.975),
             test_loss: Some(0.08),
@@ -157,7 +172,10 @@ mod tests {
     fn a_failure_is_named_as_the_launcher_knows_it() {
         let mut merged = summary();
         merge(&mut merged, UNIX_EPOCH + Duration::from_secs(9), addition(), Some("worker 1 is gone"));
-        assert_eq!((merged["completed"].as_bool(), merged["reason"].as_str()), (Some(false), Some("worker 1 is gone")));
+        assert_eq!(
+            (merged["completed"].as_bool(), merged["reason"].as_str()),
+            (Some(false), Some("worker 1 is gone"))
+        );
         // A first step before the launch can only be a clock that was set.
         assert_eq!(merged["launch_to_first_step_s"], Value::Null);
     }
@@ -167,7 +185,15 @@ mod tests {
         let mut merged = summary();
         merge(&mut merged, UNIX_EPOCH + Duration::from_secs(2), addition(), None);
         let text = table(&merged);
-        for part in ["97.50 %", "1,875 (150.2/s)", "mean 1.50, 95th percentile 3", "25 %, -", "7.0 MB up", "0.50 s", "0, 1"] {
+        for part in [
+            "97.50 %",
+            "1,875 (150.2/s)",
+            "mean 1.50, 95th percentile 3",
+            "25 %, -",
+            "7.0 MB up",
+            "0.50 s",
+            "0, 1",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(!text.contains("stolen") && !text.contains("late"), "{text}");

@@ -85,7 +85,9 @@ number!(
 );
 
 /// One training, from its first process to its last. Shown as 16 hexadecimal digits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize,
+)]
 #[rkyv(attr(allow(missing_docs, missing_debug_implementations)))]
 pub struct RunId(pub u64);
 

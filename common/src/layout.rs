@@ -116,7 +116,10 @@ impl Layout {
             if !names.insert(&variable.name) {
                 return Err(LayoutError::Duplicate { name: name() });
             }
-            if variable.shape.is_empty() || variable.shape.len() > DIMENSIONS_MAX || variable.shape.contains(&0) {
+            if variable.shape.is_empty()
+                || variable.shape.len() > DIMENSIONS_MAX
+                || variable.shape.contains(&0)
+            {
                 return Err(LayoutError::Shape { name: name(), shape: variable.shape.clone() });
             }
             if variable.initial == (Initial::HeNormal { fan_in: 0 }) {

@@ -73,7 +73,11 @@ impl Placement {
             slices.push(Slice { shard: ShardId(shard as u32), variable, start: 0, len: spec.len() });
         }
         if let Some(empty) = load.iter().position(|&l| l == 0) {
-            return Err(PlacementError::Empty { shards, values: layout.total(), empty: ShardId(empty as u32) });
+            return Err(PlacementError::Empty {
+                shards,
+                values: layout.total(),
+                empty: ShardId(empty as u32),
+            });
         }
         slices.sort_by_key(|s| (s.shard, s.variable, s.start));
         let ranges = (0..shards)
@@ -148,7 +152,8 @@ mod tests {
 
     fn layout(shapes: &[&[u64]]) -> Layout {
         let variables = shapes.iter().enumerate();
-        Layout::new(variables.map(|(i, s)| Variable::new(format!("v{i}"), s, Initial::Zeros)).collect()).unwrap()
+        Layout::new(variables.map(|(i, s)| Variable::new(format!("v{i}"), s, Initial::Zeros)).collect())
+            .unwrap()
     }
 
     fn models() -> [(&'static str, Layout); 3] {
@@ -157,7 +162,16 @@ mod tests {
             ("2nn", layout(&[&[784, 200], &[200], &[200, 200], &[200], &[200, 10], &[10]])),
             (
                 "cnn",
-                layout(&[&[5, 5, 1, 32], &[32], &[5, 5, 32, 64], &[64], &[3136, 512], &[512], &[512, 10], &[10]]),
+                layout(&[
+                    &[5, 5, 1, 32],
+                    &[32],
+                    &[5, 5, 32, 64],
+                    &[64],
+                    &[3136, 512],
+                    &[512],
+                    &[512, 10],
+                    &[10],
+                ]),
             ),
         ]
     }

@@ -26,7 +26,12 @@ struct Flags {
     identity: PathBuf,
 
     /// The run's plan, made by `windlass plan`. For server 0, which coordinates the run.
-    #[arg(long, value_name = "FILE", required_unless_present = "coordinator", conflicts_with = "coordinator")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "coordinator",
+        conflicts_with = "coordinator"
+    )]
     plan: Option<PathBuf>,
 
     /// Where server 0 is reached. For every other server.

@@ -59,7 +59,11 @@ impl RunDirectory {
     }
 
     /// Writes the model under its variables' own names. `shards` holds each shard's slices end to end.
-    pub(crate) fn write_model(&self, plan: &Plan, shards: &BTreeMap<ShardId, Vec<f32>>) -> anyhow::Result<()> {
+    pub(crate) fn write_model(
+        &self,
+        plan: &Plan,
+        shards: &BTreeMap<ShardId, Vec<f32>>,
+    ) -> anyhow::Result<()> {
         let (layout, placement) = (plan.layout()?, plan.placement()?);
         let mut values = vec![0.0_f32; layout.total() as usize];
         for (&shard, part) in shards {

@@ -24,8 +24,8 @@ use windlass_ps_core::coordinator::Event;
 use windlass_ps_core::shard::Shard;
 use windlass_ps_core::store::Snapshot;
 use windlass_transport::{
-    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Priority, Role, bytes_of,
-    resolve,
+    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Priority, Role,
+    bytes_of, resolve,
 };
 
 use crate::coordinator::{self, Control, Input};
@@ -117,7 +117,9 @@ pub async fn serve(
         (role, part) => {
             let needed = match part {
                 Part::Coordinator { .. } => "--plan makes this server the coordinator, which is server 0",
-                Part::Follower { .. } => "--coordinator makes this server a follower, which is server 1 or higher",
+                Part::Follower { .. } => {
+                    "--coordinator makes this server a follower, which is server 1 or higher"
+                }
             };
             return Err(anyhow::anyhow!("{needed}; this identity is that of {role}")).or_exit(Exit::Usage);
         }
@@ -164,7 +166,11 @@ async fn coordinate(
                         measure(&to_coordinator, shared);
                     }
                     let (report, values) = result(&snapshot, partial);
-                    Input::Result { shard, report, values: values.iter().flat_map(|v| v.iter().copied()).collect() }
+                    Input::Result {
+                        shard,
+                        report,
+                        values: values.iter().flat_map(|v| v.iter().copied()).collect(),
+                    }
                 }
             };
             let _ = to_coordinator.send(input);
@@ -175,8 +181,12 @@ async fn coordinate(
     }
     let sessions = Arc::new(AtomicU64::new(1));
     let (alive, mut all_written) = mpsc::channel(1);
-    let control =
-        Control { plan, inputs: inputs.clone(), alive: Mutex::new(Some(alive)), sessions: Arc::clone(&sessions) };
+    let control = Control {
+        plan,
+        inputs: inputs.clone(),
+        alive: Mutex::new(Some(alive)),
+        sessions: Arc::clone(&sessions),
+    };
     let control = Arc::new(control);
     let shared = Arc::new(Shared {
         envelope,
@@ -239,12 +249,15 @@ async fn follow(
     envelope_of(RunId(0)).header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
     sender.send(&buffer, []).await.or_exit(Exit::Network)?;
     let answer = timeout(ANSWER, next(&mut receiver, &mut buffer)).await;
-    let silent = || anyhow::anyhow!("the coordinator at {address} has said nothing for {} s", ANSWER.as_secs());
+    let silent =
+        || anyhow::anyhow!("the coordinator at {address} has said nothing for {} s", ANSWER.as_secs());
     let (envelope, plan) = match answer.map_err(|_| silent()).or_exit(Exit::Network)?? {
         Header { run, lineage, term, worker, incarnation, body: Body::Welcome(welcome), .. } => {
             let plan = Plan::parse(&welcome.plan).or_exit(Exit::Input)?;
             if plan.hash() != welcome.plan_hash {
-                let reason = anyhow::anyhow!("this program reads the plan differently from the coordinator; use one build");
+                let reason = anyhow::anyhow!(
+                    "this program reads the plan differently from the coordinator; use one build"
+                );
                 return Err(reason).or_exit(Exit::Run);
             }
             (Envelope { run, lineage, term, worker, incarnation }, plan)
@@ -317,12 +330,21 @@ async fn follow(
 }
 
 fn envelope_of(run: RunId) -> Envelope {
-    Envelope { run, lineage: Lineage(0), term: Term(0), worker: Default::default(), incarnation: Default::default() }
+    Envelope {
+        run,
+        lineage: Lineage(0),
+        term: Term(0),
+        worker: Default::default(),
+        incarnation: Default::default(),
+    }
 }
 
 fn unexpected(header: &Header) -> anyhow::Error {
     let body = format!("{:?}", header.body);
-    anyhow::anyhow!("the coordinator sent what a server does not expect: {}", body.chars().take(80).collect::<String>())
+    anyhow::anyhow!(
+        "the coordinator sent what a server does not expect: {}",
+        body.chars().take(80).collect::<String>()
+    )
 }
 
 async fn next(receiver: &mut FrameReceiver, buffer: &mut AlignedVec<16>) -> Result<Header, Failure> {
@@ -388,7 +410,9 @@ async fn report(
             bodies.push((Body::ServerReport(shared.meters.total()), Vec::new()));
         }
         match message {
-            Some((shard, ShardMessage::Report(report))) => bodies.push((Body::Report { shard, report }, Vec::new())),
+            Some((shard, ShardMessage::Report(report))) => {
+                bodies.push((Body::Report { shard, report }, Vec::new()))
+            }
             Some((shard, ShardMessage::Final { snapshot, partial })) => {
                 let (report, values) = result(&snapshot, partial);
                 bodies.push((Body::Report { shard, report }, values.into_iter().map(bytes_of).collect()));
@@ -452,7 +476,9 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
                     let envelope = Envelope { run, lineage, term, worker, incarnation };
                     let session = SessionId(shared.sessions.fetch_add(1, Ordering::Relaxed));
                     let (link, pool) = (link.clone(), Arc::clone(&shared.pool));
-                    if let Err(error) = session::serve(session, envelope, connection, stream, link, pool).await {
+                    if let Err(error) =
+                        session::serve(session, envelope, connection, stream, link, pool).await
+                    {
                         tracing::debug!(%peer, %error, "a session has ended");
                     }
                     return;

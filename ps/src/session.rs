@@ -10,7 +10,9 @@ use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 use windlass_common::wire::{Body, Codec, Header, PROTOCOL, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
-use windlass_transport::{Connection, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of};
+use windlass_transport::{
+    Connection, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of,
+};
 
 use crate::shard::ShardLink;
 
@@ -124,10 +126,7 @@ impl Reader {
     }
 
     /// Reads a push's payload straight into a pooled buffer; one that is not right is skipped and refused.
-    async fn gradient(
-        &mut self,
-        push: Push,
-    ) -> Result<Option<(Push, PooledFloats)>, SessionError> {
+    async fn gradient(&mut self, push: Push) -> Result<Option<(Push, PooledFloats)>, SessionError> {
         if let Err(reason) = self.shard.shape.check_push(&push) {
             let limit = push.codec.bytes(self.shard.shape.values()).saturating_mul(2);
             if push.payload_bytes > limit {

@@ -82,7 +82,10 @@ impl ShardLink {
             // The thread has ended with the run; what comes too late has nowhere to go.
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
             Err(TrySendError::Full(input)) => {
-                tracing::warn!(limit = REQUESTS_MAX + ORDERS_MAX, "a shard's queue is full; its sender waits");
+                tracing::warn!(
+                    limit = REQUESTS_MAX + ORDERS_MAX,
+                    "a shard's queue is full; its sender waits"
+                );
                 let _ = self.inputs.send(input);
             }
         }

@@ -15,7 +15,8 @@ use windlass_worker::client::{Client, JoinOptions, Next};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let flag = |name: &str| std::env::args().skip_while(|a| a != name).nth(1).ok_or(format!("{name} is needed"));
+    let flag =
+        |name: &str| std::env::args().skip_while(|a| a != name).nth(1).ok_or(format!("{name} is needed"));
     let options = JoinOptions::new(flag("--coordinator")?, Path::new(&flag("--identity")?))?;
     let mut client = Client::join(options).await?;
     let (slope, offset) = (client.variable("slope")?.start, client.variable("offset")?.start);

@@ -166,6 +166,8 @@ async fn pulled(link: &mut Link, places: &mut [Place<'_>]) -> Result<Pulled, Cli
         }
         Body::NoSnapshot { next } => Ok(Err(next)),
         Body::Rejected { reason, .. } | Body::Refused(reason) => Err(ClientError::Rejected(reason)),
-        other => Err(ClientError::protocol("a shard", format!("{other:?}").chars().take(80).collect::<String>())),
+        other => {
+            Err(ClientError::protocol("a shard", format!("{other:?}").chars().take(80).collect::<String>()))
+        }
     }
 }

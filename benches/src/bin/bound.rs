@@ -66,12 +66,18 @@ fn main() -> anyhow::Result<()> {
         println!(
             "round {round}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
              {:.0} % of it; {launch:.2} s from launch to the first step",
-            c * 1e3, q * 1e3, a * 1e3, steps / bound * 100.0
+            c * 1e3,
+            q * 1e3,
+            a * 1e3,
+            steps / bound * 100.0
         );
         rows.push([steps, bound, steps / bound, launch]);
     }
     let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f64>>();
-    println!("\n{} batch {}, async, 1 server, {} workers, f32, {cores} cores", flags.model, flags.batch, flags.workers);
+    println!(
+        "\n{} batch {}, async, 1 server, {} workers, f32, {cores} cores",
+        flags.model, flags.batch, flags.workers
+    );
     println!("  steps/s            {}", spread(&column(0)));
     println!("  bound, steps/s     {}", spread(&column(1)));
     println!("  share of the bound {}", spread(&column(2)));
@@ -125,11 +131,15 @@ fn train(flags: &Flags, round: usize) -> anyhow::Result<(f64, f64)> {
         .args(["train", "--quiet", "--mode", "async", "--servers", "1", "--evaluate-every", "1000000000"])
         .args(["--model", &flags.model, "--batch", &flags.batch.to_string()])
         .args(["--workers", &flags.workers.to_string(), "--passes", &flags.passes.to_string()])
-        .arg("--data").arg(&flags.data)
-        .arg("--run-dir").arg(&run)
+        .arg("--data")
+        .arg(&flags.data)
+        .arg("--run-dir")
+        .arg(&run)
         .stdout(Stdio::null())
         .status()
-        .with_context(|| format!("could not start {}; build it with cargo build --release", program.display()))?;
+        .with_context(|| {
+            format!("could not start {}; build it with cargo build --release", program.display())
+        })?;
     ensure!(status.success(), "{} ended with {status}", program.display());
     let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("summary.json"))?)?;
     let figure = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));

@@ -28,7 +28,10 @@ struct Flags {
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let values = usize::try_from(plan(&flags.model, 1, 1)?.layout()?.total())?;
-    println!("push-pull of {values} f32 values, {} exchanges per client, {} pairs", flags.exchanges, flags.pairs);
+    println!(
+        "push-pull of {values} f32 values, {} exchanges per client, {} pairs",
+        flags.exchanges, flags.pairs
+    );
     for &clients in &flags.clients {
         let before = stolen();
         let (mut ours, mut bares) = (Vec::new(), Vec::new());
@@ -39,7 +42,8 @@ fn main() -> anyhow::Result<()> {
             ours.push(windlass(&flags, clients)?);
         }
         let of = |took: &[Took], f: fn(&Took) -> f64| took.iter().map(f).collect::<Vec<f64>>();
-        let ratios: Vec<f64> = ours.iter().zip(&bares).map(|(o, b)| o.per_second() / b.per_second()).collect();
+        let ratios: Vec<f64> =
+            ours.iter().zip(&bares).map(|(o, b)| o.per_second() / b.per_second()).collect();
         println!("\n{clients} client(s)                 median (min to max)");
         println!("  bare quinn, exchanges/s     {}", spread(&of(&bares, Took::per_second)));
         println!("  windlass, exchanges/s       {}", spread(&of(&ours, Took::per_second)));

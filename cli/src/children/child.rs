@@ -73,7 +73,8 @@ pub(super) fn start(
     let leash = child.stdin.take();
     let log = Arc::new(Mutex::new(Log { file, tail: Tail::default() }));
     let (first_sender, first_line) = oneshot::channel();
-    let stdout = child.stdout.take().map(|stream| tokio::spawn(keep(stream, Arc::clone(&log), Some(first_sender))));
+    let stdout =
+        child.stdout.take().map(|stream| tokio::spawn(keep(stream, Arc::clone(&log), Some(first_sender))));
     let stderr = child.stderr.take().map(|stream| tokio::spawn(keep(stream, Arc::clone(&log), None)));
     let (orders, mut queue) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -111,7 +112,11 @@ fn obey(child: &mut tokio::process::Child, order: Order) {
 }
 
 /// Writes a stream to the log as it comes.
-async fn keep(mut stream: impl AsyncRead + Unpin, log: Arc<Mutex<Log>>, mut first: Option<oneshot::Sender<String>>) {
+async fn keep(
+    mut stream: impl AsyncRead + Unpin,
+    log: Arc<Mutex<Log>>,
+    mut first: Option<oneshot::Sender<String>>,
+) {
     let mut buffer = vec![0; 8192];
     let mut lines = Lines::default();
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {

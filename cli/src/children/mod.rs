@@ -56,8 +56,17 @@ pub(crate) fn name_of(role: Role) -> String {
 /// How a process ended, in words.
 fn how(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
-    let signals =
-        [(1, "SIGHUP"), (2, "SIGINT"), (4, "SIGILL"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (9, "SIGKILL"), (11, "SIGSEGV"), (15, "SIGTERM")];
+    let signals = [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (4, "SIGILL"),
+        (6, "SIGABRT"),
+        (7, "SIGBUS"),
+        (8, "SIGFPE"),
+        (9, "SIGKILL"),
+        (11, "SIGSEGV"),
+        (15, "SIGTERM"),
+    ];
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("with exit code {code}"),
         (None, Some(number)) => match signals.iter().find(|(n, _)| *n == number) {
@@ -126,15 +135,17 @@ impl Children {
         tokio::time::timeout(within, all).await.is_ok()
     }
 
-    /// Asks all to end, and kills those that have not after [`GRACE`] or when `hurry` resolves.
-    pub(crate) async fn end(&mut self, hurry: impl Future<Output = ()>) {
+    /// Asks all to end, and kills those that have not after [`GRACE`] or when `hurry` resolves. Names who was killed.
+    pub(crate) async fn end(&mut self, hurry: impl Future<Output = ()>) -> Option<String> {
         self.tell(Order::Terminate);
         tokio::select! {
-            done = self.wait_all(GRACE) => if done { return },
+            done = self.wait_all(GRACE) => if done { return None },
             () = hurry => {}
         }
+        let names = self.names();
         self.tell(Order::Kill);
         self.wait_all(KILL).await;
+        Some(names)
     }
 
     fn tell(&self, order: Order) {
@@ -171,7 +182,8 @@ mod tests {
     async fn what_a_process_says_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let mut children = Children::new(folder.path()).unwrap();
-        let script = "echo listening on x; i=0; while [ $i -lt 50 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
+        let script =
+            "echo listening on x; i=0; while [ $i -lt 50 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let first = children.start(WORKER, &shell(script)).unwrap();
         assert_eq!(first.await.unwrap(), "listening on x");
         let exited = children.next_exit().await;
@@ -191,10 +203,12 @@ mod tests {
     async fn whoever_does_not_end_when_asked_is_killed() {
         let folder = tempfile::tempdir().unwrap();
         let mut children = Children::new(folder.path()).unwrap();
-        let first = children.start(WORKER, &shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")).unwrap();
+        let first =
+            children.start(WORKER, &shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")).unwrap();
         first.await.unwrap();
         let before = Instant::now();
-        children.end(tokio::time::sleep(Duration::from_millis(300))).await;
+        let killed = children.end(tokio::time::sleep(Duration::from_millis(300))).await;
+        assert_eq!(killed.as_deref(), Some("worker 3"));
         assert!(children.all_ended());
         assert!((300..3000).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
     }

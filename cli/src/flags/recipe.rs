@@ -80,7 +80,13 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "EXAMPLES", default_value_t = 64, help_heading = "Training")]
     pub(crate) batch: u32,
     /// Passes over the data, counted in examples over all workers; may be a fraction
-    #[arg(long, allow_negative_numbers = true, value_name = "PASSES", default_value_t = 8.0, help_heading = "Training")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "PASSES",
+        default_value_t = 8.0,
+        help_heading = "Training"
+    )]
     pub(crate) passes: f64,
     /// All randomness of the run follows from this number
     #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "Training")]
@@ -105,7 +111,13 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "SHAPE", default_value = "cosine", help_heading = "Optimizer")]
     pub(crate) schedule: Shape,
     /// Share of the run over which the rate rises to its peak, from 0 to below 1
-    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = 0.03, help_heading = "Optimizer")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "SHARE",
+        default_value_t = 0.03,
+        help_heading = "Optimizer"
+    )]
     pub(crate) warm_up: f64,
 
     /// A variable of a model of your own, such as weight:8x1 or dense/weight:8x4:he-normal; INIT is zeros (default),
@@ -144,7 +156,10 @@ impl FromStr for Bound {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "inf" => Ok(Self(None)),
-            number => number.parse().map(|n| Self(Some(n))).map_err(|_| "write a whole number of steps, or inf".into()),
+            number => number
+                .parse()
+                .map(|n| Self(Some(n)))
+                .map_err(|_| "write a whole number of steps, or inf".into()),
         }
     }
 }
@@ -178,7 +193,11 @@ impl FromStr for OwnVariable {
             Some(("he-normal", fan_in)) => Initial::HeNormal {
                 fan_in: fan_in.parse().map_err(|_| format!("fan-in {fan_in:?} is not a whole number"))?,
             },
-            _ => return Err(format!("there are no initial values {initial:?}; write zeros, he-normal or he-normal=FAN_IN")),
+            _ => {
+                return Err(format!(
+                    "there are no initial values {initial:?}; write zeros, he-normal or he-normal=FAN_IN"
+                ));
+            }
         };
         Ok(Self(Variable { name: name.to_owned(), shape, initial }))
     }
@@ -197,7 +216,9 @@ mod tests {
         assert_eq!(read("a/w:5x5x3x8:he-normal"), Ok(Variable::new("a/w", &[5, 5, 3, 8], he(75))));
         assert_eq!(read("w:10:he-normal"), Ok(Variable::new("w", &[10], he(1))));
         assert_eq!(read("w:10:he-normal=7"), Ok(Variable::new("w", &[10], he(7))));
-        for text in ["", "w", "w:", "w:8x", "w:-1", "w:8:ones", "w:8:zeros:more", "w:8:he-normal=x", "w:8:zeros=1"] {
+        for text in
+            ["", "w", "w:", "w:8x", "w:-1", "w:8:ones", "w:8:zeros:more", "w:8:he-normal=x", "w:8:zeros=1"]
+        {
             assert!(read(text).is_err(), "{text}");
         }
     }

@@ -41,7 +41,9 @@ impl Show {
             true => Medium::Nothing,
             false if std::io::stderr().is_terminal() => {
                 let style = ProgressStyle::with_template("{bar:24} {wide_msg}");
-                Medium::Bar(ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+                Medium::Bar(
+                    ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
+                )
             }
             false => Medium::Lines,
         };
@@ -124,7 +126,9 @@ impl Show {
 
     fn line(&self, status: &Status) -> String {
         match status.phase {
-            Phase::Gathering if status.waiting.is_empty() => return "servers and workers are joining".to_owned(),
+            Phase::Gathering if status.waiting.is_empty() => {
+                return "servers and workers are joining".to_owned();
+            }
             Phase::Gathering => return status.waiting.clone(),
             Phase::Finishing => return "the result is being collected".to_owned(),
             Phase::Done => return "the result is written".to_owned(),
@@ -132,8 +136,11 @@ impl Show {
             Phase::Training => {}
         }
         let passes = |examples: u64| examples as f64 / self.examples_per_pass as f64;
-        let mut parts =
-            vec![format!("pass {:.2} of {}", passes(status.examples.0), short(passes(status.examples_target.0)))];
+        let mut parts = vec![format!(
+            "pass {:.2} of {}",
+            passes(status.examples.0),
+            short(passes(status.examples_target.0))
+        )];
         parts.extend(status.loss.map(|loss| format!("loss {loss:.4}")));
         parts.extend(self.accuracy.map(|accuracy| format!("accuracy {}", percent(accuracy))));
         if let Some(rates) = self.pace.rates() {
@@ -200,7 +207,10 @@ pub(crate) mod tests {
         show.accuracy = Some(0.9);
         let mut now = status(500, 2500);
         let line = show.line(&now);
-        assert_eq!(line, "pass 0.50 of 2.5 | loss 0.2500 | accuracy 90.00 % | 5.0 steps/s | 2.0 kB/s | 4 s left");
+        assert_eq!(
+            line,
+            "pass 0.50 of 2.5 | loss 0.2500 | accuracy 90.00 % | 5.0 steps/s | 2.0 kB/s | 4 s left"
+        );
         now.waiting = "waiting for worker 1 to come back".into();
         assert!(show.line(&now).ends_with("4 s left | waiting for worker 1 to come back"));
         now.phase = Phase::Gathering;
@@ -209,8 +219,13 @@ pub(crate) mod tests {
 
     #[test]
     fn an_evaluation_says_what_its_values_have_in_common() {
-        let mut evaluation =
-            Evaluation { examples: 60_000, step: Some(235), accuracy: 0.9431, loss: 0.19, consistent: "one step" };
+        let mut evaluation = Evaluation {
+            examples: 60_000,
+            step: Some(235),
+            accuracy: 0.9431,
+            loss: 0.19,
+            consistent: "one step",
+        };
         assert_eq!(
             sentence(&evaluation),
             "evaluation at 60,000 examples (step 235, the same on every shard): accuracy 94.31 %, loss 0.1900"

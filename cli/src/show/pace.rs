@@ -46,7 +46,11 @@ impl Pace {
         let (first, last) = (self.samples.front()?, self.samples.back()?);
         let seconds = last.at_s - first.at_s;
         let rate = |part: fn(&Sample) -> u64| part(last).saturating_sub(part(first)) as f64 / seconds;
-        (seconds > 0.0).then(|| Rates { examples: rate(|s| s.examples), steps: rate(|s| s.steps), bytes: rate(|s| s.bytes) })
+        (seconds > 0.0).then(|| Rates {
+            examples: rate(|s| s.examples),
+            steps: rate(|s| s.steps),
+            bytes: rate(|s| s.bytes),
+        })
     }
 
     /// Seconds until the training has its examples, if it goes on like this.

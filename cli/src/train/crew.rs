@@ -36,7 +36,12 @@ impl Crew {
     ///
     /// # Errors
     /// If files cannot be written.
-    pub(super) fn new(plan: &Plan, directory: &Path, programs: Programs, connect_deadline: u64) -> Outcome<Self> {
+    pub(super) fn new(
+        plan: &Plan,
+        directory: &Path,
+        programs: Programs,
+        connect_deadline: u64,
+    ) -> Outcome<Self> {
         Ok(Self {
             children: Children::new(directory)?,
             identities: Identities::make(&plan.name, plan.cluster.servers, plan.cluster.workers)?,
@@ -119,6 +124,7 @@ impl Crew {
 /// What an exit code of ours means is the same for the program that started the process.
 fn could_not_begin(exited: Exited) -> Failure {
     let known = [Exit::Input, Exit::Network, Exit::System];
-    let exit = known.into_iter().find(|e| exited.status.code() == Some(i32::from(e.code()))).unwrap_or(Exit::Run);
+    let exit =
+        known.into_iter().find(|e| exited.status.code() == Some(i32::from(e.code()))).unwrap_or(Exit::Run);
     Failure::new(exit, format!("{} before it listened", exited.sentence())).with_details(exited.last_lines)
 }

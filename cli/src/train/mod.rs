@@ -63,7 +63,8 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
     if let Err(failure) = outcome {
         return Err(report_failure(failure, &directory, began, addition));
     }
-    let reporting = tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
+    let reporting =
+        tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
     tokio::select! {
         reported = reporting => reported.or_fail(Exit::System, "the report of the run failed")?,
         () = interrupts.next() => Err(interrupted()),

@@ -71,7 +71,13 @@ enum Happening {
 }
 
 impl Run {
-    pub(super) fn new(plan: Plan, crew: Crew, judge: Option<Arc<Judge>>, restarts_max: u32, quiet: bool) -> Self {
+    pub(super) fn new(
+        plan: Plan,
+        crew: Crew,
+        judge: Option<Arc<Judge>>,
+        restarts_max: u32,
+        quiet: bool,
+    ) -> Self {
         let mut show = Show::new(quiet);
         show.about(&plan);
         let restarts = vec![0; plan.cluster.workers as usize];
@@ -123,7 +129,9 @@ impl Run {
     pub(super) async fn end(mut self, interrupts: &mut Interrupts) -> Seen {
         if !self.crew.children.all_ended() {
             self.show.step(&format!("ending {}", self.crew.children.names()));
-            self.crew.children.end(interrupts.next()).await;
+            if let Some(names) = self.crew.children.end(interrupts.next()).await {
+                self.show.notice(&format!("{names} did not end when asked to and had to be killed"));
+            }
         }
         self.show.clear();
         self.seen
@@ -201,7 +209,8 @@ impl Run {
                 }
             }
             Happening::ServerStays => {
-                let sentence = format!("server 0 did not end within {} s after the run", LAST_WRITE.as_secs());
+                let sentence =
+                    format!("server 0 did not end within {} s after the run", LAST_WRITE.as_secs());
                 return Err(Failure::new(Exit::Run, sentence));
             }
         }
@@ -227,7 +236,9 @@ impl Run {
         let known = Known { is_over: self.is_over, has_left: self.has_left(exited.role), has_waited };
         match verdict(exited.role, exited.status, known) {
             Verdict::Fine => {}
-            Verdict::Remark => self.show.notice(&format!("{}, when the run needed it no more", exited.sentence())),
+            Verdict::Remark => {
+                self.show.notice(&format!("{}, when the run needed it no more", exited.sentence()))
+            }
             Verdict::Complete => return Ok(true),
             Verdict::Wait => self.unclear.push((Instant::now() + WORD, exited)),
             Verdict::Restart => self.restart(exited)?,
@@ -249,11 +260,11 @@ impl Run {
         let Role::Worker(WorkerId(number)) = exited.role else { return Ok(()) };
         let times = &mut self.seen.restarts[number as usize];
         if *times >= self.restarts_max {
-            let after = match self.restarts_max {
-                0 => "it is not restarted (--restarts 0)".to_owned(),
-                max => format!("it has been restarted {max} times already (--restarts)"),
-            };
-            let sentence = format!("{sentence}, and {after}: {name} is missing, and the run cannot go on without it");
+            let sentence = format!(
+                "{sentence}, and its restarts are used up (--restarts {}): {name} is missing, and the run cannot go on \
+                 without it",
+                self.restarts_max
+            );
             return Err(Failure::new(Exit::Run, sentence).with_details(exited.last_lines));
         }
         *times += 1;

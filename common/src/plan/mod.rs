@@ -168,7 +168,11 @@ impl Plan {
             if (min..=max).contains(&found) {
                 return Ok(());
             }
-            Err(PlanError::Range { flag, found: found.to_string(), possible: format!("{min} to {max} is possible") })
+            Err(PlanError::Range {
+                flag,
+                found: found.to_string(),
+                possible: format!("{min} to {max} is possible"),
+            })
         };
         let named = !self.name.is_empty() && self.name.len() <= 128 && self.name != "." && self.name != "..";
         if !named || self.name.contains(['/', '\\', '\0', '\n']) {
@@ -202,7 +206,11 @@ impl Plan {
             return Err(PlanError::Range {
                 flag: "--backup",
                 found: backup.to_string(),
-                possible: format!("with {} workers at most {} may be left out", cluster.workers, cluster.workers - 1),
+                possible: format!(
+                    "with {} workers at most {} may be left out",
+                    cluster.workers,
+                    cluster.workers - 1
+                ),
             });
         }
         let sentence = |flag, e: &dyn std::fmt::Display| PlanError::Range {

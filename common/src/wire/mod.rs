@@ -8,8 +8,8 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 
 pub use message::{
-    Body, Codec, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume, Stop, Values,
-    Wait, Welcome, WorkerReport,
+    Body, Codec, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume, Stop,
+    Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
 pub use status::{Phase, Status, WorkerState, WorkerStatus};
@@ -61,7 +61,8 @@ impl Header {
         if protocol != PROTOCOL {
             return Err(WireError::Protocol { found: protocol });
         }
-        rkyv::deserialize::<Self, rancor::Error>(archived).map_err(|e| WireError::Invalid(first_line(&e.to_string())))
+        rkyv::deserialize::<Self, rancor::Error>(archived)
+            .map_err(|e| WireError::Invalid(first_line(&e.to_string())))
     }
 }
 
@@ -151,7 +152,11 @@ mod tests {
         let whole = header(push());
         let bytes = encoded(&whole);
         for len in 0..bytes.len() {
-            assert!(Header::decode(&bytes[..len]).ok().as_ref() != Some(&whole), "{len} of {} bytes", bytes.len());
+            assert!(
+                Header::decode(&bytes[..len]).ok().as_ref() != Some(&whole),
+                "{len} of {} bytes",
+                bytes.len()
+            );
         }
     }
 

@@ -45,6 +45,14 @@ pub enum Reject {
     WrongPayload { expected: u64, found: u64 },
     #[error("the push counts no examples")]
     NoExamples,
+    #[error("the push counts {found} examples; at most {most} are possible")]
+    TooManyExamples { found: u32, most: u32 },
+    #[error("step 0 waits until everyone has joined")]
+    NotStarted,
+    #[error("{worker} has pushed for step {step} already")]
+    AlreadyPushed { worker: WorkerId, step: Step },
+    #[error("{most} observers are connected, and no more are possible")]
+    TooManyObservers { most: u32 },
     #[error("the message cannot be read: {reason}")]
     Malformed { reason: String },
     #[error("the run has ended")]

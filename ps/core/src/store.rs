@@ -10,6 +10,7 @@ use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
 use windlass_common::optimizer::{Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
+use windlass_common::plan::BATCH_MAX;
 use windlass_common::reduce::{self, Contribution};
 use windlass_common::wire::{Part, Push, Reject};
 
@@ -47,12 +48,17 @@ impl Shape {
     /// # Errors
     /// Names the first slice that is not right.
     pub fn check_push(&self, push: &Push) -> Result<(), Reject> {
-        for part in &push.parts {
-            self.check_slice(part.slice, Some(part.values))?;
-        }
         if push.parts != self.parts {
             let (expected, found) = (self.parts.len() as u64, push.parts.len() as u64);
-            return Err(Reject::Incomplete { shard: self.shard, expected, found });
+            // What is longer than the shard is not gone through part by part.
+            let first_wrong = push.parts.iter().zip(&self.parts).find(|(found, own)| found != own);
+            return Err(match first_wrong {
+                Some((wrong, _)) => match self.check_slice(wrong.slice, Some(wrong.values)) {
+                    Ok(()) => Reject::Incomplete { shard: self.shard, expected, found },
+                    Err(reason) => reason,
+                },
+                None => Reject::Incomplete { shard: self.shard, expected, found },
+            });
         }
         let expected = push.codec.bytes(self.values());
         if push.payload_bytes != expected {
@@ -60,6 +66,9 @@ impl Shape {
         }
         if push.examples == 0 {
             return Err(Reject::NoExamples);
+        }
+        if push.examples > BATCH_MAX {
+            return Err(Reject::TooManyExamples { found: push.examples, most: BATCH_MAX });
         }
         Ok(())
     }

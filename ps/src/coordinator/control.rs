@@ -91,7 +91,9 @@ impl Reader {
                 return self.report(server, shard, report).await;
             }
             (Body::ServerReport(meter), Role::Server(server)) => Event::Measured { server, meter },
-            (Body::Abort { reason }, peer) => Event::Abort { session: Some(session), reason: format!("{}: {reason}", name(peer)) },
+            (Body::Abort { reason }, peer) => {
+                Event::Abort { session: Some(session), reason: format!("{}: {reason}", name(peer)) }
+            }
             (_, peer) => return Err(SessionError::Refused(Reject::NotAllowed { role: peer.to_string() })),
         };
         tell(&self.control.inputs, Input::Event(event)).await;
@@ -147,7 +149,11 @@ fn name(peer: Role) -> String {
     }
 }
 
-async fn write(mut sender: FrameSender, mut queue: mpsc::Receiver<Outgoing>, _alive: Option<mpsc::Sender<()>>) {
+async fn write(
+    mut sender: FrameSender,
+    mut queue: mpsc::Receiver<Outgoing>,
+    _alive: Option<mpsc::Sender<()>>,
+) {
     let mut header = AlignedVec::new();
     while let Some((envelope, body)) = queue.recv().await {
         if let Err(error) = envelope.header(body).encode(&mut header) {

@@ -108,7 +108,8 @@ impl Tally {
         };
         let first_examples = self.examples.checked_div(self.steps).unwrap_or(0);
         let first_pushes = self.pushes.checked_div(self.steps).unwrap_or(0);
-        let idle = |r: &WorkerReport| (r.active_us > 0).then(|| 1.0 - r.compute_us as f64 / r.active_us as f64);
+        let idle =
+            |r: &WorkerReport| (r.active_us > 0).then(|| 1.0 - r.compute_us as f64 / r.active_us as f64);
         let (completed, reason) = match stop {
             Stop::Completed => (true, "completed".to_owned()),
             Stop::Failed { reason } => (false, reason.clone()),

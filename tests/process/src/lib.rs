@@ -183,7 +183,8 @@ pub fn text(path: &Path) -> &str {
 /// If there is none within 20 s.
 pub fn child(parent: u32, identity: &str, but: Option<u32>) -> u32 {
     until(&format!("{identity} runs"), || {
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        let children =
+            fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
         let others = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
         let all = others
             .map(|t| fs::read_to_string(t.path().join("children")).unwrap_or_default())

@@ -11,7 +11,8 @@ fn workers_first_then_servers_gives_the_same_bits_as_the_launcher() {
     let path = folder.path();
     let within = Duration::from_secs(120);
     let data = mnist();
-    let flags = format!("--model softmax --servers 2 --workers 2 --passes 0.5 --seed 5 --data {}", text(&data));
+    let flags =
+        format!("--model softmax --servers 2 --workers 2 --passes 0.5 --seed 5 --data {}", text(&data));
     let windlass = |arguments: &str| {
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
         start("windlass", &arguments, path)
@@ -27,7 +28,8 @@ fn workers_first_then_servers_gives_the_same_bits_as_the_launcher() {
         start("windlass-worker", &["--identity", &identity, "--coordinator", &coordinator], path)
     };
     let first = worker(1);
-    let follower = ["--identity", "ids/server-1.pem", "--coordinator", &coordinator, "--listen", "127.0.0.1:0"];
+    let follower =
+        ["--identity", "ids/server-1.pem", "--coordinator", &coordinator, "--listen", "127.0.0.1:0"];
     let follower = start("windlass-ps", &follower, path);
     let leader = ["--identity", "ids/server-0.pem", "--plan", "plan.toml", "--listen", &coordinator];
     let leader = start("windlass-ps", &leader, path);

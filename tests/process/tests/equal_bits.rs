@@ -23,7 +23,8 @@ fn two_runs_of_one_seed_end_in_the_same_bytes_and_so_does_one_whose_worker_is_ki
     child(running.id(), "worker-1", Some(worker));
     running.end(WITHIN).well();
     assert_eq!(model(&runs[0]), model(&runs[2]));
-    let counts = |name: &str| runs[..3].iter().map(|r| summary(r)[name].as_u64().unwrap()).collect::<Vec<_>>();
+    let counts =
+        |name: &str| runs[..3].iter().map(|r| summary(r)[name].as_u64().unwrap()).collect::<Vec<_>>();
     assert_eq!(counts("steps"), [157; 3]);
     assert_eq!(counts("pushes"), [471; 3]);
 
@@ -35,12 +36,16 @@ fn two_runs_of_one_seed_end_in_the_same_bytes_and_so_does_one_whose_worker_is_ki
 fn the_stored_plan_repeats_the_run_and_the_number_of_shards_does_not_matter() {
     let folder = tempfile::tempdir().unwrap();
     let [first, again, shards] = ["first", "again", "shards"].map(|name| folder.path().join(name));
-    train(&first, "--mode sync --model softmax --servers 1 --workers 2 --passes 0.5 --seed 3").end(WITHIN).well();
+    train(&first, "--mode sync --model softmax --servers 1 --workers 2 --passes 0.5 --seed 3")
+        .end(WITHIN)
+        .well();
     let plan = first.join("plan.toml");
-    let arguments = ["train", "--quiet", "--plan", plan.to_str().unwrap(), "--run-dir", again.to_str().unwrap()];
+    let arguments =
+        ["train", "--quiet", "--plan", plan.to_str().unwrap(), "--run-dir", again.to_str().unwrap()];
     windlass_process_tests::start("windlass", &arguments, folder.path()).end(WITHIN).well();
     assert_eq!(model(&first), model(&again));
-    let more = "--mode sync --model softmax --servers 2 --shards-per-server 2 --workers 2 --passes 0.5 --seed 3";
+    let more =
+        "--mode sync --model softmax --servers 2 --shards-per-server 2 --workers 2 --passes 0.5 --seed 3";
     train(&shards, more).end(WITHIN).well();
     assert_eq!(model(&first), model(&shards));
 }

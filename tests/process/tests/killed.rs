@@ -38,7 +38,8 @@ fn without_restarts_all_stop_and_say_who_is_missing() {
     for mode in ["sync", "async", "ssp"] {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let running = train(&run, &format!("--mode {mode} --model 2nn --workers 2 --passes 1000 --restarts 0"));
+        let running =
+            train(&run, &format!("--mode {mode} --model 2nn --workers 2 --passes 1000 --restarts 0"));
         let worker = child(running.id(), "worker-1", None);
         pushes(&run, 20);
         let killed = Instant::now();

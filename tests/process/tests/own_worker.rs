@@ -10,9 +10,28 @@ fn the_examples_train() {
     let own_loop = program("examples/own_loop");
     let run = folder.path().join("line");
     let arguments = [
-        "train", "--quiet", "--worker-program", text(&own_loop), "--variable", "slope:1:zeros", "--variable",
-        "offset:1:zeros", "--examples", "100000", "--passes", "1", "--batch", "50", "--rate", "0.2", "--servers", "1",
-        "--workers", "2", "--run-dir", text(&run),
+        "train",
+        "--quiet",
+        "--worker-program",
+        text(&own_loop),
+        "--variable",
+        "slope:1:zeros",
+        "--variable",
+        "offset:1:zeros",
+        "--examples",
+        "100000",
+        "--passes",
+        "1",
+        "--batch",
+        "50",
+        "--rate",
+        "0.2",
+        "--servers",
+        "1",
+        "--workers",
+        "2",
+        "--run-dir",
+        text(&run),
     ];
     start("windlass", &arguments, folder.path()).end(Duration::from_secs(120)).well();
     let bytes = model(&run);
@@ -26,9 +45,28 @@ fn the_examples_train() {
     let run = folder.path().join("least-squares");
     let data = windlass_process_tests::mnist();
     let arguments = [
-        "train", "--quiet", "--worker-program", text(&own_model), "--variable", "weight:784x10:zeros", "--variable",
-        "bias:10:zeros", "--examples", "60000", "--passes", "1", "--rate", "0.01", "--servers", "1", "--workers", "2",
-        "--data", text(&data), "--run-dir", text(&run),
+        "train",
+        "--quiet",
+        "--worker-program",
+        text(&own_model),
+        "--variable",
+        "weight:784x10:zeros",
+        "--variable",
+        "bias:10:zeros",
+        "--examples",
+        "60000",
+        "--passes",
+        "1",
+        "--rate",
+        "0.01",
+        "--servers",
+        "1",
+        "--workers",
+        "2",
+        "--data",
+        text(&data),
+        "--run-dir",
+        text(&run),
     ];
     start("windlass", &arguments, folder.path()).end(Duration::from_secs(120)).well();
     let loss = summary(&run)["train_loss"].as_f64().unwrap();

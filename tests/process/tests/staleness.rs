@@ -60,9 +60,13 @@ fn ssp_keeps_its_bound_and_learns() {
     for shard in 0..2 {
         let mut clocks = [0_u64; 3];
         for event in events(&run).iter().filter(|e| e["shard"] == shard) {
-            let (worker, step) = (event["worker"].as_u64().unwrap() as usize, event["step"].as_u64().unwrap());
+            let (worker, step) =
+                (event["worker"].as_u64().unwrap() as usize, event["step"].as_u64().unwrap());
             let slowest = clocks.iter().min().unwrap();
-            assert!(step <= slowest + 2, "worker {worker} pushed for step {step}, the slowest is at {slowest}");
+            assert!(
+                step <= slowest + 2,
+                "worker {worker} pushed for step {step}, the slowest is at {slowest}"
+            );
             clocks[worker] = step + 1;
         }
     }

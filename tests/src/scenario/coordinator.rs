@@ -77,7 +77,7 @@ impl Played {
                 Event::WorkerLeft { session: self.session(&first()?)?, report }
             }
             "lost" => Event::Lost { session: self.session(&first()?)?, why: rest() },
-            "abort" => Event::Abort { reason: command.words.join(" ") },
+            "abort" => Event::Abort { session: None, reason: command.words.join(" ") },
             "stored" => Event::Stored(Ok(())),
             "not-stored" => Event::Stored(Err(command.words.join(" "))),
             "admitted" => {

@@ -37,7 +37,11 @@ enum Request {
 #[derive(Debug)]
 enum Answer {
     /// The request is done. The buffer of the values comes back, and one for the next gradient with it.
-    Exchanged { result: Result<Next, ClientError>, values: Vec<f32>, gradient: Gradient },
+    Exchanged {
+        result: Result<Next, ClientError>,
+        values: Vec<f32>,
+        gradient: Gradient,
+    },
     Gone(Result<(), ClientError>),
 }
 
@@ -70,7 +74,8 @@ impl BlockingClient {
                 };
                 match client {
                     Ok(client) => {
-                        let _ = joined.send(Ok((client.plan().clone(), client.worker(), client.values().len())));
+                        let _ =
+                            joined.send(Ok((client.plan().clone(), client.worker(), client.values().len())));
                         serve(client, incoming, answer, interrupted).await;
                     }
                     Err(error) => {

@@ -64,8 +64,7 @@ impl Link {
                 let Push { sequence, step, base, examples, loss } = push;
                 let payload_bytes = payload.iter().map(|b| b.len() as u64).sum();
                 let parts = parts.iter().map(|(part, _)| *part).collect();
-                let push =
-                    wire::Push { sequence, step, base, examples, loss, codec, parts, payload_bytes };
+                let push = wire::Push { sequence, step, base, examples, loss, codec, parts, payload_bytes };
                 (Body::Push { push, pull }, payload)
             }
         };
@@ -100,7 +99,11 @@ impl Link {
     }
 
     /// Reads the payload of values into their places.
-    pub(crate) async fn receive(&mut self, values: &Values, places: &mut [Place<'_>]) -> Result<(), ClientError> {
+    pub(crate) async fn receive(
+        &mut self,
+        values: &Values,
+        places: &mut [Place<'_>],
+    ) -> Result<(), ClientError> {
         let announced: u64 = values.parts.iter().map(|p| values.codec.bytes(p.values)).sum();
         if announced != values.payload_bytes {
             let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);
@@ -111,13 +114,16 @@ impl Link {
         for part in &values.parts {
             let place = rest.find(|(slice, _)| *slice == part.slice);
             let Some((_, place)) = place.filter(|(_, place)| place.len() as u64 == part.values) else {
-                let what = format!("slice {} with {} values, which was not asked for", part.slice, part.values);
+                let what =
+                    format!("slice {} with {} values, which was not asked for", part.slice, part.values);
                 return Err(ClientError::protocol(self.shard, what));
             };
             let read = timeout(SILENCE_MAX, self.receiver.payload(cast_slice_mut(place))).await;
             match read {
                 Ok(read) => read.map_err(|e| ClientError::lost(self.shard, e))?,
-                Err(_) => return Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX }),
+                Err(_) => {
+                    return Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX });
+                }
             }
         }
         Ok(())

@@ -172,7 +172,10 @@ pub(crate) async fn send(
     sender.send(buffer, []).await.map_err(|e| ClientError::lost("a server", e))
 }
 
-async fn read(receiver: &mut FrameReceiver, buffer: &mut AlignedVec<16>) -> Result<Option<Header>, ClientError> {
+async fn read(
+    receiver: &mut FrameReceiver,
+    buffer: &mut AlignedVec<16>,
+) -> Result<Option<Header>, ClientError> {
     let bytes = receiver.header(HEADER_BYTES_MAX, buffer).await;
     let Some(bytes) = bytes.map_err(|e| ClientError::lost("a server", e))? else { return Ok(None) };
     Header::decode(bytes).map(Some).map_err(|e| ClientError::wire("a server", &e))

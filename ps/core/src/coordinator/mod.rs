@@ -22,6 +22,10 @@ use crate::{SessionId, Time};
 
 /// Observers that may be connected at once.
 pub const OBSERVERS_MAX: usize = 64;
+/// Once a worker was told that the training has all its examples, the coordinator hears the same within this many seconds.
+pub const FINISHED_WITHIN_S: u64 = 10;
+/// The shards deliver the result within this many seconds.
+pub const RESULT_WITHIN_S: u64 = 120;
 /// Who has joined is told what is still missing each time this many seconds have passed.
 pub const NOT_YET_NOTICE_S: u64 = 2;
 
@@ -41,6 +45,9 @@ pub struct Coordinator {
     progress: Progress,
     results: BTreeMap<ShardId, ()>,
     failure: Option<String>,
+    /// When the first worker left, and since when the result is being collected.
+    ending: Option<Time>,
+    finishing: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -95,6 +102,8 @@ impl Coordinator {
             progress: Progress::default(),
             results: BTreeMap::new(),
             failure: None,
+            ending: None,
+            finishing: None,
             plan,
         }
     }
@@ -299,7 +308,7 @@ impl Coordinator {
             return;
         }
         if self.observers.len() >= OBSERVERS_MAX {
-            let reason = Reject::NotAllowed { role: format!("observer number {}", OBSERVERS_MAX + 1) };
+            let reason = Reject::TooManyObservers { most: OBSERVERS_MAX as u32 };
             out.push(Effect::Send { session, body: Body::Refused(reason) });
             return;
         }
@@ -398,19 +407,15 @@ impl Coordinator {
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         match self.phase {
             Phase::Gathering => self.gather(now, out),
-            Phase::Training => {
-                let deadline = self.plan.cluster.rejoin_deadline_s;
-                let late =
-                    |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
-                if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
-                    let reason = format!(
-                        "{id} was lost ({}) and did not come back within {deadline} s",
-                        worker.why_lost
-                    );
+            Phase::Training => self.watch(now, out),
+            Phase::Finishing => {
+                let since = *self.finishing.get_or_insert(now);
+                if now >= since.plus_seconds(RESULT_WITHIN_S) {
+                    let reason = format!("{} for {RESULT_WITHIN_S} s", self.status().waiting);
                     self.fail(reason, out);
                 }
             }
-            Phase::Finishing | Phase::Done | Phase::Failed => {}
+            Phase::Done | Phase::Failed => {}
         }
         if !self.observers.is_empty() {
             let status = self.status();
@@ -420,8 +425,43 @@ impl Coordinator {
         }
     }
 
+    /// Gives up who is away for too long, while the training goes on and when it is over.
+    fn watch(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let deadline = self.plan.cluster.rejoin_deadline_s;
+        let late = |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
+        if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
+            let why = &worker.why_lost;
+            self.fail(format!("{id} was lost ({why}) and did not come back within {deadline} s"), out);
+            return;
+        }
+        let Some((&left, _)) = self.workers.iter().find(|(_, w)| w.state == WorkerState::Left) else {
+            return;
+        };
+        let since = *self.ending.get_or_insert(now);
+        let is_finished = self.progress.examples() >= self.plan.examples_target();
+        if !is_finished && now >= since.plus_seconds(FINISHED_WITHIN_S) {
+            self.fail(format!("{left} left before the training was over"), out);
+        } else if now >= since.plus_seconds(deadline.max(FINISHED_WITHIN_S)) {
+            // It is connected and does not go; the result need not wait for it.
+            for (id, worker) in self.workers.iter_mut().filter(|(_, w)| w.state == WorkerState::Active) {
+                worker.state = WorkerState::Lost;
+                worker.session = None;
+                worker.lost_at = now;
+                worker.why_lost = "it did not leave at the end".into();
+                out.push(Effect::Membership {
+                    worker: *id,
+                    what: "lost: it did not leave at the end".into(),
+                });
+            }
+            self.finish_if_all_gone(out);
+        }
+    }
+
     fn gather(&mut self, now: Time, out: &mut Vec<Effect>) {
-        let missing = self.missing();
+        let missing = match self.missing() {
+            missing if missing.is_empty() => "a shard is not ready: not all servers".to_owned(),
+            missing => missing,
+        };
         let deadline = self.plan.cluster.join_deadline_s;
         if now >= self.began.plus_seconds(deadline) {
             self.fail(format!("{missing} did not join within {deadline} s"), out);

@@ -40,6 +40,10 @@ impl Progress {
         }
     }
 
+    pub(crate) fn examples(&self) -> Examples {
+        self.examples
+    }
+
     pub(crate) fn measured(&mut self, server: ServerId, meter: Meter) {
         self.meters.insert(server, meter);
     }

@@ -172,7 +172,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let Push { sequence, step, base, .. } = held.push;
         if !self.started {
             // Nobody has values to compute on, and the cohort is not complete.
-            return Err(Reject::NotAllowed { role: format!("{worker}, before everyone has joined,") });
+            return Err(Reject::NotStarted);
         }
         self.shape.check_push(&held.push)?;
         if held.gradient.as_ref().len() as u64 != self.shape.values() {
@@ -233,6 +233,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         if self.is_finished() && step == open {
             return Err(Reject::Ended);
         }
+        if step == open && self.held.contains_key(&worker) {
+            return Err(Reject::AlreadyPushed { worker, step });
+        }
         self.ledger.take(worker, step);
         if step < open {
             self.settle(now, &held, worker, Outcome::Late { step: open }, open, out);
@@ -242,7 +245,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.held.insert(worker, held);
         match self.apply {
             // The cohort is known, so that this shard may close the step by itself.
-            Apply::Hold { backup: 0 } if self.held.len() == self.ledger.members().count() => {
+            Apply::Hold { backup: 0 } if self.ledger.members().all(|w| self.held.contains_key(&w)) => {
                 let cohort: Vec<WorkerId> = self.ledger.members().collect();
                 self.close(now, &cohort, out);
             }
