@@ -6,7 +6,7 @@
 //! ```text
 //! cargo build --release --examples
 //! windlass train --worker-program target/release/examples/own_model --variable weight:784x10:zeros \
-//!     --variable bias:10:zeros --examples 60000 --passes 2 --rate 0.01
+//!     --variable bias:10:zeros --examples 60000 --data data/mnist --passes 2 --rate 0.01
 //! ```
 
 use std::path::PathBuf;
@@ -81,19 +81,13 @@ struct Flags {
     identity: PathBuf,
     #[arg(long)]
     coordinator: String,
-    #[arg(long, default_value = "data/mnist")]
-    data: PathBuf,
-    #[arg(long, default_value_t = 10)]
-    connect_deadline: u64,
-    #[arg(long)]
-    exit_with_stdin: bool,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let flags = Flags::parse();
     let join = JoinOptions::new(flags.coordinator, &flags.identity)?;
-    let options = TrainingOptions { join, data: Some(flags.data) };
-    let interrupted = windlass_process::interrupted(flags.exit_with_stdin);
+    let options = TrainingOptions { join, data: None };
+    let interrupted = windlass_process::interrupted(false);
     train_with(options, interrupted, |_| Ok(Box::new(LeastSquares)))?;
     Ok(())
 }

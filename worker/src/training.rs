@@ -120,7 +120,7 @@ fn prepare(
         .or_exit(Exit::Input)?;
     data::check_fit(&plan.model.name, model.input(), &data).or_exit(Exit::Input)?;
     let fingerprint = format!("{:016x}", data.fingerprint());
-    if fingerprint != plan.data.fingerprint {
+    if !plan.data.fingerprint.is_empty() && fingerprint != plan.data.fingerprint {
         let reason = anyhow!(
             "{} holds other data than the run was planned with (fingerprint {fingerprint}, the plan says {})",
             path.display(),

@@ -61,7 +61,7 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]
     pub(crate) shards_per_server: u32,
     /// Number of worker processes
-    #[arg(long, value_name = "COUNT", default_value_t = 4, help_heading = "Cluster")]
+    #[arg(long, value_name = "COUNT", default_value_t = 3, help_heading = "Cluster")]
     pub(crate) workers: u32,
     /// Threads that compute one gradient in each worker
     #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]

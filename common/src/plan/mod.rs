@@ -93,7 +93,8 @@ pub struct Data {
     pub label_column: String,
     /// Training examples.
     pub train_examples: u64,
-    /// A hash of the whole data, 16 hexadecimal digits, by which every worker knows that it has the same.
+    /// A hash of the whole data, 16 hexadecimal digits, by which every worker knows that it has the same. Empty where
+    /// whoever made the plan does not have the data.
     pub fingerprint: String,
 }
 
