@@ -15,11 +15,13 @@ use crate::flags::IdentitiesFlags;
 /// The identities of a run that is started here.
 ///
 /// They lie in a folder of the system's temporary directory that only this user may enter, and not in the run
-/// directory: that one is kept, copied and shared, and private keys are not for sharing. The folder goes with this
-/// value. Should the program be killed before, the keys that stay behind open nothing, since the run ends with it.
+/// directory: that one is kept, copied and shared, and private keys are not for sharing. Each file is there from the
+/// start of its process until all have joined, and the folder goes with this value. Should the program be killed, keys
+/// that stay behind open nothing, since the run ends with it.
 #[derive(Debug)]
 pub(crate) struct Identities {
     folder: TempDir,
+    all: Vec<Identity>,
     /// For the progress display, which is this program.
     pub(crate) observer: Identity,
 }
@@ -36,15 +38,33 @@ impl Identities {
             .tempdir()
             .or_fail(Exit::System, "could not make a folder for the identities of the run")?;
         let authority = RunAuthority::new(name).or_exit(Exit::System)?;
-        for role in roles(servers, workers) {
-            issue(&authority, role, folder.path())?;
-        }
+        let all = roles(servers, workers).map(|role| authority.issue(role)).collect::<Result<_, _>>();
         let observer = authority.issue(Role::Observer).or_exit(Exit::System)?;
-        Ok(Self { folder, observer })
+        Ok(Self { folder, all: all.or_exit(Exit::System)?, observer })
     }
 
-    pub(crate) fn file(&self, role: Role) -> PathBuf {
-        file(self.folder.path(), role)
+    /// The file with the identity of this role, which is there from now on.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    ///
+    /// # Panics
+    /// If the run has no such role.
+    pub(crate) fn file(&self, role: Role) -> Outcome<PathBuf> {
+        let file = file(self.folder.path(), role);
+        if !file.exists() {
+            let identity = self.all.iter().find(|identity| identity.role() == role);
+            identity.expect("every process of the run has an identity").save(&file).or_exit(Exit::System)?;
+        }
+        Ok(file)
+    }
+
+    /// Takes the files away: every process has read its own.
+    pub(crate) fn withdraw(&self) {
+        for identity in &self.all {
+            // One that stays goes with the folder.
+            let _ = fs::remove_file(file(self.folder.path(), identity.role()));
+        }
     }
 }
 
@@ -67,7 +87,10 @@ pub(crate) fn run(flags: &IdentitiesFlags) -> Outcome<()> {
         .or_fail(Exit::System, format!("could not make the directory {}", flags.out.display()))?;
     let authority = RunAuthority::new(&flags.name).or_fail(Exit::Usage, "--name")?;
     for role in all() {
-        issue(&authority, role, &flags.out)?;
+        authority
+            .issue(role)
+            .and_then(|identity| identity.save(&file(&flags.out, role)))
+            .or_exit(Exit::System)?;
     }
     let out = flags.out.display();
     crate::print(&format!(
@@ -82,10 +105,6 @@ pub(crate) fn run(flags: &IdentitiesFlags) -> Outcome<()> {
 fn roles(servers: u32, workers: u32) -> impl Iterator<Item = Role> {
     let servers = (0..servers).map(|n| Role::Server(ServerId(n)));
     servers.chain((0..workers).map(|n| Role::Worker(WorkerId(n))))
-}
-
-fn issue(authority: &RunAuthority, role: Role, folder: &Path) -> Outcome<()> {
-    authority.issue(role).and_then(|identity| identity.save(&file(folder, role))).or_exit(Exit::System)
 }
 
 fn file(folder: &Path, role: Role) -> PathBuf {
@@ -117,7 +136,11 @@ mod tests {
         let identities = Identities::make("run", 1, 1).unwrap();
         let folder = identities.folder.path().to_owned();
         assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-        assert!(identities.file(Role::Worker(WorkerId(0))).exists());
+        let file = identities.file(Role::Worker(WorkerId(0))).unwrap();
+        assert_eq!(Identity::load(&file).unwrap().role(), Role::Worker(WorkerId(0)));
+        identities.withdraw();
+        assert!(!file.exists());
+        assert!(identities.file(Role::Worker(WorkerId(0))).unwrap().exists());
         drop(identities);
         assert!(!folder.exists());
     }

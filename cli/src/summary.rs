@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(again["evaluations"][0]["step"], Value::Null);
         assert_eq!((again["completed"].as_bool(), again["reason"].as_str()), (Some(true), Some("completed")));
         assert_eq!(again.keys().next().map(String::as_str), Some("name"));
-        assert_eq!(again.keys().last().map(String::as_str), Some("evaluations"));
+        assert_eq!(again.keys().next_back().map(String::as_str), Some("evaluations"));
     }
 
     #[test]

@@ -86,7 +86,6 @@ fn run(flags: Flags) -> Result<(), Failure> {
         connect_deadline: Duration::from_secs(flags.connect_deadline),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
         .enable_all()
         .build()
         .context("could not start the runtime")

@@ -16,7 +16,6 @@ const LEFT_OUT: [&str; 4] =
     ["common/transport", "tests/process", "tests/mutations", "tests/tests/mutations.rs"];
 
 #[test]
-#[ignore = "builds the cores once per mutant, which takes two minutes: cargo test -p windlass-tests --test mutations -- --ignored --nocapture"]
 fn every_broken_rule_is_noticed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

@@ -40,7 +40,7 @@ impl Show {
         let medium = match quiet {
             true => Medium::Nothing,
             false if std::io::stderr().is_terminal() => {
-                let style = ProgressStyle::with_template("{bar:24} {wide_msg}");
+                let style = ProgressStyle::with_template("{wide_bar} {prefix}\n{wide_msg}");
                 Medium::Bar(
                     ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
                 )
@@ -74,11 +74,16 @@ impl Show {
         match &self.medium {
             Medium::Bar(bar) => {
                 bar.set_position(status.examples.0);
-                bar.set_message(self.line(status));
+                // Two lines, so that nothing is cut off at 80 columns.
+                let (progress, figures) = self.parts(status);
+                bar.set_prefix(progress);
+                bar.set_message(figures);
             }
             Medium::Lines if is_due || has_news => {
                 self.last_line = Some(Instant::now());
-                crate::remark(&self.line(status));
+                let (progress, figures) = self.parts(status);
+                let separator = if progress.is_empty() || figures.is_empty() { "" } else { " | " };
+                crate::remark(&format!("{progress}{separator}{figures}"));
             }
             Medium::Lines | Medium::Nothing => {}
         }
@@ -124,30 +129,36 @@ impl Show {
         }
     }
 
-    fn line(&self, status: &Status) -> String {
-        match status.phase {
-            Phase::Gathering if status.waiting.is_empty() => {
-                return "servers and workers are joining".to_owned();
-            }
-            Phase::Gathering => return status.waiting.clone(),
-            Phase::Finishing => return "the result is being collected".to_owned(),
-            Phase::Done => return "the result is written".to_owned(),
-            Phase::Failed => return format!("the run has failed: {}", status.waiting),
-            Phase::Training => {}
-        }
+    /// How far the run is and how long it takes, and all else there is to say.
+    fn parts(&self, status: &Status) -> (String, String) {
+        let words = match status.phase {
+            Phase::Training => return (self.progress(status), self.figures(status)),
+            Phase::Gathering if status.waiting.is_empty() => "servers and workers are joining".to_owned(),
+            Phase::Gathering => status.waiting.clone(),
+            Phase::Finishing => "the result is being collected".to_owned(),
+            Phase::Done => "the result is written".to_owned(),
+            Phase::Failed => format!("the run has failed: {}", status.waiting),
+        };
+        (String::new(), words)
+    }
+
+    fn progress(&self, status: &Status) -> String {
         let passes = |examples: u64| examples as f64 / self.examples_per_pass as f64;
-        let mut parts = vec![format!(
-            "pass {:.2} of {}",
-            passes(status.examples.0),
-            short(passes(status.examples_target.0))
-        )];
+        let (done, all) = (passes(status.examples.0), short(passes(status.examples_target.0)));
+        match self.pace.left_s(status) {
+            Some(left) => format!("pass {done:.2} of {all} | {} left", time(left)),
+            None => format!("pass {done:.2} of {all}"),
+        }
+    }
+
+    fn figures(&self, status: &Status) -> String {
+        let mut parts = Vec::new();
         parts.extend(status.loss.map(|loss| format!("loss {loss:.4}")));
         parts.extend(self.accuracy.map(|accuracy| format!("accuracy {}", percent(accuracy))));
         if let Some(rates) = self.pace.rates() {
             parts.push(format!("{:.1} steps/s", rates.steps));
-            parts.push(format!("{}/s", bytes(rates.bytes)));
+            parts.push(format!("{}/s on the wire", bytes(rates.bytes)));
         }
-        parts.extend(self.pace.left_s(status).map(|left| format!("{} left", time(left))));
         if !status.waiting.is_empty() {
             parts.push(status.waiting.clone());
         }
@@ -201,20 +212,21 @@ pub(crate) mod tests {
     #[test]
     fn a_line_says_how_the_run_stands() {
         let mut show = Show { examples_per_pass: 1000, ..Show::new(true) };
-        assert_eq!(show.line(&status(250, 2000)), "pass 0.25 of 2 | loss 0.2500");
+        let parts = |show: &Show, status: &Status| {
+            let (progress, figures) = show.parts(status);
+            format!("{progress}; {figures}")
+        };
+        assert_eq!(parts(&show, &status(250, 2000)), "pass 0.25 of 2; loss 0.2500");
         show.pace.add(0.0, &status(0, 2500));
         show.pace.add(1.0, &status(500, 2500));
         show.accuracy = Some(0.9);
         let mut now = status(500, 2500);
-        let line = show.line(&now);
-        assert_eq!(
-            line,
-            "pass 0.50 of 2.5 | loss 0.2500 | accuracy 90.00 % | 5.0 steps/s | 2.0 kB/s | 4 s left"
-        );
+        let figures = "loss 0.2500 | accuracy 90.00 % | 5.0 steps/s | 2.0 kB/s on the wire";
+        assert_eq!(parts(&show, &now), format!("pass 0.50 of 2.5 | 4 s left; {figures}"));
         now.waiting = "waiting for worker 1 to come back".into();
-        assert!(show.line(&now).ends_with("4 s left | waiting for worker 1 to come back"));
+        assert!(parts(&show, &now).ends_with("on the wire | waiting for worker 1 to come back"));
         now.phase = Phase::Gathering;
-        assert_eq!(show.line(&now), now.waiting);
+        assert_eq!(show.parts(&now), (String::new(), now.waiting.clone()));
     }
 
     #[test]

@@ -56,6 +56,11 @@ impl Crew {
         &self.identities.observer
     }
 
+    /// Everybody has joined, and nobody needs the identity files any more, but for who is started again.
+    pub(super) fn all_have_joined(&self) {
+        self.identities.withdraw();
+    }
+
     pub(super) fn coordinator(&self) -> &str {
         &self.coordinator
     }
@@ -94,12 +99,12 @@ impl Crew {
     /// # Errors
     /// If it cannot be started.
     pub(super) fn start(&mut self, role: Role) -> Outcome<oneshot::Receiver<String>> {
-        let program = self.program(role);
+        let program = self.program(role)?;
         self.children.start(role, &program)
     }
 
-    fn program(&self, role: Role) -> Program {
-        let mut arguments: Vec<OsString> = vec!["--identity".into(), self.identities.file(role).into()];
+    fn program(&self, role: Role) -> Outcome<Program> {
+        let mut arguments: Vec<OsString> = vec!["--identity".into(), self.identities.file(role)?.into()];
         let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
         match role {
             COORDINATOR => {
@@ -117,7 +122,7 @@ impl Crew {
             arguments.push("--exit-with-stdin".into());
         }
         let file = if is_server { &self.programs.server } else { &self.programs.worker };
-        Program { file: file.clone(), arguments }
+        Ok(Program { file: file.clone(), arguments })
     }
 }
 

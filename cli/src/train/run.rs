@@ -63,7 +63,7 @@ pub(super) struct Seen {
 enum Happening {
     Interrupted,
     Exited(Exited),
-    Connected(Connected),
+    Connected(Box<Connected>),
     Seen(Result<observer::Seen, ClientError>),
     Judged(Option<Judged>),
     TimeToLookAgain,
@@ -142,7 +142,7 @@ impl Run {
         tokio::select! {
             () = interrupts.next() => Happening::Interrupted,
             exited = self.crew.children.next_exit() => Happening::Exited(exited),
-            connected = joined(&mut self.connecting) => Happening::Connected(connected),
+            connected = joined(&mut self.connecting) => Happening::Connected(Box::new(connected)),
             seen = async {
                 match &mut self.statuses {
                     Some(statuses) => statuses.next().await,
@@ -165,20 +165,18 @@ impl Run {
         match happening {
             Happening::Interrupted => return Err(interrupted()),
             Happening::Exited(exited) => return self.exited(exited, false),
-            Happening::Connected(Ok((statuses, reader))) => {
-                self.connecting = None;
-                self.statuses = Some(statuses);
-                if let Some(judge) = &self.judge {
-                    self.evaluator = Some(Evaluator::start(Arc::clone(judge), self.plan.clone(), reader)?);
-                }
-            }
-            Happening::Connected(Err(error)) => {
-                self.connecting = None;
-                self.show.notice(&format!("the progress cannot be shown: {error}"));
-            }
+            Happening::Connected(connected) => self.connected(*connected)?,
             Happening::Seen(Ok(observer::Seen::Status(status))) => {
                 self.show.status(&status);
                 self.is_over |= status.phase == Phase::Done;
+                // Later the file of a worker that was started again may not have been read yet.
+                let is_first = self.status.as_ref().is_none_or(|before| before.phase == Phase::Gathering);
+                if is_first
+                    && status.phase == Phase::Training
+                    && self.seen.restarts.iter().all(|&times| times == 0)
+                {
+                    self.crew.all_have_joined();
+                }
                 self.status = Some(status);
             }
             Happening::Seen(Ok(observer::Seen::Stopped(Stop::Completed))) => {
@@ -215,6 +213,20 @@ impl Run {
             }
         }
         Ok(false)
+    }
+
+    fn connected(&mut self, connected: Connected) -> Outcome<()> {
+        self.connecting = None;
+        match connected {
+            Ok((statuses, reader)) => {
+                self.statuses = Some(statuses);
+                if let Some(judge) = &self.judge {
+                    self.evaluator = Some(Evaluator::start(Arc::clone(judge), self.plan.clone(), reader)?);
+                }
+            }
+            Err(error) => self.show.notice(&format!("the progress cannot be shown: {error}")),
+        }
+        Ok(())
     }
 
     fn judged(&mut self, judged: Option<Judged>) {
