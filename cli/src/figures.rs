@@ -13,6 +13,12 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// A number of things, such as `1 server` or `2 servers`.
+pub(crate) fn counted(number: u32, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// A share, 0 to 1, in percent.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
@@ -50,6 +56,7 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(percent(0.975), "97.50 %");
+        assert_eq!([0, 1, 2].map(|n| counted(n, "server")), ["0 servers", "1 server", "2 servers"]);
         assert_eq!(
             [0.0, 999.0, 1000.0, 2.5e6, 7e9].map(bytes),
             ["0 B", "999 B", "1.0 kB", "2.5 MB", "7.0 GB"]

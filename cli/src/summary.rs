@@ -107,7 +107,8 @@ pub(crate) fn table(summary: &Summary) -> String {
         .iter()
         .map(|share| share.as_f64().map_or("-".into(), |s| format!("{:.0} %", s * 100.0)))
         .collect();
-    if !idle.is_empty() {
+    // A worker of one's own need not measure itself.
+    if idle.iter().any(|share| share != "-") {
         rows.push(("idle, per worker", idle.join(", ")));
     }
     if list("restarts").iter().any(|times| times.as_u64() != Some(0)) {

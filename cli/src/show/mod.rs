@@ -40,7 +40,7 @@ impl Show {
         let medium = match quiet {
             true => Medium::Nothing,
             false if std::io::stderr().is_terminal() => {
-                let style = ProgressStyle::with_template("{wide_bar} {prefix}\n{wide_msg}");
+                let style = ProgressStyle::with_template("{bar:40} {prefix}\n{wide_msg}");
                 Medium::Bar(
                     ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
                 )

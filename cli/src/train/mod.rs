@@ -14,15 +14,15 @@ use windlass_common::plan::Plan;
 
 use crate::evaluator::{Evaluation, Last};
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::figures::time;
+use crate::figures::{counted, time};
 use crate::flags::TrainFlags;
 use crate::judge::{self, Judge};
 use crate::programs::Programs;
 use crate::run_directory::{LOGS, MODEL_FILE, PLAN_FILE, Place};
 use crate::signals::{Interrupts, interrupted};
 use crate::stolen::Ticks;
-use crate::summary::{self, Addition};
-use crate::{model_file, recipe};
+use crate::summary::{self, Addition, Summary};
+use crate::{model_file, problem, recipe};
 use crew::Crew;
 use run::{Run, Seen};
 
@@ -48,6 +48,7 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
         () = interrupts.next() => return Err(interrupted()),
     };
     let Prepared { plan, directory, programs, judge } = prepared;
+    let own_worker = (!programs.worker_is_ours).then(|| programs.worker.clone());
     let crew = Crew::new(&plan, &directory, programs, flags.connect_deadline)?;
     let mut run = Run::new(plan.clone(), crew, judge.clone(), flags.restarts, flags.quiet);
     let outcome = run.carry(&mut interrupts).await;
@@ -63,8 +64,11 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
     if let Err(failure) = outcome {
         return Err(report_failure(failure, &directory, began, addition));
     }
-    let reporting =
-        tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
+    let reporting = tokio::task::spawn_blocking(move || {
+        report(&plan, &directory, began, addition, judge, seen).and_then(|summary| {
+            crate::print(&farewell(&plan, &directory, began, &summary, own_worker.as_deref()))
+        })
+    });
     tokio::select! {
         reported = reporting => reported.or_fail(Exit::System, "the report of the run failed")?,
         () = interrupts.next() => Err(interrupted()),
@@ -88,7 +92,7 @@ fn prepare(flags: &TrainFlags) -> Outcome<Prepared> {
     Ok(Prepared { plan, directory, programs, judge: judge.map(Arc::new) })
 }
 
-/// Scores the result, completes the summary and shows it.
+/// Scores the result and completes the summary.
 fn report(
     plan: &Plan,
     directory: &Path,
@@ -96,7 +100,7 @@ fn report(
     mut addition: Addition,
     judge: Option<Arc<Judge>>,
     seen: Seen,
-) -> Outcome<()> {
+) -> Outcome<Summary> {
     let values = model_file::load(&directory.join(MODEL_FILE), plan)?;
     let Some(mut summary) = summary::read(directory)? else {
         return Err(Failure::new(Exit::Run, format!("server 0 left no summary in {}", directory.display())));
@@ -116,22 +120,31 @@ fn report(
     }
     summary::merge(&mut summary, began, addition, None);
     summary::write(directory, &summary)?;
-    let took = began.elapsed().unwrap_or_default().as_secs_f64();
-    let path = directory.display();
-    let again = match plan.model.name == crate::problem::OWN_MODEL {
-        true => String::new(),
-        false => format!("Score it again:  windlass eval {path}\n"),
+    Ok(summary)
+}
+
+/// What a person wants to know at the end, and may want to do next.
+fn farewell(
+    plan: &Plan,
+    directory: &Path,
+    began: SystemTime,
+    summary: &Summary,
+    own_worker: Option<&Path>,
+) -> String {
+    let took = time(began.elapsed().unwrap_or_default().as_secs_f64());
+    let (model, mode, path) = (&plan.model.name, plan.mode, directory.display());
+    let (servers, workers) =
+        (counted(plan.cluster.servers, "server"), counted(plan.cluster.workers, "worker"));
+    let table = summary::table(summary);
+    let score = match problem::is_built_in(model) {
+        true => format!("Score it again:  windlass eval {path}\n"),
+        false => String::new(),
     };
-    crate::print(&format!(
-        "{}, {}, {} servers, {} workers: done in {}\n{}\nEverything is in {path}\n{again}\
-         Repeat it:       windlass train --plan {path}/{PLAN_FILE}\n",
-        plan.model.name,
-        plan.mode,
-        plan.cluster.servers,
-        plan.cluster.workers,
-        time(took),
-        summary::table(&summary),
-    ))
+    let program = own_worker.map_or_else(String::new, |file| format!(" --worker-program {}", file.display()));
+    format!(
+        "{model}, {mode}, {servers}, {workers}: done in {took}\n{table}\nEverything is in {path}\n{score}\
+         Repeat it:       windlass train --plan {path}/{PLAN_FILE}{program}\n"
+    )
 }
 
 /// Whether two models are the same, bit for bit.

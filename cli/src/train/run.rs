@@ -19,6 +19,7 @@ use super::verdict::{Known, Verdict, verdict};
 use crate::children::{Exited, name_of};
 use crate::evaluator::{Evaluation, Evaluator, Judged, Last};
 use crate::failure::{Failure, Outcome};
+use crate::figures::counted;
 use crate::judge::Judge;
 use crate::show::Show;
 use crate::signals::{Interrupts, interrupted};
@@ -108,7 +109,11 @@ impl Run {
             () = interrupts.next() => return Err(interrupted()),
         }
         let cluster = self.plan.cluster;
-        self.show.step(&format!("starting {} servers and {} workers", cluster.servers, cluster.workers));
+        self.show.step(&format!(
+            "starting {} and {}",
+            counted(cluster.servers, "server"),
+            counted(cluster.workers, "worker")
+        ));
         let servers = (1..cluster.servers).map(|n| Role::Server(ServerId(n)));
         for role in servers.chain(cluster.worker_ids().map(Role::Worker)) {
             self.crew.start(role)?;
