@@ -224,9 +224,9 @@ mod tests {
     fn the_defaults_are_those_of_the_documentation() {
         let plan = plan(&[]).unwrap();
         assert_eq!(plan.mode, Mode::Sync { backup: 0 });
-        assert_eq!((plan.cluster.servers, plan.cluster.workers, plan.cluster.shards()), (2, 4, 2));
+        assert_eq!((plan.cluster.servers, plan.cluster.workers, plan.cluster.shards()), (2, 3, 2));
         assert_eq!((plan.training.batch, plan.training.passes, plan.seed), (64, 8.0, 1));
-        assert_eq!(plan.schedule, Schedule { rate: 0.4, ..Schedule::default() });
+        assert_eq!(plan.schedule, Schedule { rate: 0.1 * 3.0, ..Schedule::default() });
         assert_eq!(plan.optimizer, Optimizer::default());
     }
 
@@ -255,7 +255,7 @@ mod tests {
             mode(&["--mode", "ssp", "--staleness", "inf"]),
             Mode::Ssp { staleness: None, scaling: none }
         );
-        assert_eq!(mode(&["--backup", "3"]), Mode::Sync { backup: 3 });
+        assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
         let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
     }
@@ -267,7 +267,7 @@ mod tests {
         assert!(refusal(&["--mode", "async", "--backup", "1"]).starts_with("--backup"));
         assert!(refusal(&["--mode", "ssp", "--backup", "0"]).starts_with("--backup"));
         assert!(refusal(&["--staleness-rate", "inverse"]).starts_with("--staleness-rate"));
-        assert!(refusal(&["--backup", "4"]).contains("with 4 workers at most 3 may be left out"));
+        assert!(refusal(&["--backup", "3"]).contains("with 3 workers at most 2 may be left out"));
         let both = ["--optimizer", "sgd:weight_decay=0.1", "--weight-decay", "0.2"];
         assert!(refusal(&both).contains("contradict each other"));
         assert!(refusal(&["--weight-decay=-1"]).contains("weight_decay"));

@@ -15,9 +15,9 @@ use rkyv::util::AlignedVec;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Lineage, RunId, ServerId, ShardId, Term};
+use windlass_common::ids::{Lineage, RunId, ServerId, ShardId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, HEADER_BYTES_MAX, Header, Reject, Report, Stop};
+use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::Event;
@@ -31,7 +31,7 @@ use windlass_transport::{
 use crate::coordinator::{self, Control, Input};
 use crate::meter::Meters;
 use crate::run_directory::RunDirectory;
-use crate::session::{self, Envelope};
+use crate::session;
 use crate::shard::{self, ShardLink, ShardMessage};
 
 /// Gradient buffers kept for use again, in bytes.
@@ -330,13 +330,7 @@ async fn follow(
 }
 
 fn envelope_of(run: RunId) -> Envelope {
-    Envelope {
-        run,
-        lineage: Lineage(0),
-        term: Term(0),
-        worker: Default::default(),
-        incarnation: Default::default(),
-    }
+    Envelope { run, ..Envelope::default() }
 }
 
 fn unexpected(header: &Header) -> anyhow::Error {

@@ -6,8 +6,7 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
-use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
-use windlass_common::wire::{Body, Codec, Header, PROTOCOL, Push, Reject, Values};
+use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
 use windlass_transport::{
@@ -23,23 +22,6 @@ const REPLIES_MAX: usize = 64;
 const HEADER_BYTES: usize = 1024;
 /// Bytes of a header for each slice: one of a push and one of a pull.
 const SLICE_BYTES: usize = 32;
-
-/// What all frames of a session have in common.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Envelope {
-    pub(crate) run: RunId,
-    pub(crate) lineage: Lineage,
-    pub(crate) term: Term,
-    pub(crate) worker: WorkerId,
-    pub(crate) incarnation: Incarnation,
-}
-
-impl Envelope {
-    pub(crate) fn header(self, body: Body) -> Header {
-        let Self { run, lineage, term, worker, incarnation } = self;
-        Header { protocol: PROTOCOL, run, lineage, term, worker, incarnation, body }
-    }
-}
 
 /// Why a session ended other than by the end of its stream.
 #[derive(Debug, thiserror::Error)]

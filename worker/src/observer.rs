@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use windlass_common::ids::{Examples, ShardId, Step};
 use windlass_common::plan::{Plan, PlanError};
-use windlass_common::wire::{Body, Status, Stop};
+use windlass_common::wire::{Body, Envelope, Status, Stop};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
 use crate::client::ClientError;
 use crate::client::link::{Cuts, Link, Place};
-use crate::client::session::{Envelope, Session, Told};
+use crate::client::session::{Session, Told};
 
 /// Watches a run without taking part in it.
 #[derive(Debug)]

@@ -120,7 +120,7 @@ pub(crate) struct IdentitiesFlags {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(windlass_common::plan::SERVERS_MAX)))]
     pub(crate) servers: u32,
     /// Number of worker processes
-    #[arg(long, value_name = "COUNT", default_value_t = 4,
+    #[arg(long, value_name = "COUNT", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(windlass_common::plan::WORKERS_MAX)))]
     pub(crate) workers: u32,
     /// Name that the certificate of the run's authority carries

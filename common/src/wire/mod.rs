@@ -7,6 +7,8 @@ mod status;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 
+use crate::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
+
 pub use message::{
     Body, Codec, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume, Stop,
     Values, Wait, Welcome, WorkerReport,
@@ -31,7 +33,36 @@ pub enum WireError {
     Protocol { found: u16 },
 }
 
+/// What all frames of a session have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// The run they belong to; 0 before the coordinator has named it.
+    pub run: RunId,
+    /// The history they belong to.
+    pub lineage: Lineage,
+    /// The membership the sender knows of.
+    pub term: Term,
+    /// The worker they are from or for.
+    pub worker: WorkerId,
+    /// The life of that worker.
+    pub incarnation: Incarnation,
+}
+
+impl Envelope {
+    /// The header of a frame that says this.
+    pub fn header(self, body: Body) -> Header {
+        let Self { run, lineage, term, worker, incarnation } = self;
+        Header { protocol: PROTOCOL, run, lineage, term, worker, incarnation, body }
+    }
+}
+
 impl Header {
+    /// What it has in common with the other frames of its session.
+    pub fn envelope(&self) -> Envelope {
+        let &Self { run, lineage, term, worker, incarnation, .. } = self;
+        Envelope { run, lineage, term, worker, incarnation }
+    }
+
     /// Writes the header into `bytes`, replacing what was there and keeping the allocation.
     ///
     /// # Errors

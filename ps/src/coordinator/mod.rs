@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::{mpsc, oneshot};
 use windlass_common::ids::{Lineage, RunId, ShardId, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Record, Report, Stop};
+use windlass_common::wire::{Body, Envelope, Record, Report, Stop};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
 use windlass_transport::{Connection, Role};
@@ -23,7 +23,6 @@ use crate::clock;
 use crate::coordinator::event_log::EventLog;
 use crate::coordinator::summary::Tally;
 use crate::run_directory::RunDirectory;
-use crate::session::Envelope;
 use crate::shard::ShardLink;
 
 /// Messages that may wait for the coordinator; whoever finds no place waits.

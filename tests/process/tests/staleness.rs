@@ -49,6 +49,28 @@ fn mean_staleness_of_five_workers_is_four_and_of_one_is_none() {
     assert_eq!(mean_staleness(&one, 1).0, 0.0);
 }
 
+/// With backup workers a shard may close a step before another has heard of it; whoever was left behind then gets values
+/// for different steps, and asks those behind again.
+#[test]
+fn backup_workers_go_on_where_shards_are_a_step_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    for seed in 1..=3 {
+        let run = folder.path().join(format!("backup-{seed}"));
+        let mode = "--mode sync --backup 1 --model softmax --servers 3 --workers 4 --passes 2";
+        train(&run, &format!("{mode} --seed {seed}")).end(Duration::from_secs(60)).well();
+        let summary = summary(&run);
+        let (pushes, late) = (summary["pushes"].as_u64().unwrap(), summary["pushes_late"].as_u64().unwrap());
+        let applied =
+            events(&run).iter().filter(|e| e["shard"] == 2 && e["event"] == "applied").count() as u64;
+        assert_eq!(
+            applied,
+            summary["steps"].as_u64().unwrap() * 3,
+            "three pushes make a step, on every shard"
+        );
+        assert_eq!(pushes - late, applied);
+    }
+}
+
 #[test]
 fn ssp_keeps_its_bound_and_learns() {
     let folder = tempfile::tempdir().unwrap();

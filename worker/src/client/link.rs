@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
-use windlass_common::wire::{self, Body, Codec, Part, Values, Wait};
+use windlass_common::wire::{self, Body, Codec, Envelope, Part, Values, Wait};
 use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, bytes_of};
 use windlass_worker_core::{Pull, Push, Reply};
 
 use super::error::ClientError;
-use super::session::{Envelope, SILENCE_MAX, brief, next, send};
+use super::session::{SILENCE_MAX, brief, next, send};
 
 /// A slice of the caller's buffer: its number in the placement, and the values.
 pub(crate) type Place<'a> = (u32, &'a mut [f32]);

@@ -277,14 +277,20 @@ impl Client {
                         return Ok::<(), ClientError>(());
                     }
                     link.request(envelope, parts, push.zip(gradient), pull).await?;
-                    while core.lock().0.awaits(shard) {
-                        let reply = link.reply(&mut places).await?;
-                        if let Some(reply) = reply {
-                            let (core, effects) = &mut *core.lock();
-                            core.handle(Event::Reply { shard, reply }, effects);
+                    loop {
+                        let Some(reply) = link.reply(&mut places).await? else { continue };
+                        let (core, effects) = &mut *core.lock();
+                        core.handle(Event::Reply { shard, reply }, effects);
+                        // A shard that turns out to be a step behind is asked again when all have answered; until
+                        // then it owes nothing.
+                        let again = |e: &Effect| matches!(e, Effect::Send { shard: to, .. } if *to == shard);
+                        if let Some(Effect::Failed(reason)) = effects.last() {
+                            return Err(ClientError::Rejected(reason.clone()));
+                        }
+                        if !core.awaits(shard) || effects.iter().any(again) {
+                            return Ok(());
                         }
                     }
-                    Ok(())
                 }
             },
         ));
@@ -292,12 +298,11 @@ impl Client {
             answered = answered => answered.map(|_| ())?,
             error = self.session.ended() => return Err(error),
         }
-        // A shard that was refused, or the last one to answer, says how it goes on.
+        // The last one to answer says how it goes on.
         let last = effects.iter().find_map(|effect| match effect {
             Effect::Ready { step } => Some(Ok(Next::Step(*step))),
             Effect::Finished => Some(Ok(Next::Finished)),
-            Effect::Failed(reason) => Some(Err(ClientError::Rejected(reason.clone()))),
-            Effect::Send { .. } | Effect::Settled { .. } => None,
+            Effect::Failed(_) | Effect::Send { .. } | Effect::Settled { .. } => None,
         });
         last.transpose()
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use rkyv::util::AlignedVec;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, Term, WorkerId};
+use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, HEADER_BYTES_MAX, Header, PROTOCOL, Status, Stop, Welcome};
+use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Status, Stop, Welcome};
 use windlass_transport::{Connection, Endpoint, FrameReceiver, FrameSender, Priority, Role, resolve};
 
 use super::error::ClientError;
@@ -16,23 +16,6 @@ use super::error::ClientError;
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long the last message may take to arrive.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
-
-/// What all frames of a session have in common.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Envelope {
-    pub(crate) run: RunId,
-    pub(crate) lineage: Lineage,
-    pub(crate) term: Term,
-    pub(crate) worker: WorkerId,
-    pub(crate) incarnation: Incarnation,
-}
-
-impl Envelope {
-    pub(crate) fn header(self, body: Body) -> Header {
-        let Self { run, lineage, term, worker, incarnation } = self;
-        Header { protocol: PROTOCOL, run, lineage, term, worker, incarnation, body }
-    }
-}
 
 /// What has come on the control stream since joining.
 #[derive(Clone, Debug)]
@@ -69,13 +52,7 @@ impl Session {
         let (mut control, mut receiver) = stream.map_err(|lost| ClientError::from((who, lost)))?;
         let mut buffer = AlignedVec::new();
         let worker = if let Role::Worker(worker) = endpoint.role() { worker } else { WorkerId(0) };
-        let none = Envelope {
-            run: RunId(0),
-            lineage: Lineage(0),
-            term: Term(0),
-            worker,
-            incarnation: Incarnation(0),
-        };
+        let none = Envelope { worker, ..Envelope::default() };
         send(&mut control, &mut buffer, none.header(joining)).await?;
         let (envelope, welcome) = welcome(&mut receiver, &mut buffer).await?;
         let plan = Plan::parse(&welcome.plan)?;
@@ -127,11 +104,10 @@ async fn welcome(
     buffer: &mut AlignedVec<16>,
 ) -> Result<(Envelope, Welcome), ClientError> {
     loop {
-        let Header { run, lineage, term, worker, incarnation, body, .. } = next(receiver, buffer).await?;
-        match body {
-            Body::Welcome(welcome) => {
-                return Ok((Envelope { run, lineage, term, worker, incarnation }, welcome));
-            }
+        let header = next(receiver, buffer).await?;
+        let envelope = header.envelope();
+        match header.body {
+            Body::Welcome(welcome) => return Ok((envelope, welcome)),
             Body::NotYet { missing } => tracing::info!(missing, "waiting for the run to begin"),
             Body::Refused(reason) => return Err(ClientError::Rejected(reason)),
             Body::Stop(stop) => return Err(ClientError::ended(&stop)),
