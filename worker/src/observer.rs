@@ -161,7 +161,7 @@ type Pulled = Result<(Step, Examples), Option<u64>>;
 async fn pulled(link: &mut Link, places: &mut [Place<'_>]) -> Result<Pulled, ClientError> {
     match link.next().await? {
         Body::Values(values) => {
-            link.receive(&values, places).await?;
+            link.receive(&values, places, true).await?;
             Ok(Ok((values.step, values.examples)))
         }
         Body::NoSnapshot { next } => Ok(Err(next)),

@@ -40,7 +40,7 @@ pub enum Body {
     Observe,
     /// A worker has finished, with what it measured.
     Leave(WorkerReport),
-    /// A worker, server or observer ends the run, and says why.
+    /// A worker or server ends the run, and says why.
     Abort { reason: String },
     /// What a shard of another server tells the coordinator.
     Report { shard: ShardId, report: Report },

@@ -8,7 +8,7 @@ use crossbeam::channel::Sender;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Header, Reject, Report};
 use windlass_ps_core::SessionId;
@@ -91,8 +91,11 @@ impl Reader {
                 return self.report(server, shard, report).await;
             }
             (Body::ServerReport(meter), Role::Server(server)) => Event::Measured { server, meter },
-            (Body::Abort { reason }, peer) => {
-                Event::Abort { session: Some(session), reason: format!("{}: {reason}", name(peer)) }
+            (Body::Abort { reason }, Role::Worker(worker)) => {
+                Event::Abort { session: Some(session), reason: format!("{worker}: {reason}") }
+            }
+            (Body::Abort { reason }, Role::Server(server)) => {
+                Event::Abort { session: Some(session), reason: format!("{server}: {reason}") }
             }
             (_, peer) => return Err(SessionError::Refused(Reject::NotAllowed { role: peer.to_string() })),
         };
@@ -138,14 +141,6 @@ impl Reader {
         };
         tell(&self.control.inputs, input).await;
         Ok(())
-    }
-}
-
-fn name(peer: Role) -> String {
-    match peer {
-        Role::Worker(WorkerId(n)) => format!("worker {n}"),
-        Role::Server(ServerId(n)) => format!("server {n}"),
-        Role::Observer => "the observer".into(),
     }
 }
 

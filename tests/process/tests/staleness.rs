@@ -1,5 +1,7 @@
 //! The law of staleness, from the log of real processes: while C workers are active, its mean is C - 1.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -29,6 +29,8 @@ pub(crate) struct Link {
     receiver: FrameReceiver,
     buffer: AlignedVec<16>,
     incoming: AlignedVec<16>,
+    /// Whether the last pull was made without any values at hand.
+    has_nothing: bool,
 }
 
 impl Link {
@@ -41,7 +43,7 @@ impl Link {
         let (mut sender, receiver) = stream.map_err(|lost| ClientError::from((connection.peer(), lost)))?;
         let mut buffer = AlignedVec::new();
         send(&mut sender, &mut buffer, envelope.header(Body::Open { shard })).await?;
-        Ok(Self { shard, sender, receiver, buffer, incoming: AlignedVec::new() })
+        Ok(Self { shard, sender, receiver, buffer, incoming: AlignedVec::new(), has_nothing: true })
     }
 
     /// Sends a push, a pull or both; of the gradient, the parts that belong to this shard.
@@ -53,6 +55,7 @@ impl Link {
         pull: Option<Pull>,
     ) -> Result<(), ClientError> {
         let codec = Codec::F32;
+        self.has_nothing = pull.is_some_and(|p| p.have.is_none());
         let pull = pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec });
         let (body, payload) = match (push, pull) {
             (None, None) => return Ok(()),
@@ -87,7 +90,7 @@ impl Link {
             Body::Rejected { reason, .. } | Body::Refused(reason) => Reply::Rejected(reason),
             Body::Values(values) => {
                 let (step, version) = (values.step, values.version);
-                self.receive(&values, places).await?;
+                self.receive(&values, places, self.has_nothing).await?;
                 Reply::Values { step, version }
             }
             Body::Waiting { step, wait } => {
@@ -98,12 +101,17 @@ impl Link {
         }))
     }
 
-    /// Reads the payload of values into their places.
+    /// Reads the payload of values into their places. `whole` says that each place must be filled.
     pub(crate) async fn receive(
         &mut self,
         values: &Values,
         places: &mut [Place<'_>],
+        whole: bool,
     ) -> Result<(), ClientError> {
+        if whole && values.parts.len() != places.len() {
+            let what = format!("{} slices of {} that were asked for", values.parts.len(), places.len());
+            return Err(ClientError::protocol(self.shard, what));
+        }
         let announced: u64 = values.parts.iter().map(|p| values.codec.bytes(p.values)).sum();
         if announced != values.payload_bytes {
             let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);

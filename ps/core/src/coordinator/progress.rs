@@ -27,7 +27,11 @@ impl Progress {
         }
         for record in records {
             self.pushes += 1;
-            self.clocks.insert(record.worker, record.step.next());
+            let clock = match record.outcome {
+                Outcome::Late { step } => step,
+                Outcome::Applied { .. } | Outcome::Void => record.step.next(),
+            };
+            self.clocks.insert(record.worker, clock);
             self.examples = self.examples.max(record.examples_applied);
             if let Outcome::Applied { version, .. } = record.outcome {
                 self.steps = self.steps.max(version.0);
