@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(plan.mode, Mode::Sync { backup: 0 });
         assert_eq!((plan.cluster.servers, plan.cluster.workers, plan.cluster.shards()), (2, 3, 2));
         assert_eq!((plan.training.batch, plan.training.passes, plan.seed), (64, 8.0, 1));
-        assert_eq!(plan.schedule, Schedule { rate: 0.1 * 3.0, ..Schedule::default() });
+        assert_eq!(plan.schedule, Schedule { rate: 0.3, ..Schedule::default() });
         assert_eq!(plan.optimizer, Optimizer::default());
     }
 
