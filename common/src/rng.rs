@@ -21,6 +21,53 @@ pub enum Purpose<'a> {
         /// The pass over the data, from 0.
         pass: u64,
     },
+    /// One part of how examples are dealt, where a rule draws more than once: a client's shares, a class's cut.
+    PartitionPart(u64),
+    /// The noise added to the features of one example by the client that owns it.
+    FeatureNoise {
+        /// The number of the example.
+        example: u32,
+    },
+    /// The order of a client's examples in one round.
+    ClientShuffle {
+        /// The client whose examples are permuted.
+        client: u32,
+        /// The round, from 0.
+        round: u64,
+    },
+    /// Which clients take part in a round.
+    Cohort {
+        /// The round, from 0.
+        round: u64,
+    },
+    /// Whether a client drops out of a round.
+    Dropout {
+        /// The client.
+        client: u32,
+        /// The round, from 0.
+        round: u64,
+    },
+    /// How many passes a client manages in a round.
+    Straggler {
+        /// The client.
+        client: u32,
+        /// The round, from 0.
+        round: u64,
+    },
+    /// Which of its clients a worker trains next, where nobody chooses cohorts.
+    NextClient {
+        /// The worker.
+        worker: u32,
+        /// Its step, from 0.
+        step: u64,
+    },
+    /// How long an emulated step takes.
+    StepTime {
+        /// The worker.
+        worker: u32,
+        /// Its step, from 0.
+        step: u64,
+    },
     /// The order of delivery in a simulated cluster.
     Delivery,
 }
@@ -31,6 +78,14 @@ impl Purpose<'_> {
             Self::InitialValues(name) => (b"initial\0", xxhash_rust::xxh3::xxh3_64(name.as_bytes()), 0),
             Self::Partition => (b"partitio", 0, 0),
             Self::Shuffle { worker, pass } => (b"shuffle\0", u64::from(worker), pass),
+            Self::PartitionPart(part) => (b"partpart", part, 0),
+            Self::FeatureNoise { example } => (b"noise\0\0\0", u64::from(example), 0),
+            Self::ClientShuffle { client, round } => (b"clientsh", u64::from(client), round),
+            Self::Cohort { round } => (b"cohort\0\0", round, 0),
+            Self::Dropout { client, round } => (b"dropout\0", u64::from(client), round),
+            Self::Straggler { client, round } => (b"straggle", u64::from(client), round),
+            Self::NextClient { worker, step } => (b"nextclnt", u64::from(worker), step),
+            Self::StepTime { worker, step } => (b"steptime", u64::from(worker), step),
             Self::Delivery => (b"delivery", 0, 0),
         }
     }
@@ -146,13 +201,25 @@ mod tests {
             Purpose::Shuffle { worker: 0, pass: 0 },
             Purpose::Shuffle { worker: 0, pass: 1 },
             Purpose::Shuffle { worker: 1, pass: 0 },
+            Purpose::PartitionPart(0),
+            Purpose::PartitionPart(1),
+            Purpose::FeatureNoise { example: 0 },
+            Purpose::ClientShuffle { client: 0, round: 0 },
+            Purpose::ClientShuffle { client: 1, round: 0 },
+            Purpose::ClientShuffle { client: 0, round: 1 },
+            Purpose::Cohort { round: 0 },
+            Purpose::Cohort { round: 1 },
+            Purpose::Dropout { client: 0, round: 0 },
+            Purpose::Straggler { client: 0, round: 0 },
+            Purpose::NextClient { worker: 0, step: 0 },
+            Purpose::StepTime { worker: 0, step: 0 },
             Purpose::Delivery,
         ]
         .map(|p| Rng::new(7, p).bits())
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 7);
+        assert_eq!(first.len(), 19);
     }
 
     #[test]
