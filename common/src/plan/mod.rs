@@ -1,9 +1,14 @@
 //! The checked, complete configuration of a run, the same text for every process.
 
+mod heterogeneity;
 mod mode;
 
 use serde::{Deserialize, Serialize};
 
+pub use heterogeneity::{
+    Heterogeneity, LINK_RATE_RANGE, LinkRate, SIGMA_MAX, SLOW_FACTOR_MAX, STEP_TIME_MAX_US, SlowPattern,
+    StepTime,
+};
 pub use mode::{Membership, Mode, StalenessScaling};
 
 use crate::ids::{Examples, ServerId, ShardId, WorkerId};
