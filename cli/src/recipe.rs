@@ -4,13 +4,11 @@ use std::path::Path;
 
 use windlass_common::exit::Exit;
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{
-    Cluster, Data, FORMAT, Mode, Model, Plan, StalenessScaling, TEXT_BYTES_MAX, Training,
-};
+use windlass_common::plan::{Cluster, Data, FORMAT, Mode, Model, Plan, TEXT_BYTES_MAX, Training};
 use windlass_common::schedule::Schedule;
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{Bound, ModeName, RecipeFlags, Scaling, SourceFlags};
+use crate::flags::{Bound, ModeName, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::problem::{self, Problem};
 
@@ -123,10 +121,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
 
 fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
     let name = recipe.mode;
-    let scaling = match recipe.staleness_rate {
-        Some(Scaling::Inverse) => StalenessScaling::Inverse,
-        Some(Scaling::None) | None => StalenessScaling::None,
-    };
+    let scaling = recipe.staleness_rate.unwrap_or_default();
     if recipe.staleness.is_some() && name != ModeName::Ssp {
         return Err(Failure::usage(
             "--staleness is the bound of --mode ssp; sync has none and async knows none: leave it out, or train with --mode ssp",
@@ -200,6 +195,7 @@ fn default_rate(optimizer: &Optimizer, mode: &Mode, workers: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use windlass_common::plan::StalenessScaling;
 
     use super::*;
     use crate::flags::{Cli, Command};
@@ -258,6 +254,8 @@ mod tests {
         assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
         let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
+        let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 } };
+        assert_eq!(mode(&["--mode", "async", "--staleness-rate", "hinge:10:4"]), hinge);
     }
 
     #[test]

@@ -116,13 +116,17 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
 
 fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
     let (target, schedule) = (run.plan.examples_target().0, &run.plan.schedule);
-    let inverse = match run.plan.mode {
-        Mode::Sync { .. } => false,
-        Mode::Async { scaling } | Mode::Ssp { scaling, .. } => scaling == StalenessScaling::Inverse,
+    let scaling = match run.plan.mode {
+        Mode::Sync { .. } => StalenessScaling::None,
+        Mode::Async { scaling } | Mode::Ssp { scaling, .. } => scaling,
     };
     let rate = |examples, staleness: u64| {
         let rate = schedule.rate(examples, target);
-        if inverse && staleness > 1 { rate / staleness as f32 } else { rate }
+        match scaling {
+            StalenessScaling::Inverse if staleness > 1 => rate / staleness as f32,
+            StalenessScaling::None | StalenessScaling::Inverse => rate,
+            other => rate * other.factor(staleness),
+        }
     };
     let gradient = |r: &Record| {
         let pushed = run.gradients.get(&(r.worker, r.incarnation, r.sequence));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use windlass_common::exit;
 
-pub(crate) use recipe::{Bound, ModeName, RecipeFlags, Scaling, SourceFlags};
+pub(crate) use recipe::{Bound, ModeName, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
 #[derive(Debug, Parser)]

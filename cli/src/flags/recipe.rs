@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::Membership;
+use windlass_common::plan::{Membership, StalenessScaling};
 use windlass_common::schedule::Shape;
 
 /// Where a plan comes from: a file, or flags.
@@ -49,10 +49,11 @@ pub(crate) struct RecipeFlags {
     /// sync: how many workers, the slowest of each step, are left out [default: 0]
     #[arg(long, value_name = "COUNT", help_heading = "Mode")]
     pub(crate) backup: Option<u32>,
-    /// async and ssp: what the staleness t of a push does to its rate: none, or inverse, which divides it by
-    /// max(1, t) [default: none]
-    #[arg(long, value_enum, value_name = "RULE", help_heading = "Mode")]
-    pub(crate) staleness_rate: Option<Scaling>,
+    /// async and ssp: what the staleness t of a push does to its rate: none; inverse divides it by max(1, t);
+    /// polynomial[:E] multiplies it by (1 + t)^-E, E = 0.5 unless given; hinge:A:B by 1 / (A (t - B) + 1) beyond B
+    /// [default: none]
+    #[arg(long, value_name = "RULE", help_heading = "Mode")]
+    pub(crate) staleness_rate: Option<StalenessScaling>,
 
     /// Number of server processes
     #[arg(long, value_name = "COUNT", default_value_t = 2, help_heading = "Cluster")]
@@ -137,13 +138,6 @@ pub(crate) enum ModeName {
     Sync,
     Async,
     Ssp,
-}
-
-/// What staleness does to the rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Scaling {
-    None,
-    Inverse,
 }
 
 /// The bound of ssp; `None` is none.

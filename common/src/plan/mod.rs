@@ -9,7 +9,7 @@ pub use heterogeneity::{
     Heterogeneity, LINK_RATE_RANGE, LinkRate, SIGMA_MAX, SLOW_FACTOR_MAX, STEP_TIME_MAX_US, SlowPattern,
     StepTime,
 };
-pub use mode::{Membership, Mode, StalenessScaling};
+pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, StalenessScaling};
 
 use crate::ids::{Examples, ServerId, ShardId, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};

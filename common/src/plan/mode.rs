@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// How pushes are combined and how far workers may drift apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Mode {
     /// Every step averages one gradient per worker.
@@ -34,14 +34,90 @@ pub enum Mode {
 }
 
 /// What the staleness tau of a push does to the learning rate it is applied with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+///
+/// As a flag and in TOML it is `none`, `inverse`, `polynomial`, `polynomial:0.5` or `hinge:10:4`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum StalenessScaling {
     /// Nothing.
     #[default]
     None,
     /// Divides it by max(1, tau) (Zhang et al. 2015, "Staleness-aware Async-SGD").
     Inverse,
+    /// Multiplies it by (1 + tau)^(-exponent) (Xie et al. 2019, "Asynchronous Federated Optimization", section 5.2; with
+    /// 1/2 also Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation").
+    Polynomial {
+        /// The paper's a, by default [`POLYNOMIAL_EXPONENT`]; from 0 to 100.
+        exponent: f64,
+    },
+    /// Multiplies it by 1 up to a staleness of b, and by 1 / (a (tau - b) + 1) beyond (Xie et al. 2019).
+    Hinge {
+        /// How fast it falls; from 0 to 1e6.
+        a: f64,
+        /// The staleness that does nothing; from 0 to 1e6.
+        b: f64,
+    },
+}
+
+/// The exponent of [`StalenessScaling::Polynomial`] where none is given.
+pub const POLYNOMIAL_EXPONENT: f64 = 0.5;
+
+impl StalenessScaling {
+    /// What a push of this staleness counts, from 0 to 1; computed in f64 and rounded once.
+    pub fn factor(self, staleness: u64) -> f32 {
+        let tau = staleness as f64;
+        let factor = match self {
+            Self::None => 1.0,
+            Self::Inverse => 1.0 / tau.max(1.0),
+            Self::Polynomial { exponent } => libm::pow(1.0 + tau, -exponent),
+            Self::Hinge { b, .. } if tau <= b => 1.0,
+            Self::Hinge { a, b } => 1.0 / (a * (tau - b) + 1.0),
+        };
+        factor as f32
+    }
+}
+
+impl FromStr for StalenessScaling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str, most: f64| {
+            let number = part.parse().ok().filter(|number| (0.0..=most).contains(number));
+            number.ok_or_else(|| format!("{part:?} in {text:?} must be a number from 0 to {most}"))
+        };
+        let parts: Vec<&str> = text.trim().split(':').collect();
+        match parts[..] {
+            ["none"] => Ok(Self::None),
+            ["inverse"] => Ok(Self::Inverse),
+            ["polynomial"] => Ok(Self::Polynomial { exponent: POLYNOMIAL_EXPONENT }),
+            ["polynomial", exponent] => Ok(Self::Polynomial { exponent: number(exponent, 100.0)? }),
+            ["hinge", a, b] => Ok(Self::Hinge { a: number(a, 1e6)?, b: number(b, 1e6)? }),
+            _ => Err(format!("{text:?} is unknown; write none, inverse, polynomial:0.5 or hinge:10:4")),
+        }
+    }
+}
+
+impl fmt::Display for StalenessScaling {
+    /// Writes the form that [`FromStr`] reads, with every number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Inverse => f.write_str("inverse"),
+            Self::Polynomial { exponent } => write!(f, "polynomial:{exponent}"),
+            Self::Hinge { a, b } => write!(f, "hinge:{a}:{b}"),
+        }
+    }
+}
+
+impl Serialize for StalenessScaling {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for StalenessScaling {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 impl Mode {
@@ -87,6 +163,71 @@ impl FromStr for Membership {
         match text {
             "fixed" => Ok(Self::Fixed),
             other => Err(format!("unknown membership {other}; possible is fixed")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HINGE: StalenessScaling = StalenessScaling::Hinge { a: 10.0, b: 4.0 };
+
+    #[test]
+    fn factors_are_those_of_the_papers() {
+        let factors = |scaling: &str, staleness: [u64; 4]| {
+            let scaling: StalenessScaling = scaling.parse().unwrap();
+            staleness.map(|staleness| scaling.factor(staleness))
+        };
+        assert_eq!(factors("none", [0, 1, 7, u64::MAX]), [1.0; 4]);
+        assert_eq!(factors("inverse", [0, 1, 2, 8]), [1.0, 1.0, 0.5, 0.125]);
+        assert_eq!(factors("polynomial", [0, 3, 8, 99]), [1.0, 0.5, 1.0 / 3.0, 0.1]);
+        assert_eq!(factors("polynomial:1", [0, 1, 3, 9]), [1.0, 0.5, 0.25, 0.1]);
+        assert_eq!(factors("polynomial:0", [0, 1, 3, 9]), [1.0; 4]);
+        assert_eq!(factors("hinge:10:4", [0, 4, 5, 14]), [1.0, 1.0, 1.0 / 11.0, 1.0 / 101.0]);
+    }
+
+    #[test]
+    fn flags_are_read_and_written() {
+        for text in ["none", "inverse", "polynomial:0.5", "polynomial:2", "hinge:10:4", "hinge:0.25:0"] {
+            assert_eq!(text.parse::<StalenessScaling>().unwrap().to_string(), text);
+        }
+        assert_eq!("hinge:10:4".parse(), Ok(HINGE));
+        assert_eq!("polynomial".parse(), Ok(StalenessScaling::Polynomial { exponent: 0.5 }));
+        for text in ["", "None", "inverse:1", "polynomial:1:2", "hinge", "hinge:10"] {
+            assert!(text.parse::<StalenessScaling>().unwrap_err().contains("write none, inverse"), "{text}");
+        }
+        for text in
+            ["polynomial:", "polynomial:-1", "polynomial:nan", "polynomial:101", "hinge:x:1", "hinge:1:inf"]
+        {
+            assert!(text.parse::<StalenessScaling>().unwrap_err().contains("number from 0 to"), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_and_written() {
+        for scaling in ["none", "inverse", "polynomial:0.5", "hinge:10:4"] {
+            let text = format!("name = \"async\"\nscaling = \"{scaling}\"\n");
+            let mode: Mode = toml::from_str(&text).unwrap();
+            assert_eq!(mode, Mode::Async { scaling: scaling.parse().unwrap() });
+            assert_eq!(toml::to_string(&mode).unwrap(), text);
+        }
+        assert_eq!(toml::from_str("name = \"async\""), Ok(Mode::Async { scaling: StalenessScaling::None }));
+        assert!(toml::from_str::<Mode>("name = \"async\"\nscaling = \"hinge\"").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_staler_the_less(exponent in 0.0..4.0_f64, a in 0.0..100.0_f64, b in 0.0..50.0_f64, staleness in 0_u64..1000) {
+            use StalenessScaling as S;
+            for scaling in [S::None, S::Inverse, S::Polynomial { exponent }, S::Hinge { a, b }] {
+                let (now, later) = (scaling.factor(staleness), scaling.factor(staleness + 1));
+                prop_assert!(later <= now && later > 0.0 && now <= 1.0, "{}: {} then {}", scaling, now, later);
+                prop_assert_eq!(scaling.factor(0), 1.0);
+                prop_assert_eq!(scaling.to_string().parse(), Ok(scaling));
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use windlass_common::wire::Wait;
 use crate::ledger::Ledger;
 
 /// How a push changes the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Apply {
     /// One push per member is held; their weighted mean, in order of rank, makes one optimizer step.
     Hold {
@@ -72,10 +72,14 @@ impl Release {
     }
 }
 
-/// The learning rate for a push of this staleness.
+/// The learning rate for a push of this staleness. Inverse divides, which rounds once; the others multiply by their
+/// factor.
 pub fn scaled_rate(scaling: StalenessScaling, rate: f32, staleness: u64) -> f32 {
     match scaling {
         StalenessScaling::None => rate,
         StalenessScaling::Inverse => rate / staleness.max(1) as f32,
+        StalenessScaling::Polynomial { .. } | StalenessScaling::Hinge { .. } => {
+            rate * scaling.factor(staleness)
+        }
     }
 }

@@ -76,11 +76,7 @@ impl Command {
     }
 
     pub(super) fn mode(&self) -> Result<Mode, String> {
-        let scaling = match self.or("scaling", String::from("none"))?.as_str() {
-            "none" => StalenessScaling::None,
-            "inverse" => StalenessScaling::Inverse,
-            other => return Err(format!("scaling is {other:?}; it is none or inverse")),
-        };
+        let scaling = self.or("scaling", StalenessScaling::None)?;
         match self.need::<String>("mode")?.as_str() {
             "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
             "async" => Ok(Mode::Async { scaling }),
