@@ -96,15 +96,17 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "EXAMPLES", help_heading = "Training")]
     pub(crate) evaluate_every: Option<u64>,
 
-    /// sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw, with settings if need be: adam:beta1=0.9,epsilon=1e-8
+    /// sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, fedadagrad, fedadam or fedyogi, with settings if need be:
+    /// adam:beta1=0.9,epsilon=1e-8
     #[arg(long, value_name = "NAME", default_value = "sgd", help_heading = "Optimizer")]
     pub(crate) optimizer: Optimizer,
-    /// Weight decay, added to the gradient as decay x value (adamw: taken from the value itself) [default: 0, adamw
-    /// 0.01]
+    /// Weight decay, added to the gradient as decay x value (adamw: taken from the value itself; fedadagrad, fedadam and
+    /// fedyogi have none) [default: 0, adamw 0.01]
     #[arg(long, allow_negative_numbers = true, value_name = "DECAY", help_heading = "Optimizer")]
     pub(crate) weight_decay: Option<f64>,
     /// Peak learning rate [default: sgd 0.1; momentum and nesterov 0.01; these three in sync times the gradients
-    /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001]
+    /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001; fedadagrad, fedadam and fedyogi
+    /// 0.03]
     #[arg(long, allow_negative_numbers = true, value_name = "RATE", help_heading = "Optimizer")]
     pub(crate) rate: Option<f64>,
     /// How the rate goes on after the warm-up: constant, cosine (to 1 % of the peak), cosine:SHARE, step (a tenth at

@@ -7,6 +7,8 @@
 //! | [`Adagrad`] | sum of squares | 12 + 8 |
 //! | [`Rmsprop`] | mean of squares | 12 + 8 |
 //! | [`Adam`], [`Adamw`] | first and second moment | 16 + 12 |
+//! | [`FedAdagrad`] | first moment, sum of squares | 16 + 12 |
+//! | [`FedAdam`], [`FedYogi`] | first and second moment | 16 + 12 |
 //!
 //! Every kernel is one pass over memory, reads the current values and writes the next ones apart (the current ones may
 //! still be on their way to a worker), and uses nothing but `+ - * /` and square root in a fixed order, without fused
@@ -15,10 +17,16 @@
 //!
 //! Weight decay adds `decay * w` to the gradient (L2); [`Adamw`] alone takes it from the value itself. Where it is 0
 //! the term is left out rather than added, so that the bits are those of the plain formula even for -0 and infinities.
+//!
+//! In federated averaging the gradient is minus the weighted mean of the clients' differences. [`FedAdagrad`],
+//! [`FedAdam`] and [`FedYogi`] are made for it. They have no weight decay, which belongs to the clients' training.
 
 mod adagrad;
 mod adam;
 mod adamw;
+mod fedadagrad;
+mod fedadam;
+mod fedyogi;
 mod momentum;
 mod nesterov;
 mod rmsprop;
@@ -35,6 +43,9 @@ use serde::{Deserialize, Serialize};
 pub use adagrad::{Adagrad, adagrad};
 pub use adam::{Adam, AdamFactors, adam};
 pub use adamw::{Adamw, adamw};
+pub use fedadagrad::{FedAdagrad, fedadagrad};
+pub use fedadam::{FedAdam, FedFactors, fedadam};
+pub use fedyogi::{FedYogi, fedyogi};
 pub use momentum::{Momentum, momentum};
 pub use nesterov::{Nesterov, nesterov};
 pub use rmsprop::{Rmsprop, RmspropFactors, rmsprop};
@@ -56,6 +67,9 @@ pub enum Optimizer {
     Rmsprop(Rmsprop),
     Adam(Adam),
     Adamw(Adamw),
+    FedAdagrad(FedAdagrad),
+    FedAdam(FedAdam),
+    FedYogi(FedYogi),
 }
 
 impl Default for Optimizer {
@@ -89,9 +103,10 @@ pub struct State {
 }
 
 impl State {
-    /// The state of a slice of `len` values before its first update: all zero.
+    /// The state of a slice of `len` values before its first update: what [`Optimizer::initial_state`] says.
     pub fn new(optimizer: &Optimizer, len: usize) -> Self {
-        Self { vectors: vec![vec![0.0; len]; optimizer.state_vectors()], updates: 0 }
+        let vectors = optimizer.initial_state().into_iter().map(|value| vec![value; len]).collect();
+        Self { vectors, updates: 0 }
     }
 
     fn parts<const N: usize>(&mut self) -> [&mut [f32]; N] {
@@ -105,7 +120,7 @@ impl State {
 
 impl Optimizer {
     /// Every optimizer, with its defaults.
-    pub fn all() -> [Self; 7] {
+    pub fn all() -> [Self; 10] {
         [
             Self::Sgd(Sgd::default()),
             Self::Momentum(Momentum::default()),
@@ -114,6 +129,9 @@ impl Optimizer {
             Self::Rmsprop(Rmsprop::default()),
             Self::Adam(Adam::default()),
             Self::Adamw(Adamw::default()),
+            Self::FedAdagrad(FedAdagrad::default()),
+            Self::FedAdam(FedAdam::default()),
+            Self::FedYogi(FedYogi::default()),
         ]
     }
 
@@ -127,6 +145,9 @@ impl Optimizer {
             Self::Rmsprop(_) => "rmsprop",
             Self::Adam(_) => "adam",
             Self::Adamw(_) => "adamw",
+            Self::FedAdagrad(_) => "fedadagrad",
+            Self::FedAdam(_) => "fedadam",
+            Self::FedYogi(_) => "fedyogi",
         }
     }
 
@@ -137,13 +158,27 @@ impl Optimizer {
             Self::Momentum(_) | Self::Nesterov(_) => &["velocity"],
             Self::Adagrad(_) => &["sum-of-squares"],
             Self::Rmsprop(_) => &["mean-of-squares"],
-            Self::Adam(_) | Self::Adamw(_) => &["first-moment", "second-moment"],
+            Self::FedAdagrad(_) => &["first-moment", "sum-of-squares"],
+            Self::Adam(_) | Self::Adamw(_) | Self::FedAdam(_) | Self::FedYogi(_) => {
+                &["first-moment", "second-moment"]
+            }
         }
     }
 
     /// How many values it remembers per value of the model.
     pub fn state_vectors(&self) -> usize {
         self.state_names().len()
+    }
+
+    /// What each vector of the state is filled with before the first update, in the order of
+    /// [`state_names`](Self::state_names).
+    pub fn initial_state(&self) -> Vec<f32> {
+        match self {
+            Self::FedAdagrad(FedAdagrad { tau, .. })
+            | Self::FedAdam(FedAdam { tau, .. })
+            | Self::FedYogi(FedYogi { tau, .. }) => vec![0.0, fedadam::initial_second(*tau)],
+            _ => vec![0.0; self.state_vectors()],
+        }
     }
 
     /// Applies one gradient to one slice, and counts it in the slice's state.
@@ -160,6 +195,9 @@ impl Optimizer {
             Self::Rmsprop(rmsprop) => rmsprop.apply(update),
             Self::Adam(adam) => adam.apply(update),
             Self::Adamw(adamw) => adamw.apply(update),
+            Self::FedAdagrad(fedadagrad) => fedadagrad.apply(update),
+            Self::FedAdam(fedadam) => fedadam.apply(update),
+            Self::FedYogi(fedyogi) => fedyogi.apply(update),
         }
     }
 
@@ -172,6 +210,9 @@ impl Optimizer {
             Self::Rmsprop(rmsprop) => rmsprop.settings(),
             Self::Adam(adam) => adam.settings(),
             Self::Adamw(adamw) => adamw.settings(),
+            Self::FedAdagrad(fedadagrad) => fedadagrad.settings(),
+            Self::FedAdam(fedadam) => fedadam.settings(),
+            Self::FedYogi(fedyogi) => fedyogi.settings(),
         }
     }
 }
@@ -194,6 +235,12 @@ impl<'a> Setting<'a> {
     /// What keeps a denominator from 0. Below the smallest it would itself be 0 as f32.
     fn epsilon(value: &'a mut f64) -> Self {
         Self { name: "epsilon", value, range: 1e-37..=1e6 }
+    }
+
+    /// The tau of Reddi et al. Below the smallest its square, which the second moment starts at, would lose digits as
+    /// f32.
+    fn tau(value: &'a mut f64) -> Self {
+        Self { name: "tau", value, range: 1e-18..=1e6 }
     }
 
     fn weight_decay(value: &'a mut f64) -> Self {

@@ -106,7 +106,7 @@ impl fmt::Display for Optimizer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Adam, Adamw, Sgd};
+    use super::super::{Adam, Adamw, FedYogi, Sgd};
     use super::*;
 
     #[test]
@@ -114,6 +114,9 @@ mod tests {
         let adam = Adam { beta1: 0.5, epsilon: 1e-6, ..Adam::default() };
         assert_eq!("adam:beta1=0.5, epsilon=1e-6".parse(), Ok(Optimizer::Adam(adam)));
         assert_eq!("sgd".parse(), Ok(Optimizer::Sgd(Sgd::default())));
+        let yogi = FedYogi { tau: 0.01, ..FedYogi::default() };
+        assert_eq!("fedyogi:tau=0.01".parse(), Ok(Optimizer::FedYogi(yogi)));
+        assert_eq!(Optimizer::FedYogi(yogi).to_string(), "fedyogi:beta1=0.9,beta2=0.99,tau=0.01");
         assert_eq!(
             Optimizer::Adam(adam).to_string(),
             "adam:beta1=0.5,beta2=0.999,epsilon=1e-6,weight_decay=0.0"
@@ -143,7 +146,8 @@ mod tests {
         let error = |text: &str| text.parse::<Optimizer>().unwrap_err().to_string();
         assert_eq!(
             error("adm"),
-            "there is no optimizer \"adm\"; there are sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw"
+            "there is no optimizer \"adm\"; there are sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, \
+             fedadagrad, fedadam, fedyogi"
         );
         assert!(error("").starts_with("there is no optimizer \"\""));
         assert!(error("Adam").starts_with("there is no optimizer \"Adam\""));
@@ -152,6 +156,8 @@ mod tests {
             "optimizer adam has no \"beta3\"; it has beta1, beta2, epsilon, weight_decay"
         );
         assert_eq!(error("momentum:mu=0.9,mu=0.8"), "optimizer momentum is given mu twice; once is enough");
+        assert_eq!(error("fedadagrad:beta2=0.9"), "optimizer fedadagrad has no \"beta2\"; it has beta1, tau");
+        assert!(error("fedadam:weight_decay=0.1").contains("it has beta1, beta2, tau"));
         for text in
             ["sgd:", "sgd:weight_decay", "sgd:weight_decay=", "sgd:weight_decay=x", "sgd:weight_decay=0,"]
         {
@@ -199,6 +205,7 @@ mod tests {
     fn a_range_ends_where_f32_would_change_the_meaning() {
         assert!("adam:epsilon=0".parse::<Optimizer>().is_err());
         assert!("adam:epsilon=1e-46".parse::<Optimizer>().is_err());
+        assert!("fedadam:tau=1e-19".parse::<Optimizer>().is_err());
         assert!("momentum:mu=0.99999999".parse::<Optimizer>().is_err());
         assert!(("momentum:mu=0.999999".parse::<Optimizer>()).is_ok());
     }
