@@ -2,6 +2,7 @@
 
 mod heterogeneity;
 mod mode;
+mod partition;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ pub use heterogeneity::{
     StepTime,
 };
 pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, StalenessScaling};
+pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
 use crate::ids::{Examples, ServerId, ShardId, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};
