@@ -44,6 +44,11 @@ number!(
     WorkerId(u32), "worker "
 );
 number!(
+    /// An owner of data, 0 to clients - 1; by default there is one per worker. It is its place in every reduction over
+    /// clients.
+    ClientId(u32), "client "
+);
+number!(
     /// A parameter-server process. Server 0 hosts the coordinator.
     ServerId(u32), "server "
 );

@@ -2,9 +2,11 @@
 //!
 //! Nothing here touches a socket, a thread, a clock, a file or the environment.
 
+pub mod cohort;
 pub mod exit;
 pub mod ids;
 pub mod layout;
+pub mod mix;
 pub mod optimizer;
 pub mod placement;
 pub mod plan;

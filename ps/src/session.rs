@@ -159,16 +159,25 @@ fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
         Reply::Waiting { step, wait } => Body::Waiting { step, wait },
         Reply::Rejected { sequence, reason } => Body::Rejected { sequence, reason },
         Reply::NoSnapshot { next } => Body::NoSnapshot { next },
-        Reply::Values { step, snapshot, have, slices } => {
+        Reply::Values { step, snapshot, have, slices, clients } => {
             let (mut parts, mut payload) = (Vec::new(), Vec::new());
             for (part, values) in snapshot.changed_since(have, &slices) {
                 parts.push(part);
                 payload.push(bytes_of(values));
             }
             let payload_bytes = payload.iter().map(|b: &Bytes| b.len() as u64).sum();
-            let (version, examples) = (snapshot.version, snapshot.examples);
-            let codec = Codec::F32;
-            return (Body::Values(Values { step, version, examples, codec, parts, payload_bytes }), payload);
+            let values = Values {
+                step,
+                version: snapshot.version,
+                examples: snapshot.examples,
+                pushes: snapshot.pushes,
+                at_us: snapshot.made.0,
+                clients,
+                codec: Codec::F32,
+                parts,
+                payload_bytes,
+            };
+            return (Body::Values(values), payload);
         }
     };
     (body, Vec::new())

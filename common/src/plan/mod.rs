@@ -1,26 +1,30 @@
 //! The checked, complete configuration of a run, the same text for every process.
 
+mod federated;
 mod heterogeneity;
 mod mode;
 mod partition;
 
 use serde::{Deserialize, Serialize};
 
+pub use federated::{
+    CLIENTS_MAX, COHORT_MAX, Fedavg, Hosting, LocalWork, ROUNDS_MAX, Sampler, StragglerWork, Weights,
+};
 pub use heterogeneity::{
     Heterogeneity, LINK_RATE_RANGE, LinkRate, SIGMA_MAX, SLOW_FACTOR_MAX, STEP_TIME_MAX_US, SlowPattern,
     StepTime,
 };
-pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, StalenessScaling};
+pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
 pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
-use crate::ids::{Examples, ServerId, ShardId, WorkerId};
+use crate::ids::{ClientId, Examples, ServerId, ShardId, Step, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};
 use crate::optimizer::Optimizer;
 use crate::placement::{Placement, PlacementError};
 use crate::schedule::Schedule;
 
 /// The version of the plan's text; a file of another version is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Longest text of a plan, in bytes.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
 /// Most workers of one run; every server has a connection to each.
@@ -31,6 +35,8 @@ pub const SERVERS_MAX: u32 = 128;
 pub const SHARDS_PER_SERVER_MAX: u32 = 32;
 /// Most examples of one batch of one worker; counts up to here are exact in f32.
 pub const BATCH_MAX: u32 = 1 << 24;
+/// Most examples computed for one push, counted with repetition.
+pub const WORK_MAX: u64 = 1 << 40;
 
 /// The checked, complete configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +52,11 @@ pub struct Plan {
     pub mode: Mode,
     /// Who takes part.
     pub cluster: Cluster,
+    /// To whom the data belong.
+    pub clients: Clients,
+    /// What is emulated of a cluster of unequal machines.
+    #[serde(default)]
+    pub heterogeneity: Heterogeneity,
     /// How much is trained on, and in what portions.
     pub training: Training,
     /// What the shards do with a mean gradient.
@@ -76,6 +87,51 @@ pub struct Cluster {
     pub rejoin_deadline_s: u64,
 }
 
+/// To whom the data belong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clients {
+    /// Owners of data.
+    pub count: u32,
+    /// How the examples are dealt to them.
+    pub partition: Partition,
+    /// The share of each one's examples that it is judged by and does not train on; 0 to below 1.
+    #[serde(default)]
+    pub held_out: f64,
+    /// Variance of the noise on the features of the last client's examples; that of the others grows up to it.
+    #[serde(default)]
+    pub feature_noise: f64,
+    /// The number of each one's examples; empty where whoever made the plan does not know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<u32>,
+}
+
+/// When a training is over, and by what it is told how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// When so many examples have been applied.
+    Examples(u64),
+    /// When so many rounds have been closed.
+    Rounds(u64),
+}
+
+impl Goal {
+    /// How far a training is that has closed `open` steps and applied `examples`, in the unit of the goal.
+    pub fn position(self, open: Step, examples: Examples) -> u64 {
+        match self {
+            Self::Examples(_) => examples.0,
+            Self::Rounds(_) => open.0,
+        }
+    }
+
+    /// Where it is over.
+    pub fn total(self) -> u64 {
+        match self {
+            Self::Examples(total) | Self::Rounds(total) => total,
+        }
+    }
+}
+
 /// How much is trained on, and in what portions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,8 +142,8 @@ pub struct Training {
     pub passes: f64,
     /// Threads that share the computation of one gradient in each worker.
     pub compute_threads: u32,
-    /// The test accuracy is taken each time this many more examples have been applied.
-    pub evaluate_every_examples: u64,
+    /// The test accuracy is taken each time so much more has been done: examples applied, or rounds in fedavg.
+    pub evaluate_every: u64,
 }
 
 /// What is trained on.
@@ -98,7 +154,10 @@ pub struct Data {
     pub path: String,
     /// Name of the label column, for CSV.
     pub label_column: String,
-    /// Training examples.
+    /// Examples of the training part that are held out to judge by, in place of the test part.
+    #[serde(default)]
+    pub validation: u64,
+    /// Examples to train on, over all clients.
     pub train_examples: u64,
     /// A hash of the whole data, 16 hexadecimal digits, by which every worker knows that it has the same. Empty where
     /// whoever made the plan does not have the data.
@@ -199,7 +258,7 @@ impl Plan {
         range("--rejoin-deadline", cluster.rejoin_deadline_s, 1, 86_400)?;
         range("--batch", training.batch.into(), 1, BATCH_MAX.into())?;
         range("--compute-threads", training.compute_threads.into(), 1, 1024)?;
-        range("--evaluate-every", training.evaluate_every_examples, 1, i64::MAX as u64)?;
+        range("--evaluate-every", training.evaluate_every, 1, i64::MAX as u64)?;
         range("the number of training examples", self.data.train_examples, 1, u32::MAX.into())?;
         if !(training.passes > 0.0 && training.passes <= 1e6) {
             return Err(PlanError::Range {
@@ -208,6 +267,8 @@ impl Plan {
                 possible: "more than 0 and at most 1000000 is possible".into(),
             });
         }
+        self.check_clients()?;
+        self.check_mode()?;
         if let Mode::Sync { backup } = self.mode
             && backup >= cluster.workers
         {
@@ -232,6 +293,75 @@ impl Plan {
         Ok(())
     }
 
+    fn check_clients(&self) -> Result<(), PlanError> {
+        let Clients { count, partition, held_out, feature_noise, sizes } = &self.clients;
+        federated::number("--client-holdout", *held_out, 0.0..=0.99)?;
+        federated::number("--feature-noise", *feature_noise, 0.0..=1e6)?;
+        if *partition == Partition::Own && *count != self.cluster.workers {
+            return Err(PlanError::Range {
+                flag: "--clients",
+                found: count.to_string(),
+                possible: format!(
+                    "with --partition own each of the {} workers is one client",
+                    self.cluster.workers
+                ),
+            });
+        }
+        self.heterogeneity.check(self.cluster.workers)?;
+        federated::whole("--clients", (*count).into(), self.cluster.workers.into(), CLIENTS_MAX.into())?;
+        if !sizes.is_empty() && sizes.len() != *count as usize {
+            return Err(PlanError::Range {
+                flag: "the number of clients' sizes",
+                found: sizes.len().to_string(),
+                possible: format!("there are {count} clients"),
+            });
+        }
+        if let Some(client) = sizes.iter().position(|&size| size == 0) {
+            return Err(PlanError::Range {
+                flag: "--clients",
+                found: count.to_string(),
+                possible: format!("client {client} has no examples then"),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_mode(&self) -> Result<(), PlanError> {
+        match &self.mode {
+            Mode::Sync { .. } | Mode::Async { .. } | Mode::Ssp { .. } => Ok(()),
+            Mode::Softsync { buffer, .. } => {
+                federated::whole("--buffer", (*buffer).into(), 1, COHORT_MAX.into())
+            }
+            Mode::Fedavg(fedavg) => {
+                fedavg.check(self.clients.count)?;
+                if fedavg.sampler == Sampler::BySize && self.clients.sizes.is_empty() {
+                    return Err(PlanError::Range {
+                        flag: "--sampler",
+                        found: "by-size".into(),
+                        possible: "the plan must then say how many examples each client has".into(),
+                    });
+                }
+                Ok(())
+            }
+            Mode::Fedbuff { buffer, local, .. } => {
+                federated::whole("--buffer", (*buffer).into(), 1, COHORT_MAX.into())?;
+                local.check()
+            }
+            Mode::Fedasync { local, .. } => {
+                if !matches!(self.optimizer, Optimizer::Sgd(sgd) if sgd.weight_decay == 0.0) {
+                    return Err(PlanError::Range {
+                        flag: "--optimizer",
+                        found: self.optimizer.name().into(),
+                        possible:
+                            "fedasync mixes values by itself: only sgd without weight decay is possible"
+                                .into(),
+                    });
+                }
+                local.check()
+            }
+        }
+    }
+
     /// The model's variables end to end.
     ///
     /// # Errors
@@ -248,10 +378,28 @@ impl Plan {
         Ok(Placement::new(&self.layout()?, self.cluster.shards())?)
     }
 
-    /// The training ends when this many examples have been applied.
+    /// When the training is over.
+    pub fn goal(&self) -> Goal {
+        match &self.mode {
+            Mode::Fedavg(fedavg) => Goal::Rounds(fedavg.rounds),
+            _ => {
+                let examples = (self.training.passes * self.data.train_examples as f64).round();
+                Goal::Examples((examples as u64).max(1))
+            }
+        }
+    }
+
+    /// The training ends when this many examples have been applied; 0 where it ends after rounds.
     pub fn examples_target(&self) -> Examples {
-        let examples = (self.training.passes * self.data.train_examples as f64).round();
-        Examples((examples as u64).max(1))
+        match self.goal() {
+            Goal::Examples(total) => Examples(total),
+            Goal::Rounds(_) => Examples(0),
+        }
+    }
+
+    /// The clients whose data a worker has in every mode but fedavg, where hosting may change from round to round.
+    pub fn hosted(&self, worker: WorkerId) -> Vec<ClientId> {
+        crate::cohort::hosted(worker, self.clients.count, self.cluster.workers)
     }
 }
 

@@ -5,8 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::{Fedavg, LocalWork};
+
 /// How pushes are combined and how far workers may drift apart.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Mode {
     /// Every step averages one gradient per worker.
@@ -31,6 +33,53 @@ pub enum Mode {
         #[serde(default)]
         scaling: StalenessScaling,
     },
+    /// Every so many gradients make one step, whoever computed them, and nobody waits (Zhang et al. 2016,
+    /// "Staleness-aware Async-SGD", n-softsync; Dutta et al. 2018, "Slow and Stale Gradients Can Win the Race",
+    /// K-batch-async).
+    Softsync {
+        /// Gradients that make one step.
+        buffer: u32,
+        /// What staleness does to a gradient.
+        #[serde(default)]
+        scaling: StalenessScaling,
+        /// What becomes of a gradient that was computed on values which are no longer the newest.
+        #[serde(default)]
+        stale: Stale,
+    },
+    /// Federated averaging: in each round some clients train on their own data, and the weighted mean of how their
+    /// values have changed is a pseudo-gradient (McMahan et al. 2017; Reddi et al. 2021).
+    Fedavg(Fedavg),
+    /// Every so many clients' pseudo-gradients make one step, and nobody waits (Nguyen et al. 2022, "Federated Learning
+    /// with Buffered Asynchronous Aggregation").
+    Fedbuff {
+        /// Pseudo-gradients that make one step (K).
+        buffer: u32,
+        /// What staleness does to a pseudo-gradient.
+        #[serde(default)]
+        scaling: StalenessScaling,
+        /// What a client does.
+        local: LocalWork,
+    },
+    /// Each client's values are mixed with the newest ones at once (Xie et al. 2019, "Asynchronous Federated
+    /// Optimization"); the learning rate is the share of the client's values.
+    Fedasync {
+        /// What staleness does to that share.
+        #[serde(default)]
+        scaling: StalenessScaling,
+        /// What a client does.
+        local: LocalWork,
+    },
+}
+
+/// What becomes of a gradient that was computed on values which are no longer the newest, where several make one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stale {
+    /// It counts like any other.
+    #[default]
+    Kept,
+    /// It is late (Dutta et al. 2018, K-batch-sync).
+    Late,
 }
 
 /// What the staleness tau of a push does to the learning rate it is applied with.
@@ -127,12 +176,29 @@ impl Mode {
             Self::Sync { .. } => "sync",
             Self::Async { .. } => "async",
             Self::Ssp { .. } => "ssp",
+            Self::Softsync { .. } => "softsync",
+            Self::Fedavg(_) => "fedavg",
+            Self::Fedbuff { .. } => "fedbuff",
+            Self::Fedasync { .. } => "fedasync",
         }
     }
 
     /// Whether all shards always show the values of one and the same step.
     pub fn has_common_steps(&self) -> bool {
-        matches!(self, Self::Sync { .. })
+        match self {
+            Self::Sync { .. } | Self::Softsync { .. } | Self::Fedavg(_) | Self::Fedbuff { .. } => true,
+            Self::Async { .. } | Self::Ssp { .. } | Self::Fedasync { .. } => false,
+        }
+    }
+
+    /// What a client does, where clients train by themselves.
+    pub fn local(&self) -> Option<&LocalWork> {
+        match self {
+            Self::Fedavg(Fedavg { local, .. })
+            | Self::Fedbuff { local, .. }
+            | Self::Fedasync { local, .. } => Some(local),
+            Self::Sync { .. } | Self::Async { .. } | Self::Ssp { .. } | Self::Softsync { .. } => None,
+        }
     }
 }
 
@@ -143,6 +209,10 @@ impl fmt::Display for Mode {
             Self::Sync { backup } => write!(f, "sync with {backup} backup workers"),
             Self::Ssp { staleness: Some(bound), .. } => write!(f, "ssp:{bound}"),
             Self::Ssp { staleness: None, .. } => f.write_str("ssp without bound"),
+            Self::Softsync { buffer, stale: Stale::Kept, .. } => write!(f, "softsync:{buffer}"),
+            Self::Softsync { buffer, stale: Stale::Late, .. } => write!(f, "batchsync:{buffer}"),
+            Self::Fedavg(_) | Self::Fedasync { .. } => f.write_str(self.name()),
+            Self::Fedbuff { buffer, .. } => write!(f, "fedbuff:{buffer}"),
         }
     }
 }

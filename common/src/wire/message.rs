@@ -7,7 +7,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::reject::Reject;
 use super::status::Status;
-use crate::ids::{Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId};
+use crate::ids::{
+    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
+};
 
 /// The header of a frame: whose it is and what it says. A payload, where the body announces one, follows raw.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
@@ -42,6 +44,10 @@ pub enum Body {
     Leave(WorkerReport),
     /// A worker or server ends the run, and says why.
     Abort { reason: String },
+    /// A client of this worker has gone from a round: nobody need wait for it.
+    Dropped { client: ClientId, step: Step },
+    /// An observer has seen enough: the open round is the last.
+    Conclude,
     /// What a shard of another server tells the coordinator.
     Report { shard: ShardId, report: Report },
     /// What a server has measured so far.
@@ -113,7 +119,8 @@ pub struct Part {
     pub values: u64,
 }
 
-/// The mean gradient of a batch, or the part of it that one shard owns.
+/// The mean gradient of a batch, or a client's pseudo-gradient (start minus end of its local training); of it, the part
+/// that one shard owns.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub struct Push {
     /// The running number of the worker's pushes.
@@ -122,9 +129,13 @@ pub struct Push {
     pub step: Step,
     /// The version of this shard's values that it was computed on.
     pub base: Version,
-    /// Size of the batch.
+    /// Whose data it was computed on; a worker that computes on the union of its clients' gives its own number.
+    pub client: ClientId,
+    /// Its weight: size of the batch, or number of the client's examples.
     pub examples: u32,
-    /// Mean loss of the batch, for the log.
+    /// Examples whose gradients were computed for it, counted with repetition.
+    pub work: u64,
+    /// Mean loss over that work, for the log.
     pub loss: f32,
     pub codec: Codec,
     /// What the payload holds, in this order: every slice of the shard once.
@@ -154,6 +165,12 @@ pub struct Values {
     pub version: Version,
     /// Examples applied to them.
     pub examples: Examples,
+    /// Pushes settled before them.
+    pub pushes: u64,
+    /// When they were made, in microseconds since 1970 by the clock of the shard's server.
+    pub at_us: u64,
+    /// In a federated round, the clients of the asking worker whose pushes this shard lacks; empty otherwise.
+    pub clients: Vec<ClientId>,
     pub codec: Codec,
     /// What the payload holds, in this order.
     pub parts: Vec<Part>,
@@ -181,6 +198,8 @@ pub enum Wait {
     Pushes { step: Step, missing: Vec<WorkerId> },
     /// The step is complete here, and the coordinator has not closed it yet.
     Close { step: Step },
+    /// None of the worker's clients is in the cohort of the open round.
+    Cohort { step: Step },
     /// The slowest worker is too far behind.
     Slowest { worker: WorkerId, clock: Step, needed: Step },
 }
@@ -194,8 +213,12 @@ pub enum Order {
     Settle { worker: WorkerId, incarnation: Incarnation, next: Resume, void_missing: bool },
     /// Everyone is there: step 0 may begin.
     Start,
-    /// The step is closed with this cohort, the same on every shard.
-    Close { step: Step, cohort: Vec<WorkerId> },
+    /// A federated round is open for these clients.
+    Open { step: Step, tasks: Vec<Task> },
+    /// The step is closed with these pushes, the same on every shard. With none it is abandoned: the values stay.
+    Close { step: Step, cohort: Vec<Entry> },
+    /// No further round is opened: there is nothing more to do.
+    Conclude,
     /// All workers have gone: the values now are the result.
     Finalize,
 }
@@ -205,6 +228,21 @@ pub enum Order {
 pub struct Member {
     pub worker: WorkerId,
     pub incarnation: Incarnation,
+}
+
+/// A client that takes part in a round, and the worker that trains it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+pub struct Task {
+    pub client: ClientId,
+    pub worker: WorkerId,
+}
+
+/// A push that is held. The order is that of every reduction: by client, whoever computed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+pub struct Entry {
+    pub client: ClientId,
+    pub worker: WorkerId,
+    pub sequence: Sequence,
 }
 
 /// Where a worker goes on.
@@ -224,7 +262,7 @@ pub enum Report {
     /// The worker that came back has been settled here, and may go on.
     Settled { worker: WorkerId, incarnation: Incarnation },
     /// A push for the open step is complete here.
-    Arrived { worker: WorkerId, step: Step },
+    Arrived { entry: Entry, incarnation: Incarnation, step: Step },
     /// What has happened to pushes since the last such report, in order.
     Records(Vec<Record>),
     /// The result; its payload follows, every slice of the shard in order.
@@ -242,8 +280,11 @@ pub struct Record {
     pub step: Step,
     /// The version that the gradient was computed on.
     pub base: Version,
+    pub client: ClientId,
     pub examples: u32,
-    /// Examples applied on the shard, this push included.
+    /// Examples whose gradients were computed for it.
+    pub work: u64,
+    /// Work applied on the shard, this push included.
     pub examples_applied: Examples,
     pub loss: f32,
     pub outcome: Outcome,
@@ -267,8 +308,10 @@ pub struct Welcome {
 pub struct WorkerReport {
     /// Whether it was told that the training has all its examples.
     pub finished: bool,
-    /// Steps computed.
+    /// Steps computed: batches, or local trainings of clients.
     pub steps: u64,
+    /// Examples whose gradients were computed.
+    pub work: u64,
     /// Microseconds in computation, from the first values to the last acknowledgement.
     pub compute_us: u64,
     /// Microseconds in all of that time.

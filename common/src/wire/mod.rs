@@ -10,14 +10,14 @@ use rkyv::util::AlignedVec;
 use crate::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 
 pub use message::{
-    Body, Codec, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume, Stop,
-    Values, Wait, Welcome, WorkerReport,
+    Body, Codec, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume,
+    Stop, Task, Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
 pub use status::{Phase, Status, WorkerState, WorkerStatus};
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 
@@ -137,7 +137,9 @@ mod tests {
             sequence: Sequence(9),
             step: Step(9),
             base: Version(9),
+            client: ClientId(3),
             examples: 64,
+            work: 64,
             loss: 0.25,
             codec: Codec::F32,
             parts: vec![Part { slice: 0, values: 640 }, Part { slice: 1, values: 10 }],
@@ -163,6 +165,13 @@ mod tests {
             Body::Waiting { step: Step(3), wait: Wait::Pushes { step: Step(2), missing } },
             Body::Rejected { sequence: Some(Sequence(1)), reason: Reject::NoExamples },
             Body::Stop(Stop::Failed { reason: "worker 1 is gone".into() }),
+            Body::Order {
+                shard: ShardId(1),
+                order: Order::Open {
+                    step: Step(4),
+                    tasks: vec![Task { client: ClientId(9), worker: WorkerId(1) }],
+                },
+            },
         ] {
             let header = header(body);
             assert_eq!(Header::decode(&encoded(&header)).unwrap(), header);
@@ -172,9 +181,9 @@ mod tests {
     #[test]
     fn another_protocol_is_refused_by_name() {
         let mut other = header(Body::JoinWorker);
-        other.protocol = 2;
+        other.protocol = 1;
         let error = Header::decode(&encoded(&other)).unwrap_err().to_string();
-        assert_eq!(error, "the peer speaks protocol 2, this program speaks 1");
+        assert_eq!(error, "the peer speaks protocol 1, this program speaks 2");
     }
 
     /// The root of an archive is at its end, so that a part may read as some other message; frames carry lengths.

@@ -4,7 +4,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
+use crate::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
 
 /// Why a request has had no effect.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, thiserror::Error)]
@@ -41,12 +41,18 @@ pub enum Reject {
     WrongLength { slice: u32, expected: u64, found: u64 },
     #[error("the push holds {found} slices, {shard} has {expected}: each is needed once and in order")]
     Incomplete { shard: ShardId, expected: u64, found: u64 },
+    #[error("{client} of {worker} is not in the cohort of round {step}")]
+    NotInCohort { client: ClientId, worker: WorkerId, step: Step },
+    #[error("the push says it is of {client}; in this mode {worker} pushes for itself alone")]
+    WrongClient { client: ClientId, worker: WorkerId },
     #[error("the payload has {found} bytes, its slices take {expected}")]
     WrongPayload { expected: u64, found: u64 },
     #[error("the push counts no examples")]
     NoExamples,
     #[error("the push counts {found} examples; at most {most} are possible")]
     TooManyExamples { found: u32, most: u32 },
+    #[error("the push counts {found} examples computed; 1 to {most} are possible")]
+    WrongWork { found: u64, most: u64 },
     #[error("step 0 waits until everyone has joined")]
     NotStarted,
     #[error("{worker} has pushed for step {step} already")]

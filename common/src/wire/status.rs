@@ -14,8 +14,12 @@ pub struct Status {
     pub term: Term,
     /// Examples applied on shard 0.
     pub examples: Examples,
-    /// Examples at which the training ends.
+    /// Examples at which the training ends; 0 where it ends after rounds.
     pub examples_target: Examples,
+    /// Federated rounds closed.
+    pub rounds: u64,
+    /// Federated rounds at which the training ends; 0 where it ends after examples.
+    pub rounds_target: u64,
     /// Applications on shard 0: optimizer steps.
     pub steps: u64,
     /// Pushes settled on shard 0.

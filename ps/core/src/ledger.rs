@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use windlass_common::ids::{Incarnation, Sequence, Step, Term, WorkerId};
 use windlass_common::wire::{Member, Outcome, Reject, Resume};
 
-/// Outcomes remembered per worker. A worker repeats only pushes it has no acknowledgement of, and it has fewer than
-/// this many of those.
+/// Outcomes remembered per worker beyond those of pushes that may be held at once. A worker repeats only pushes it has
+/// no acknowledgement of, and it has fewer than this many of those.
 pub const OUTCOMES_MAX: usize = 8;
 
 /// What a shard knows of one worker.
@@ -40,13 +40,20 @@ pub enum Admission {
 }
 
 /// How far each worker has come.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
+    /// Outcomes remembered per worker.
+    outcomes_max: usize,
     term: Term,
     entries: BTreeMap<WorkerId, Entry>,
 }
 
 impl Ledger {
+    /// Nobody takes part yet. So many outcomes are remembered per worker: more than it may have pushes held at once.
+    pub fn new(outcomes_max: usize) -> Self {
+        Self { outcomes_max, term: Term(0), entries: BTreeMap::new() }
+    }
+
     /// Notes who takes part from now on. Returns those that are new or came back, and what each would push next.
     pub fn set_members(&mut self, term: Term, members: &[Member]) -> Vec<(Member, Resume)> {
         self.term = term;
@@ -58,7 +65,7 @@ impl Ledger {
                 incarnation: Incarnation(0),
                 next: Resume::default(),
                 clock: Step(0),
-                outcomes: VecDeque::with_capacity(OUTCOMES_MAX),
+                outcomes: VecDeque::new(),
             });
             entry.member = true;
             if entry.incarnation < member.incarnation {
@@ -79,6 +86,11 @@ impl Ledger {
         self.present().map(|(worker, _)| worker)
     }
 
+    /// Whether this worker takes part now.
+    pub fn is_member(&self, worker: WorkerId) -> bool {
+        self.entries.get(&worker).is_some_and(|e| e.member)
+    }
+
     fn present(&self) -> impl Iterator<Item = (WorkerId, &Entry)> {
         self.entries.iter().filter(|(_, entry)| entry.member).map(|(worker, entry)| (*worker, entry))
     }
@@ -86,6 +98,11 @@ impl Ledger {
     /// Steps settled by a worker.
     pub fn clock(&self, worker: WorkerId) -> Option<Step> {
         self.entries.get(&worker).map(|e| e.clock)
+    }
+
+    /// The push that a worker would make next.
+    pub fn next(&self, worker: WorkerId) -> Option<Resume> {
+        self.entries.get(&worker).map(|e| e.next)
     }
 
     /// The member with the lowest clock, the first of them by rank.
@@ -131,17 +148,18 @@ impl Ledger {
         }
     }
 
-    /// Takes the next push of a worker, for this step. Its outcome comes later.
+    /// Takes the next push of a worker; the one after it is for step `next`. Its outcome comes later.
     ///
     /// # Panics
     /// If the worker has never been a member.
-    pub fn take(&mut self, worker: WorkerId, step: Step) {
+    pub fn take(&mut self, worker: WorkerId, next: Step) {
+        let most = self.outcomes_max;
         let entry = self.entry_mut(worker);
-        if entry.outcomes.len() == OUTCOMES_MAX {
+        if entry.outcomes.len() == most {
             entry.outcomes.pop_front();
         }
         entry.outcomes.push_back(None);
-        entry.next = Resume { sequence: entry.next.sequence.next(), step: step.next() };
+        entry.next = Resume { sequence: entry.next.sequence.next(), step: next };
     }
 
     /// Records what became of a push that was taken; the worker's clock is now `clock`.
@@ -158,18 +176,19 @@ impl Ledger {
         entry.clock = entry.clock.max(clock);
     }
 
-    /// Settles a worker that came back at `next`: what this shard lacks of it is void. Returns how many those are.
+    /// Settles a worker that came back at `next`: what this shard lacks of it is void. Returns those.
     ///
     /// # Panics
     /// If the worker has never been a member.
-    pub fn void_up_to(&mut self, worker: WorkerId, next: Resume) -> u64 {
-        let mut missing = 0;
+    pub fn void_up_to(&mut self, worker: WorkerId, next: Resume) -> Vec<Resume> {
+        let mut missing = Vec::new();
         while self.entry(worker).next.sequence < next.sequence {
-            let Resume { sequence, step } = self.entry(worker).next;
-            self.take(worker, step);
+            let lacking @ Resume { sequence, step } = self.entry(worker).next;
+            self.take(worker, step.next());
             self.settle(worker, sequence, Outcome::Void, step.next());
-            missing += 1;
+            missing.push(lacking);
         }
+        self.entry_mut(worker).next.step = next.step;
         missing
     }
 
@@ -191,7 +210,7 @@ mod tests {
     const W: WorkerId = WorkerId(3);
 
     fn ledger() -> Ledger {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(OUTCOMES_MAX);
         ledger.set_members(Term(1), &[Member { worker: W, incarnation: Incarnation(1) }]);
         ledger
     }
@@ -206,7 +225,7 @@ mod tests {
         assert_eq!(ledger.admit(W, Sequence(0)), Admission::New);
         let gap = Reject::SequenceGap { expected: Sequence(0), found: Sequence(1) };
         assert_eq!(ledger.admit(W, Sequence(1)), Admission::Refused(gap));
-        ledger.take(W, Step(0));
+        ledger.take(W, Step(1));
         assert_eq!(ledger.admit(W, Sequence(0)), Admission::Held);
         assert_eq!(ledger.admit(W, Sequence(1)), Admission::New);
         ledger.settle(W, Sequence(0), applied(1), Step(1));
@@ -218,7 +237,7 @@ mod tests {
     fn what_is_kept_is_constant() {
         let mut ledger = ledger();
         for n in 0..1000 {
-            ledger.take(W, Step(n));
+            ledger.take(W, Step(n + 1));
             ledger.settle(W, Sequence(n), applied(n + 1), Step(n + 1));
         }
         assert_eq!(ledger.entry(W).outcomes.len(), OUTCOMES_MAX);
@@ -233,7 +252,7 @@ mod tests {
     #[should_panic(expected = "settled twice")]
     fn a_push_takes_effect_once() {
         let mut ledger = ledger();
-        ledger.take(W, Step(0));
+        ledger.take(W, Step(1));
         ledger.settle(W, Sequence(0), applied(1), Step(1));
         ledger.settle(W, Sequence(0), applied(2), Step(1));
     }
@@ -241,7 +260,7 @@ mod tests {
     #[test]
     fn a_new_incarnation_ends_the_one_before() {
         let mut ledger = ledger();
-        ledger.take(W, Step(0));
+        ledger.take(W, Step(1));
         let changed = ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(2) }]);
         assert_eq!(changed[0].1, Resume { sequence: Sequence(1), step: Step(1) });
         assert!(ledger.hear(W, Incarnation(2)).is_ok());
@@ -255,7 +274,7 @@ mod tests {
         let mut ledger = ledger();
         let other = Member { worker: WorkerId(4), incarnation: Incarnation(1) };
         ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(1) }, other]);
-        ledger.take(other.worker, Step(0));
+        ledger.take(other.worker, Step(1));
         ledger.settle(other.worker, Sequence(0), applied(1), Step(1));
         assert_eq!(ledger.slowest(), Some((W, Step(0))));
         assert!(ledger.set_members(Term(3), &[other]).is_empty());
@@ -271,9 +290,9 @@ mod tests {
     fn what_a_shard_lacks_of_a_settled_worker_is_void() {
         let mut ledger = ledger();
         let next = Resume { sequence: Sequence(1), step: Step(1) };
-        assert_eq!(ledger.void_up_to(W, next), 1);
+        assert_eq!(ledger.void_up_to(W, next), [Resume::default()]);
         assert_eq!(ledger.admit(W, Sequence(0)), Admission::Settled(Outcome::Void));
         assert_eq!(ledger.clock(W), Some(Step(1)));
-        assert_eq!(ledger.void_up_to(W, next), 0);
+        assert_eq!(ledger.void_up_to(W, next), []);
     }
 }

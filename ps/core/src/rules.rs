@@ -2,11 +2,11 @@
 //!
 //! Each mode is a pair: how a push changes the model, and when a pull is answered. A new mode is a new pair.
 
-use windlass_common::ids::Step;
-use windlass_common::plan::{Mode, StalenessScaling};
+use windlass_common::ids::{Step, WorkerId};
+use windlass_common::plan::{Fedavg, Mode, Plan, Stale, StalenessScaling, Weights};
 use windlass_common::wire::Wait;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, OUTCOMES_MAX};
 
 /// How a push changes the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +20,27 @@ pub enum Apply {
     Immediate {
         /// What staleness does to the learning rate.
         scaling: StalenessScaling,
+    },
+    /// Each push is mixed with the newest values at once.
+    Mix {
+        /// What staleness does to the share of the push.
+        scaling: StalenessScaling,
+    },
+    /// Pushes of whom the coordinator has asked are held until it closes the round; their mean, in order of the clients,
+    /// makes one optimizer step.
+    Round {
+        /// What each counts in the mean.
+        weights: Weights,
+    },
+    /// Pushes are held, and the first `size` that are complete on every shard make one optimizer step, decided by the
+    /// coordinator.
+    Buffer {
+        /// Pushes that make one step.
+        size: u32,
+        /// What staleness does to a push.
+        scaling: StalenessScaling,
+        /// What becomes of a push computed on values that are no longer the newest.
+        stale: Stale,
     },
 }
 
@@ -35,29 +56,64 @@ pub enum Release {
         /// Steps that a worker may be ahead.
         bound: u64,
     },
+    /// When the round is open and a client of the worker is in its cohort.
+    InCohort,
 }
 
 /// The two rules of a mode.
 pub fn rules(mode: &Mode) -> (Apply, Release) {
-    match *mode {
-        Mode::Sync { backup } => (Apply::Hold { backup }, Release::StepApplied),
-        Mode::Async { scaling } | Mode::Ssp { staleness: None, scaling } => {
+    match mode {
+        &Mode::Sync { backup } => (Apply::Hold { backup }, Release::StepApplied),
+        &Mode::Async { scaling } | &Mode::Ssp { staleness: None, scaling } => {
             (Apply::Immediate { scaling }, Release::AtOnce)
         }
-        Mode::Ssp { staleness: Some(bound), scaling } => {
+        &Mode::Ssp { staleness: Some(bound), scaling } => {
             (Apply::Immediate { scaling }, Release::SlowestClock { bound })
         }
+        &Mode::Softsync { buffer, scaling, stale } => {
+            (Apply::Buffer { size: buffer, scaling, stale }, Release::AtOnce)
+        }
+        &Mode::Fedbuff { buffer, scaling, .. } => {
+            (Apply::Buffer { size: buffer, scaling, stale: Stale::Kept }, Release::AtOnce)
+        }
+        &Mode::Fedasync { scaling, .. } => (Apply::Mix { scaling }, Release::AtOnce),
+        Mode::Fedavg(Fedavg { weights, .. }) => (Apply::Round { weights: *weights }, Release::InCohort),
+    }
+}
+
+/// Pushes of one worker whose outcomes a shard remembers: those that may be held at once, and a few more.
+pub fn outcomes_max(plan: &Plan) -> usize {
+    let held = match (rules(&plan.mode).0, &plan.mode) {
+        (Apply::Round { .. }, Mode::Fedavg(fedavg)) => fedavg.asked,
+        (Apply::Buffer { size, .. }, _) => size,
+        _ => 0,
+    };
+    held as usize + OUTCOMES_MAX
+}
+
+impl Apply {
+    /// Whether a worker that comes back computes its open pushes again under new numbers, so that those of its earlier
+    /// life are void. Otherwise it goes on with the same numbers, or with what comes after them.
+    pub fn redoes(self) -> bool {
+        matches!(self, Self::Round { .. } | Self::Buffer { .. })
+    }
+
+    /// Whether a worker that comes back goes on with the first push that some shard lacks; otherwise after the last that
+    /// any shard has.
+    pub fn resumes_at_first(self) -> bool {
+        matches!(self, Self::Hold { .. })
     }
 }
 
 impl Release {
     /// Whom a pull for `step` has to wait for; `None` if it may be answered. `open` is the first step that has not
-    /// been applied, `missing` tells who has not pushed for it.
+    /// been applied, `has_task` whether a client of the worker is wanted for it, `missing` tells who has not pushed.
     pub fn wait(
         self,
         step: Step,
         open: Step,
         ledger: &Ledger,
+        has_task: impl FnOnce() -> bool,
         missing: impl FnOnce() -> Wait,
     ) -> Option<Wait> {
         match self {
@@ -68,6 +124,8 @@ impl Release {
                 let (worker, clock) = ledger.slowest()?;
                 (clock < needed).then_some(Wait::Slowest { worker, clock, needed })
             }
+            Self::InCohort if step > open => Some(missing()),
+            Self::InCohort => (!has_task()).then_some(Wait::Cohort { step: open }),
         }
     }
 }
@@ -81,5 +139,14 @@ pub fn scaled_rate(scaling: StalenessScaling, rate: f32, staleness: u64) -> f32 
         StalenessScaling::Polynomial { .. } | StalenessScaling::Hinge { .. } => {
             rate * scaling.factor(staleness)
         }
+    }
+}
+
+/// The members whose pushes are missing, of those that have to push.
+pub fn missing(expected: impl Iterator<Item = WorkerId>, step: Step) -> Wait {
+    let missing: Vec<WorkerId> = expected.collect();
+    match missing.is_empty() {
+        true => Wait::Close { step },
+        false => Wait::Pushes { step, missing },
     }
 }

@@ -8,11 +8,14 @@ use std::sync::Arc;
 
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
+use windlass_common::mix::mix;
 use windlass_common::optimizer::{Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
-use windlass_common::plan::BATCH_MAX;
-use windlass_common::reduce::{self, Contribution};
+use windlass_common::plan::{BATCH_MAX, WORK_MAX};
+use windlass_common::reduce::{self, Contribution, Scaled};
 use windlass_common::wire::{Part, Push, Reject};
+
+use crate::Time;
 
 /// Spare buffers kept per slice; beyond that, memory is given back.
 const SPARES_MAX: usize = 8;
@@ -70,6 +73,9 @@ impl Shape {
         if push.examples > BATCH_MAX {
             return Err(Reject::TooManyExamples { found: push.examples, most: BATCH_MAX });
         }
+        if push.work == 0 || push.work > WORK_MAX {
+            return Err(Reject::WrongWork { found: push.work, most: WORK_MAX });
+        }
         Ok(())
     }
 
@@ -98,6 +104,10 @@ pub struct Snapshot {
     pub step: Step,
     /// Examples applied to them.
     pub examples: Examples,
+    /// Pushes settled before them.
+    pub pushes: u64,
+    /// When they were made.
+    pub made: Time,
     slices: Arc<[SnapshotSlice]>,
 }
 
@@ -109,6 +119,11 @@ struct SnapshotSlice {
 }
 
 impl Snapshot {
+    /// All slices' values, in order.
+    pub fn values(&self) -> impl Iterator<Item = &SliceValues> {
+        self.slices.iter().map(|s| &s.values)
+    }
+
     /// The slices asked for that have changed since the version that the asker has. An empty request asks for all.
     pub fn changed_since<'a>(
         &'a self,
@@ -123,6 +138,26 @@ impl Snapshot {
             .filter(move |s| have.is_none_or(|have| s.changed > have))
             .map(|s| (s.part, s.values.clone()))
     }
+}
+
+/// What values are made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Made {
+    /// Examples applied.
+    pub examples: Examples,
+    /// Pushes settled.
+    pub pushes: u64,
+    /// When they were made.
+    pub at: Time,
+}
+
+/// Pushes that make one step, in order. Each holds the shard's slices end to end.
+#[derive(Clone, Copy, Debug)]
+pub enum Combined<'a> {
+    /// Their mean, weighted by counts.
+    Mean(&'a [Contribution<'a>]),
+    /// Their sum, each times its scale, divided by this number.
+    Sum(&'a [Scaled<'a>], f32),
 }
 
 #[derive(Debug)]
@@ -184,8 +219,8 @@ impl Store {
         self.version
     }
 
-    /// The values now. Made once per version and shared by all who ask.
-    pub fn snapshot(&mut self, step: Step, examples: Examples) -> Snapshot {
+    /// The values now, for this step. Made once per version and shared by all who ask.
+    pub fn snapshot(&mut self, step: Step, of: Made) -> Snapshot {
         let version = self.version;
         if let Some(shown) = self.shown.as_ref().filter(|s| s.version == version && s.step == step) {
             return shown.clone();
@@ -201,40 +236,63 @@ impl Store {
                 self.slices.iter().map(slice).collect()
             }
         };
-        let snapshot = Snapshot { version, step, examples, slices };
+        let Made { examples, pushes, at: made } = of;
+        let snapshot = Snapshot { version, step, examples, pushes, made, slices };
         self.shown = Some(snapshot.clone());
         snapshot
     }
 
-    /// Makes one optimizer step with the weighted mean of these gradients, given in order of rank. A gradient holds
-    /// the shard's slices end to end.
+    /// Makes one optimizer step with what these pushes combine to.
     ///
     /// # Panics
-    /// If there is no gradient, or one is not as long as the shard.
-    pub fn apply<'a>(&mut self, gradients: &[Contribution<'a>], rate: f32) {
+    /// If there is no push, or one is not as long as the shard.
+    pub fn apply(&mut self, pushes: Combined<'_>, rate: f32) {
+        let optimizer = self.optimizer;
+        let mut mean = std::mem::take(&mut self.mean);
+        self.next_version(|slice, next| {
+            let len = slice.current.len();
+            let range = slice.offset..slice.offset + len;
+            let gradient = match pushes {
+                // The mean of one is that one; there is nothing to copy.
+                Combined::Mean([only]) => &only.values[range],
+                Combined::Mean(pushes) => {
+                    let parts =
+                        pushes.iter().map(|g| Contribution { values: &g.values[range.clone()], ..*g });
+                    let mean = &mut mean[..len];
+                    reduce::weighted_mean(parts, mean).expect("pushes are checked when they arrive");
+                    mean
+                }
+                Combined::Sum(pushes, divisor) => {
+                    let parts = pushes.iter().map(|g| Scaled { values: &g.values[range.clone()], ..*g });
+                    let mean = &mut mean[..len];
+                    reduce::scaled_mean(parts, divisor, mean).expect("pushes are checked when they arrive");
+                    mean
+                }
+            };
+            let (current, state) = (&slice.current, &mut slice.state);
+            optimizer.update(Update { current, next, gradient, state, rate });
+        });
+        self.mean = mean;
+    }
+
+    /// Mixes the newest values with those that this push leads to from `base`, in this share.
+    ///
+    /// # Panics
+    /// If the push or the base is not as long as the shard.
+    pub fn mix(&mut self, base: &Snapshot, push: &[f32], share: f32) {
+        let mut bases = base.values();
+        self.next_version(|slice, next| {
+            let base = bases.next().expect("a snapshot has every slice");
+            mix(&slice.current, next, base, &push[slice.offset..slice.offset + base.len()], share);
+        });
+    }
+
+    fn next_version(&mut self, mut make: impl FnMut(&mut Stored, &mut [f32])) {
         self.version = self.version.next();
         self.shown = None;
         for slice in &mut self.slices {
-            let len = slice.current.len();
-            let range = slice.offset..slice.offset + len;
-            let gradient = if let [only] = gradients {
-                // The mean of one is that one; there is nothing to copy.
-                &only.values[range]
-            } else {
-                let part = |g: &Contribution<'a>| Contribution { values: &g.values[range.clone()], ..*g };
-                let parts = gradients.iter().map(part);
-                let mean = &mut self.mean[..len];
-                reduce::weighted_mean(parts, mean).expect("gradients are checked when they arrive");
-                mean
-            };
-            let mut next = spare(&mut slice.spares, len);
-            self.optimizer.update(Update {
-                current: &slice.current,
-                next: Arc::get_mut(&mut next).expect("a spare buffer has no readers"),
-                gradient,
-                state: &mut slice.state,
-                rate,
-            });
+            let mut next = spare(&mut slice.spares, slice.current.len());
+            make(slice, Arc::get_mut(&mut next).expect("a spare buffer has no readers"));
             let before = std::mem::replace(&mut slice.current, next);
             if slice.spares.len() < SPARES_MAX {
                 slice.spares.push(before);

@@ -83,6 +83,8 @@ impl Reader {
         let event = match (body, self.peer) {
             (Body::JoinWorker, Role::Worker(worker)) => Event::WorkerJoined { session, worker },
             (Body::Leave(report), Role::Worker(_)) => Event::WorkerLeft { session, report },
+            (Body::Dropped { client, step }, Role::Worker(_)) => Event::Dropped { session, client, step },
+            (Body::Conclude, Role::Observer) => Event::Conclude { session },
             (Body::Observe, Role::Observer) => Event::ObserverJoined { session },
             (Body::JoinServer { address, port }, Role::Server(server)) => {
                 return self.server_joined(server, address, port).await;

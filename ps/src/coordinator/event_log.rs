@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
-use windlass_common::ids::{ShardId, WorkerId};
-use windlass_common::wire::{Outcome, Record, Stop};
+use windlass_common::ids::{ClientId, ShardId, Step, WorkerId};
+use windlass_common::wire::{Entry, Outcome, Record, Stop, Task};
 use windlass_ps_core::Time;
 
 use crate::run_directory::RunDirectory;
@@ -34,9 +34,29 @@ struct PushLine {
     version: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     staleness: Option<u64>,
+    client: u32,
     examples: u32,
+    work: u64,
     examples_applied: u64,
     loss: f32,
+}
+
+/// One line about a federated round: whom it asks, or whose pushes it is closed with, in the order of their reduction.
+#[derive(Serialize)]
+struct RoundLine<'a> {
+    at_us: u64,
+    event: &'static str,
+    step: u64,
+    clients: &'a [u32],
+    workers: &'a [u32],
+}
+
+#[derive(Serialize)]
+struct DroppedLine {
+    at_us: u64,
+    event: &'static str,
+    step: u64,
+    client: u32,
 }
 
 #[derive(Serialize)]
@@ -51,6 +71,7 @@ struct MemberLine<'a> {
 struct EndLine<'a> {
     at_us: u64,
     event: &'static str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     reason: &'a str,
 }
 
@@ -77,7 +98,9 @@ impl EventLog {
             base: record.base.0,
             version,
             staleness,
+            client: record.client.0,
             examples: record.examples,
+            work: record.work,
             examples_applied: record.examples_applied.0,
             loss: record.loss,
         });
@@ -85,6 +108,31 @@ impl EventLog {
 
     pub(crate) fn membership(&mut self, now: Time, worker: WorkerId, what: &str) {
         self.line(&MemberLine { at_us: now.0, event: "membership", worker: worker.0, what });
+    }
+
+    pub(crate) fn started(&mut self, now: Time) {
+        self.line(&EndLine { at_us: now.0, event: "started", reason: "" });
+    }
+
+    pub(crate) fn opened(&mut self, now: Time, step: Step, tasks: &[Task]) {
+        let (clients, workers): (Vec<u32>, Vec<u32>) =
+            tasks.iter().map(|t| (t.client.0, t.worker.0)).unzip();
+        self.round(now, "opened", step, &clients, &workers);
+    }
+
+    pub(crate) fn closed(&mut self, now: Time, step: Step, cohort: &[Entry]) {
+        let (clients, workers): (Vec<u32>, Vec<u32>) =
+            cohort.iter().map(|e| (e.client.0, e.worker.0)).unzip();
+        let event = if cohort.is_empty() { "abandoned" } else { "closed" };
+        self.round(now, event, step, &clients, &workers);
+    }
+
+    fn round(&mut self, now: Time, event: &'static str, step: Step, clients: &[u32], workers: &[u32]) {
+        self.line(&RoundLine { at_us: now.0, event, step: step.0, clients, workers });
+    }
+
+    pub(crate) fn dropped(&mut self, now: Time, step: Step, client: ClientId) {
+        self.line(&DroppedLine { at_us: now.0, event: "dropped", step: step.0, client: client.0 });
     }
 
     pub(crate) fn ended(&mut self, now: Time, stop: &Stop) {

@@ -104,17 +104,24 @@ impl Thread {
     fn run(mut self, inputs: &Receiver<Input>) {
         let mut next_tick = Instant::now() + TICK;
         while self.ended.is_some() {
-            match inputs.recv_deadline(next_tick) {
+            match inputs.recv_deadline(next_tick.min(self.deadline(next_tick))) {
                 Ok(input) => self.take(input),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if Instant::now() >= next_tick {
-                next_tick = Instant::now() + TICK;
+            let now = Instant::now();
+            if now >= next_tick || now >= self.deadline(next_tick) {
+                next_tick = now + TICK;
                 self.handle(Event::Tick);
                 self.log.flush();
             }
         }
+    }
+
+    /// When the core wants to be told the time; `usual` if it does not mind.
+    fn deadline(&self, usual: Instant) -> Instant {
+        let Some(deadline) = self.core.deadline() else { return usual };
+        Instant::now() + Duration::from_micros(deadline.0.saturating_sub(clock::now().0))
     }
 
     fn take(&mut self, input: Input) {
@@ -176,6 +183,22 @@ impl Thread {
             Effect::Membership { worker, what } => {
                 tracing::info!(%worker, what, term = self.core.term().0, "membership");
                 self.log.membership(clock::now(), worker, &what);
+            }
+            Effect::Started => {
+                self.tally.started(clock::now());
+                self.log.started(clock::now());
+            }
+            Effect::Opened { step, tasks } => {
+                self.tally.opened(&tasks);
+                self.log.opened(clock::now(), step, &tasks);
+            }
+            Effect::Dropped { step, client } => {
+                self.tally.dropped(client);
+                self.log.dropped(clock::now(), step, client);
+            }
+            Effect::Closed { step, cohort } => {
+                self.tally.closed(&cohort);
+                self.log.closed(clock::now(), step, &cohort);
             }
             Effect::Store => {
                 let result = self.store();

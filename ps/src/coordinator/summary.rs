@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use windlass_common::ids::{RunId, ShardId, WorkerId};
+use windlass_common::ids::{ClientId, RunId, ShardId, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Outcome, Record, Status, Stop, WorkerReport};
+use windlass_common::wire::{Entry, Outcome, Record, Status, Stop, Task, WorkerReport};
+use windlass_ps_core::Time;
 
 /// Counts over a run. Pushes, steps and examples are those of shard 0; staleness is over all shards.
 #[derive(Debug, Default)]
@@ -20,6 +21,27 @@ pub(crate) struct Tally {
     last_us: u64,
     staleness: BTreeMap<u64, u64>,
     mode: String,
+    by_client: bool,
+    started_us: Option<u64>,
+    /// Work computed for pushes that changed nothing.
+    wasted: u64,
+    rounds: u64,
+    rounds_abandoned: u64,
+    clients: BTreeMap<u32, ClientTally>,
+}
+
+/// What became of one client's part in the rounds of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct ClientTally {
+    client: u32,
+    /// Rounds that asked it.
+    asked: u64,
+    /// Its pushes that rounds were closed with; where there are no rounds, those that were applied.
+    aggregated: u64,
+    /// Its pushes that came too late.
+    late: u64,
+    /// Rounds in which it dropped out.
+    dropped: u64,
 }
 
 /// What is written to summary.json. Programs that start and watch a run add what only they can measure.
@@ -45,6 +67,18 @@ pub(crate) struct Summary {
     /// Optimizer steps.
     steps: u64,
     examples: u64,
+    /// Examples whose gradients were computed for pushes that changed nothing, being late or void.
+    examples_wasted: u64,
+    /// Federated rounds closed, and those of them that were abandoned for want of a quorum.
+    rounds: u64,
+    rounds_abandoned: u64,
+    /// Owners of data.
+    clients: u32,
+    /// What became of each client's work, where clients train by themselves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    client_tallies: Vec<ClientTally>,
+    /// When step 0 began, in microseconds since 1970.
+    started_us: Option<u64>,
     /// Microseconds since 1970.
     first_step_us: Option<u64>,
     /// From the first step to the last, seconds.
@@ -65,7 +99,30 @@ pub(crate) struct Summary {
 
 impl Tally {
     pub(crate) fn new(plan: &Plan) -> Self {
-        Self { mode: plan.mode.to_string(), ..Self::default() }
+        Self { mode: plan.mode.to_string(), by_client: plan.mode.local().is_some(), ..Self::default() }
+    }
+
+    fn client(&mut self, client: ClientId) -> &mut ClientTally {
+        self.clients.entry(client.0).or_insert(ClientTally { client: client.0, ..ClientTally::default() })
+    }
+
+    pub(crate) fn started(&mut self, now: Time) {
+        self.started_us = Some(now.0);
+    }
+
+    pub(crate) fn opened(&mut self, tasks: &[Task]) {
+        for task in tasks {
+            self.client(task.client).asked += 1;
+        }
+    }
+
+    pub(crate) fn dropped(&mut self, client: ClientId) {
+        self.client(client).dropped += 1;
+    }
+
+    pub(crate) fn closed(&mut self, cohort: &[Entry]) {
+        self.rounds += 1;
+        self.rounds_abandoned += u64::from(cohort.is_empty());
     }
 
     pub(crate) fn add(&mut self, shard: ShardId, record: &Record) {
@@ -76,6 +133,17 @@ impl Tally {
             return;
         }
         self.pushes += 1;
+        if !matches!(record.outcome, Outcome::Applied { .. }) {
+            self.wasted += record.work;
+        }
+        if self.by_client {
+            let client = self.client(record.client);
+            match record.outcome {
+                Outcome::Applied { .. } => client.aggregated += 1,
+                Outcome::Late { .. } => client.late += 1,
+                Outcome::Void => {}
+            }
+        }
         match record.outcome {
             Outcome::Applied { version, .. } => {
                 self.steps = version.0;
@@ -132,6 +200,12 @@ impl Tally {
             pushes_partial: self.partial,
             steps: self.steps,
             examples: self.examples,
+            examples_wasted: self.wasted,
+            rounds: self.rounds,
+            rounds_abandoned: self.rounds_abandoned,
+            clients: plan.clients.count,
+            client_tallies: self.clients.values().copied().collect(),
+            started_us: self.started_us,
             first_step_us: self.first_us,
             training_s: seconds,
             pushes_per_s: rate(self.pushes, first_pushes),

@@ -3,7 +3,8 @@
 //! [`Worker`] takes events and gives effects. It holds no values and no gradients, opens no socket and reads no clock:
 //! whoever drives it moves the bytes.
 
-use windlass_common::ids::{Sequence, Step, Version};
+use windlass_common::ids::{ClientId, Sequence, Step, Version};
+use windlass_common::plan::{Mode, Plan};
 use windlass_common::wire::{Outcome, Reject, Resume};
 
 /// What can happen to a worker.
@@ -18,10 +19,8 @@ pub enum Event {
     Pull,
     /// A gradient is ready, computed on the values at hand.
     Push {
-        /// Size of the batch.
-        examples: u32,
-        /// Mean loss of the batch.
-        loss: f32,
+        /// What it was computed from.
+        work: Work,
         /// Whether the values for the next step are wanted as well.
         pull: bool,
     },
@@ -55,6 +54,8 @@ pub enum Reply {
         step: Step,
         /// Their version on that shard.
         version: Version,
+        /// The clients that the shard still wants to be trained on them.
+        clients: Vec<ClientId>,
     },
     /// The training has all its examples.
     Finished,
@@ -79,15 +80,60 @@ pub enum Effect {
         /// The step.
         step: Step,
     },
-    /// Every shard has acknowledged the push: the gradient may be freed. Without a pull, the request is done.
-    Settled {
-        /// Whether at least one shard has applied it.
-        applied: bool,
-    },
+    /// Every shard has taken the push: the gradient may be freed. Without a pull, the request is done.
+    Taken(Taken),
     /// The training has all its examples.
     Finished,
     /// The worker cannot go on.
     Failed(Reject),
+}
+
+/// What a gradient was computed from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Whose data; a worker that trains on the union of its clients' data gives its own number.
+    pub client: ClientId,
+    /// What it counts in a mean: size of the batch, or number of the client's examples.
+    pub examples: u32,
+    /// Examples whose gradients were computed, counted with repetition.
+    pub work: u64,
+    /// Mean loss over those.
+    pub loss: f32,
+}
+
+/// What has become of a push when its request is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// At least one shard has applied it.
+    Applied,
+    /// Every shard holds it until its step is closed. If that takes a new life, it is computed again.
+    Held,
+    /// It changes nothing: its step had been closed without it, or it is void.
+    Unused,
+}
+
+/// What a push waits for before the next may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Every shard's acknowledgement.
+    Settled,
+    /// Every shard's receipt: a push may be held while its worker goes on to its next step.
+    Held,
+    /// Every shard's receipt; several pushes of a worker, one for each of its clients, are for one and the same step.
+    HeldInRound,
+}
+
+impl Until {
+    /// What a push waits for in this run.
+    pub fn of(plan: &Plan) -> Self {
+        match plan.mode {
+            Mode::Fedavg(_) => Self::HeldInRound,
+            Mode::Fedbuff { .. } | Mode::Softsync { .. } => Self::Held,
+            Mode::Sync { .. } | Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => {
+                Self::Settled
+            }
+        }
+    }
 }
 
 /// The numbers of a push to one shard.
@@ -99,10 +145,8 @@ pub struct Push {
     pub step: Step,
     /// The version of that shard's values that it was computed on.
     pub base: Version,
-    /// Size of the batch.
-    pub examples: u32,
-    /// Mean loss of the batch.
-    pub loss: f32,
+    /// What it was computed from.
+    pub work: Work,
 }
 
 /// The numbers of a pull from one shard.
@@ -119,8 +163,7 @@ pub struct Pull {
 struct InFlight {
     sequence: Sequence,
     step: Step,
-    examples: u32,
-    loss: f32,
+    work: Work,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -131,30 +174,37 @@ struct Link {
     base: Version,
     /// The step that those are for.
     step: Step,
-    awaits_outcome: bool,
+    awaits_push: bool,
     awaits_values: bool,
-    applied: bool,
+    taken: Option<Taken>,
+    /// Who is to be trained, by this shard's account.
+    clients: Vec<ClientId>,
 }
 
 /// A worker: what it has, what it has sent, and what it waits for.
 #[derive(Clone, Debug)]
 pub struct Worker {
+    until: Until,
     links: Vec<Link>,
     /// The next push.
     next: Resume,
     in_flight: Option<InFlight>,
     wants_values: bool,
+    /// Whether the values at hand are those for the next push's step.
+    is_ready: bool,
     finished: bool,
 }
 
 impl Worker {
     /// A worker of a run with this many shards; it waits to be admitted.
-    pub fn new(shards: usize) -> Self {
+    pub fn new(shards: usize, until: Until) -> Self {
         Self {
+            until,
             links: vec![Link::default(); shards],
             next: Resume::default(),
             in_flight: None,
             wants_values: false,
+            is_ready: false,
             finished: false,
         }
     }
@@ -164,10 +214,17 @@ impl Worker {
         self.next.step
     }
 
+    /// Who is to be trained on the values at hand; empty where the worker trains on all that it has.
+    pub fn clients(&self) -> &[ClientId] {
+        // A shard lacks at least what comes after that which it has: the longest list has all that some shard lacks.
+        let current = self.links.iter().filter(|l| l.step == self.next.step);
+        current.map(|l| l.clients.as_slice()).max_by_key(|clients| clients.len()).unwrap_or_default()
+    }
+
     /// Whether the shard still owes an answer.
     pub fn awaits(&self, shard: usize) -> bool {
         let link = &self.links[shard];
-        link.awaits_outcome || link.awaits_values
+        link.awaits_push || link.awaits_values
     }
 
     /// Whether any shard still owes an answer.
@@ -185,13 +242,16 @@ impl Worker {
             Event::Pull => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 self.wants_values = true;
-                self.pull_from_all(self.next.step, out);
+                // In a round, who asks again has no further client to train in this one.
+                let is_done = self.until == Until::HeldInRound && self.is_ready;
+                let step = if is_done { self.next.step.next() } else { self.next.step };
+                self.pull_from_all(step, out);
             }
-            Event::Push { examples, loss, pull } => {
+            Event::Push { work, pull } => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 let Resume { sequence, step } = self.next;
                 self.wants_values = pull;
-                self.in_flight = Some(InFlight { sequence, step, examples, loss });
+                self.in_flight = Some(InFlight { sequence, step, work });
                 for link in &mut self.links {
                     link.base = link.have.expect("a gradient is computed on values that were pulled");
                 }
@@ -208,7 +268,19 @@ impl Worker {
                 // What was on its way may have come in part: the values at hand are of no one version.
                 link.have = None;
             }
-            (link.awaits_outcome, link.awaits_values) = (false, false);
+            (link.awaits_push, link.awaits_values) = (false, false);
+        }
+        self.is_ready = false;
+        if self.until != Until::Settled {
+            // Whatever the shards held of this worker is void, and so is what was on its way.
+            self.next = next;
+            if self.in_flight.take().is_some() {
+                out.push(Effect::Taken(Taken::Unused));
+            }
+            if busy && self.wants_values {
+                self.pull_from_all(next.step, out);
+            }
+            return;
         }
         let pushed = self.in_flight.map(|p| p.sequence);
         if pushed.is_some_and(|sequence| sequence >= next.sequence) {
@@ -219,7 +291,7 @@ impl Worker {
         self.next = next;
         if self.in_flight.take().is_some() {
             // It has been settled on every shard while this worker was away.
-            out.push(Effect::Settled { applied: true });
+            out.push(Effect::Taken(Taken::Applied));
         }
         if busy && self.wants_values {
             self.pull_from_all(next.step, out);
@@ -227,18 +299,19 @@ impl Worker {
     }
 
     fn send_push(&mut self, out: &mut Vec<Effect>) {
-        let InFlight { sequence, step, examples, loss } = self.in_flight.expect("there is a push to send");
+        let InFlight { sequence, step, work } = self.in_flight.expect("there is a push to send");
         for (shard, link) in self.links.iter_mut().enumerate() {
-            link.awaits_outcome = true;
+            link.awaits_push = true;
             link.awaits_values = self.wants_values;
-            link.applied = false;
-            let push = Some(Push { sequence, step, base: link.base, examples, loss });
+            link.taken = None;
+            let push = Some(Push { sequence, step, base: link.base, work });
             let pull = self.wants_values.then_some(Pull { step: step.next(), have: link.have });
             out.push(Effect::Send { shard, push, pull });
         }
     }
 
     fn pull_from_all(&mut self, step: Step, out: &mut Vec<Effect>) {
+        self.is_ready = false;
         for (shard, link) in self.links.iter_mut().enumerate() {
             link.awaits_values = true;
             out.push(Effect::Send { shard, push: None, pull: Some(Pull { step, have: link.have }) });
@@ -249,21 +322,28 @@ impl Worker {
         let expected = self.in_flight.map(|p| p.sequence);
         let link = &mut self.links[shard];
         match reply {
-            Reply::Held { .. } => return,
-            Reply::Settled { sequence, outcome } => {
-                if !link.awaits_outcome || expected != Some(sequence) {
+            Reply::Held { sequence } => {
+                if self.until == Until::Settled || !link.awaits_push || expected != Some(sequence) {
                     return;
                 }
-                link.awaits_outcome = false;
-                link.applied = matches!(outcome, Outcome::Applied { .. });
-                if !self.links.iter().any(|l| l.awaits_outcome) {
-                    self.settled(out);
-                }
+                link.awaits_push = false;
+                link.taken = Some(Taken::Held);
+                self.taken_if_by_all(out);
             }
-            Reply::Values { step, version } => {
+            Reply::Settled { sequence, outcome } => {
+                if !link.awaits_push || expected != Some(sequence) {
+                    return;
+                }
+                link.awaits_push = false;
+                let is_applied = matches!(outcome, Outcome::Applied { .. });
+                link.taken = Some(if is_applied { Taken::Applied } else { Taken::Unused });
+                self.taken_if_by_all(out);
+            }
+            Reply::Values { step, version, clients } => {
                 link.awaits_values = false;
                 link.have = Some(version);
                 link.step = step;
+                link.clients = clients;
             }
             Reply::Finished => {
                 link.awaits_values = false;
@@ -279,10 +359,20 @@ impl Worker {
         }
     }
 
-    fn settled(&mut self, out: &mut Vec<Effect>) {
-        let pushed = self.in_flight.take().expect("what is settled was in flight");
-        self.next = Resume { sequence: pushed.sequence.next(), step: pushed.step.next() };
-        out.push(Effect::Settled { applied: self.links.iter().any(|l| l.applied) });
+    fn taken_if_by_all(&mut self, out: &mut Vec<Effect>) {
+        if self.links.iter().any(|l| l.awaits_push) {
+            return;
+        }
+        let pushed = self.in_flight.take().expect("what is taken was in flight");
+        let is_same_step = self.until == Until::HeldInRound;
+        let step = if is_same_step { pushed.step } else { pushed.step.next() };
+        self.next = Resume { sequence: pushed.sequence.next(), step };
+        let is = |taken| self.links.iter().any(|l| l.taken == Some(taken));
+        out.push(Effect::Taken(match (is(Taken::Applied), is(Taken::Unused)) {
+            (true, _) => Taken::Applied,
+            (false, true) => Taken::Unused,
+            (false, false) => Taken::Held,
+        }));
     }
 
     /// Every shard has answered. Where one closed a step that another had not yet closed, their values are for
@@ -301,6 +391,7 @@ impl Worker {
         if !self.is_busy() {
             self.wants_values = false;
             self.next.step = step;
+            self.is_ready = true;
             out.push(Effect::Ready { step });
         }
     }
@@ -321,7 +412,7 @@ mod tests {
     }
 
     fn values(step: u64, version: u64) -> Reply {
-        Reply::Values { step: Step(step), version: Version(version) }
+        Reply::Values { step: Step(step), version: Version(version), clients: Vec::new() }
     }
 
     fn applied(sequence: u64) -> Reply {
@@ -329,7 +420,8 @@ mod tests {
         Reply::Settled { sequence: Sequence(sequence), outcome }
     }
 
-    const PUSH: Event = Event::Push { examples: 64, loss: 0.5, pull: true };
+    const WORK: Work = Work { client: ClientId(0), examples: 64, work: 64, loss: 0.5 };
+    const PUSH: Event = Event::Push { work: WORK, pull: true };
 
     fn next(sequence: u64, step: u64) -> Resume {
         Resume { sequence: Sequence(sequence), step: Step(step) }
@@ -337,7 +429,7 @@ mod tests {
 
     /// Two shards, joined, with values for step 0.
     fn ready() -> Worker {
-        let mut worker = Worker::new(2);
+        let mut worker = Worker::new(2, Until::Settled);
         assert!(handle(&mut worker, Event::Joined { next: next(0, 0) }).is_empty());
         assert_eq!(handle(&mut worker, Event::Pull).len(), 2);
         assert!(reply(&mut worker, 0, values(0, 0)).is_empty());
@@ -349,7 +441,7 @@ mod tests {
     fn a_step_is_ready_when_every_shard_has_acknowledged_and_sent_values() {
         let mut worker = ready();
         let sent = handle(&mut worker, PUSH);
-        let push = Push { sequence: Sequence(0), step: Step(0), base: Version(0), examples: 64, loss: 0.5 };
+        let push = Push { sequence: Sequence(0), step: Step(0), base: Version(0), work: WORK };
         let pull = Pull { step: Step(1), have: Some(Version(0)) };
         assert_eq!(sent[1], Effect::Send { shard: 1, push: Some(push), pull: Some(pull) });
         assert!(reply(&mut worker, 0, Reply::Held { sequence: Sequence(0) }).is_empty());
@@ -357,7 +449,7 @@ mod tests {
         assert!(reply(&mut worker, 0, values(1, 1)).is_empty());
         assert!(reply(&mut worker, 1, values(1, 1)).is_empty());
         let done = reply(&mut worker, 1, applied(0));
-        assert_eq!(done, [Effect::Settled { applied: true }, Effect::Ready { step: Step(1) }]);
+        assert_eq!(done, [Effect::Taken(Taken::Applied), Effect::Ready { step: Step(1) }]);
     }
 
     #[test]
@@ -398,7 +490,7 @@ mod tests {
         let mut worker = ready();
         handle(&mut worker, PUSH);
         let sent = handle(&mut worker, Event::Joined { next: next(1, 1) });
-        assert_eq!(sent[0], Effect::Settled { applied: true });
+        assert_eq!(sent[0], Effect::Taken(Taken::Applied));
         let pull = Pull { step: Step(1), have: None };
         assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
         assert_eq!(sent.len(), 3);
@@ -412,5 +504,57 @@ mod tests {
         reply(&mut worker, 0, Reply::Finished);
         reply(&mut worker, 1, applied(0));
         assert_eq!(reply(&mut worker, 1, values(1, 1)), [Effect::Finished]);
+    }
+
+    /// Two shards, joined, with values for round 0 and these clients to train, by the account of either shard.
+    fn in_round(clients: [&[u32]; 2]) -> Worker {
+        let mut worker = Worker::new(2, Until::HeldInRound);
+        handle(&mut worker, Event::Joined { next: next(0, 0) });
+        handle(&mut worker, Event::Pull);
+        for (shard, clients) in clients.into_iter().enumerate() {
+            let clients = clients.iter().copied().map(ClientId).collect();
+            reply(&mut worker, shard, Reply::Values { step: Step(0), version: Version(0), clients });
+        }
+        worker
+    }
+
+    #[test]
+    fn in_a_round_receipts_are_enough_to_go_on() {
+        let mut worker = in_round([&[5], &[3, 5]]);
+        assert_eq!(worker.clients(), [ClientId(3), ClientId(5)]);
+        for (client, sequence) in [(3, 0), (5, 1)] {
+            let work = Work { client: ClientId(client), ..WORK };
+            let sent = handle(&mut worker, Event::Push { work, pull: false });
+            let push = Push { sequence: Sequence(sequence), step: Step(0), base: Version(0), work };
+            assert_eq!(sent[0], Effect::Send { shard: 0, push: Some(push), pull: None });
+            assert!(reply(&mut worker, 0, Reply::Held { sequence: Sequence(sequence) }).is_empty());
+            let taken = reply(&mut worker, 1, Reply::Held { sequence: Sequence(sequence) });
+            assert_eq!(taken, [Effect::Taken(Taken::Held)]);
+        }
+        let pull = Pull { step: Step(1), have: Some(Version(0)) };
+        assert_eq!(
+            handle(&mut worker, Event::Pull)[1],
+            Effect::Send { shard: 1, push: None, pull: Some(pull) }
+        );
+        assert!(reply(&mut worker, 0, applied(0)).is_empty(), "what became of them is of no concern");
+    }
+
+    #[test]
+    fn a_closed_round_and_a_new_life_are_told_apart_from_a_receipt() {
+        let mut worker = in_round([&[3], &[3]]);
+        handle(&mut worker, Event::Push { work: WORK, pull: false });
+        reply(&mut worker, 0, Reply::Held { sequence: Sequence(0) });
+        let late = Reply::Settled { sequence: Sequence(0), outcome: Outcome::Late { step: Step(1) } };
+        assert_eq!(reply(&mut worker, 1, late), [Effect::Taken(Taken::Unused)]);
+
+        let mut worker = in_round([&[3], &[3]]);
+        handle(&mut worker, Event::Push { work: WORK, pull: false });
+        assert_eq!(handle(&mut worker, Event::Joined { next: next(1, 0) }), [Effect::Taken(Taken::Unused)]);
+        let pull = Pull { step: Step(0), have: Some(Version(0)) };
+        assert_eq!(
+            handle(&mut worker, Event::Pull)[0],
+            Effect::Send { shard: 0, push: None, pull: Some(pull) },
+            "the round is asked for again"
+        );
     }
 }

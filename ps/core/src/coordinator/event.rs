@@ -1,7 +1,7 @@
 //! Lists everything that can happen to the coordinator, and everything it can ask for.
 
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
-use windlass_common::wire::{Body, Meter, Order, Report, Stop, WorkerReport};
+use windlass_common::ids::{ClientId, ServerId, ShardId, Step, WorkerId};
+use windlass_common::wire::{Body, Entry, Meter, Order, Report, Stop, Task, WorkerReport};
 
 use crate::SessionId;
 
@@ -50,6 +50,20 @@ pub enum Event {
         /// In words.
         reason: String,
     },
+    /// A client has gone from a round.
+    Dropped {
+        /// The control stream of its worker.
+        session: SessionId,
+        /// Which.
+        client: ClientId,
+        /// The round.
+        step: Step,
+    },
+    /// An observer has seen enough: the open round is the last.
+    Conclude {
+        /// Its control stream.
+        session: SessionId,
+    },
     /// A shard has something to tell. Its result's values stay with whoever drives the core.
     Report {
         /// Which.
@@ -93,6 +107,29 @@ pub enum Effect {
         worker: WorkerId,
         /// In words.
         what: String,
+    },
+    /// Everyone is there, and step 0 begins. For the log of the run.
+    Started,
+    /// A round is open for these clients. For the log of the run.
+    Opened {
+        /// Which.
+        step: Step,
+        /// Who is asked, and who trains them.
+        tasks: Vec<Task>,
+    },
+    /// A client has gone from a round. For the log of the run.
+    Dropped {
+        /// The round.
+        step: Step,
+        /// Which.
+        client: ClientId,
+    },
+    /// A round is closed with these pushes; with none it is abandoned. For the log of the run.
+    Closed {
+        /// Which.
+        step: Step,
+        /// In the order of their reduction.
+        cohort: Vec<Entry>,
     },
     /// Every shard has delivered its part of the result: write it.
     Store,

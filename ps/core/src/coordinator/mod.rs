@@ -3,11 +3,12 @@
 mod closing;
 mod event;
 mod progress;
+mod rounds;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Incarnation, RunId, ServerId, ShardId, Term, WorkerId};
-use windlass_common::plan::Plan;
+use windlass_common::ids::{ClientId, Incarnation, RunId, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::plan::{Mode, Plan, Stale};
 use windlass_common::wire::{
     Body, Member, Order, Phase, Reject, Report, Resume, Status, Stop, Welcome, WorkerReport, WorkerState,
     WorkerStatus,
@@ -15,8 +16,9 @@ use windlass_common::wire::{
 
 pub use event::{Effect, Event};
 
-use crate::coordinator::closing::Closing;
+use crate::coordinator::closing::{Closing, Rest};
 use crate::coordinator::progress::Progress;
+use crate::coordinator::rounds::Rounds;
 use crate::rules::{self, Apply};
 use crate::{SessionId, Time};
 
@@ -42,6 +44,9 @@ pub struct Coordinator {
     workers: BTreeMap<WorkerId, Worker>,
     observers: Vec<SessionId>,
     closing: Closing,
+    /// Pushes that close a step, where no rounds are opened.
+    cohort: usize,
+    rounds: Option<Rounds>,
     progress: Progress,
     results: BTreeMap<ShardId, ()>,
     failure: Option<String>,
@@ -84,11 +89,16 @@ impl Coordinator {
             why_lost: String::new(),
             report: WorkerReport::default(),
         };
-        let backup = match rules::rules(&plan.mode).0 {
-            Apply::Hold { backup } => backup,
-            Apply::Immediate { .. } => 0,
+        let (cohort, rest) = match rules::rules(&plan.mode).0 {
+            Apply::Hold { backup } => (plan.cluster.workers - backup, Rest::Late),
+            Apply::Buffer { size, stale: Stale::Kept, .. } => (size, Rest::Kept),
+            Apply::Buffer { size, stale: Stale::Late, .. } => (size, Rest::Late),
+            Apply::Round { .. } | Apply::Immediate { .. } | Apply::Mix { .. } => (u32::MAX, Rest::Late),
         };
-        let cohort = (plan.cluster.workers - backup) as usize;
+        let rounds = match &plan.mode {
+            Mode::Fedavg(fedavg) => Some(Rounds::new(&plan, fedavg)),
+            _ => None,
+        };
         Self {
             run,
             phase: Phase::Gathering,
@@ -98,7 +108,9 @@ impl Coordinator {
             servers: BTreeMap::new(),
             workers: plan.cluster.worker_ids().map(|w| (w, worker())).collect(),
             observers: Vec::new(),
-            closing: Closing::new(plan.cluster.shards(), cohort),
+            closing: Closing::new(plan.cluster.shards(), rest),
+            cohort: cohort as usize,
+            rounds,
             progress: Progress::default(),
             results: BTreeMap::new(),
             failure: None,
@@ -128,6 +140,11 @@ impl Coordinator {
         self.workers.iter().map(|(&id, w)| (id, w.report))
     }
 
+    /// When the coordinator has to be told the time at the latest, beside its usual ticks.
+    pub fn deadline(&self) -> Option<Time> {
+        self.rounds.as_ref()?.deadline()
+    }
+
     /// Takes in what has happened and adds what is to be done to `out`.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
         match event {
@@ -143,7 +160,9 @@ impl Coordinator {
                     self.fail(reason, out);
                 }
             }
-            Event::Report { shard, report } => self.report(shard, report, out),
+            Event::Dropped { session, client, step } => self.dropped(now, session, client, step, out),
+            Event::Conclude { session } => self.conclude(now, session, out),
+            Event::Report { shard, report } => self.report(now, shard, report, out),
             Event::Measured { server, meter } => self.progress.measured(server, meter),
             // A run that has failed meanwhile stays failed.
             Event::Stored(Ok(())) if self.phase == Phase::Finishing => {
@@ -197,6 +216,9 @@ impl Coordinator {
             return;
         };
         let incarnation = worker.incarnation.next();
+        if rules::rules(&self.plan.mode).0.redoes() {
+            self.closing.forget(id);
+        }
         if let Some(earlier) = worker.session.replace(session) {
             let reason =
                 Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
@@ -235,15 +257,19 @@ impl Coordinator {
         self.to_all_shards(&Order::Membership { term, members }, out);
     }
 
-    fn report(&mut self, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
+    fn report(&mut self, now: Time, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
         match report {
             Report::Admitted { worker, incarnation, next } => {
                 self.admitted(shard, worker, incarnation, next, out)
             }
-            Report::Settled { worker, incarnation } => self.settled(shard, worker, incarnation, out),
-            Report::Arrived { worker, step } => {
-                if let Some(cohort) = self.closing.arrived(shard, worker, step) {
-                    self.to_all_shards(&Order::Close { step, cohort }, out);
+            Report::Settled { worker, incarnation } => self.settled(now, shard, worker, incarnation, out),
+            Report::Arrived { entry, incarnation, step } => {
+                // Where pushes are made again, those of an earlier life are void by now.
+                let is_void =
+                    rules::rules(&self.plan.mode).0.redoes() && self.incarnation(entry.worker) != incarnation;
+                if !is_void {
+                    self.closing.arrived(shard, entry, step);
+                    self.close_if_due(now, out);
                 }
             }
             Report::Records(records) => self.progress.records(shard, &records),
@@ -266,7 +292,7 @@ impl Coordinator {
         out: &mut Vec<Effect>,
     ) {
         let shards = self.plan.cluster.shards() as usize;
-        let holds = matches!(rules::rules(&self.plan.mode).0, Apply::Hold { .. });
+        let holds = rules::rules(&self.plan.mode).0.resumes_at_first();
         let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
         worker.admitted.insert(shard, next);
         if worker.admitted.len() < shards || worker.next.is_some() {
@@ -281,7 +307,14 @@ impl Coordinator {
         self.to_all_shards(&order, out);
     }
 
-    fn settled(&mut self, shard: ShardId, id: WorkerId, incarnation: Incarnation, out: &mut Vec<Effect>) {
+    fn settled(
+        &mut self,
+        now: Time,
+        shard: ShardId,
+        id: WorkerId,
+        incarnation: Incarnation,
+        out: &mut Vec<Effect>,
+    ) {
         let shards = self.plan.cluster.shards() as usize;
         let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
         worker.settled.insert(shard, ());
@@ -298,8 +331,71 @@ impl Coordinator {
         let ready = |w: &Worker| w.state == WorkerState::Active && w.settled.len() == shards;
         if self.phase == Phase::Gathering && self.workers.values().all(ready) {
             self.phase = Phase::Training;
+            out.push(Effect::Started);
             self.to_all_shards(&Order::Start, out);
+            self.open_round(now, out);
         }
+    }
+
+    /// Opens the next round, if the run has rounds.
+    fn open_round(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let Some(rounds) = &mut self.rounds else { return };
+        if let Some((step, tasks)) = rounds.open(now) {
+            out.push(Effect::Opened { step, tasks: tasks.clone() });
+            self.to_all_shards(&Order::Open { step, tasks }, out);
+        } else if rounds.ended_early() {
+            // Shards see the planned end by themselves.
+            self.to_all_shards(&Order::Conclude, out);
+        }
+    }
+
+    /// Closes the open step if its cohort is complete, or the round is over without.
+    fn close_if_due(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let complete = self.closing.complete();
+        let is_lost = |id| self.workers.get(&id).is_none_or(|w| w.state != WorkerState::Active);
+        let cohort = match &self.rounds {
+            Some(rounds) => rounds.verdict(now, complete, is_lost),
+            None => (complete.len() >= self.cohort).then_some(complete),
+        };
+        let Some(cohort) = cohort else { return };
+        let step = self.closing.open();
+        self.closing.close(&cohort);
+        if let Some(rounds) = &mut self.rounds {
+            rounds.close();
+            out.push(Effect::Closed { step, cohort: cohort.clone() });
+        }
+        self.to_all_shards(&Order::Close { step, cohort }, out);
+        self.open_round(now, out);
+    }
+
+    fn dropped(
+        &mut self,
+        now: Time,
+        session: SessionId,
+        client: ClientId,
+        step: Step,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some((&worker, _)) = self.workers.iter().find(|(_, w)| w.session == Some(session)) else {
+            return;
+        };
+        let Some(rounds) = &mut self.rounds else { return };
+        rounds.dropped(client, worker, step);
+        out.push(Effect::Dropped { step, client });
+        self.close_if_due(now, out);
+    }
+
+    fn conclude(&mut self, now: Time, session: SessionId, out: &mut Vec<Effect>) {
+        if self.phase != Phase::Training || !self.observers.contains(&session) {
+            return;
+        }
+        let Some(rounds) = &mut self.rounds else {
+            let reason = Reject::NotAllowed { role: "an observer of a run without rounds".into() };
+            out.push(Effect::Send { session, body: Body::Refused(reason) });
+            return;
+        };
+        rounds.conclude();
+        self.close_if_due(now, out);
     }
 
     fn observer_joined(&mut self, session: SessionId, out: &mut Vec<Effect>) {
@@ -355,6 +451,9 @@ impl Coordinator {
             worker.why_lost = why.to_owned();
             out.push(Effect::Membership { worker: id, what: format!("lost: {why}") });
             self.finish_if_all_gone(out);
+            if self.phase == Phase::Training {
+                self.close_if_due(now, out);
+            }
         }
         let server =
             self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
@@ -407,7 +506,12 @@ impl Coordinator {
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         match self.phase {
             Phase::Gathering => self.gather(now, out),
-            Phase::Training => self.watch(now, out),
+            Phase::Training => {
+                if self.deadline().is_some_and(|deadline| now >= deadline) {
+                    self.close_if_due(now, out);
+                }
+                self.watch(now, out);
+            }
             Phase::Finishing => {
                 let since = *self.finishing.get_or_insert(now);
                 if now >= since.plus_seconds(RESULT_WITHIN_S) {
@@ -438,7 +542,10 @@ impl Coordinator {
             return;
         };
         let since = *self.ending.get_or_insert(now);
-        let is_finished = self.progress.examples() >= self.plan.examples_target();
+        let is_finished = match &self.rounds {
+            Some(rounds) => rounds.are_over(),
+            None => self.progress.examples() >= self.plan.examples_target(),
+        };
         if !is_finished && now >= since.plus_seconds(FINISHED_WITHIN_S) {
             self.fail(format!("{left} left before the training was over"), out);
         } else if now >= since.plus_seconds(deadline.max(FINISHED_WITHIN_S)) {
@@ -519,7 +626,8 @@ impl Coordinator {
             clock: self.progress.clock(worker),
         });
         let phase = self.phase;
-        self.progress.status(phase, self.term, self.plan.examples_target(), workers.collect(), waiting)
+        let rounds = self.rounds.as_ref().map_or(0, Rounds::closed);
+        self.progress.status(phase, self.term, &self.plan, rounds, workers.collect(), waiting)
     }
 
     /// Whether a session is that of somebody who takes part now, and not of an earlier life.

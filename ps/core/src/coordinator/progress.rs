@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{Examples, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::plan::{Goal, Plan};
 use windlass_common::wire::{Meter, Outcome, Phase, Record, Status, WorkerStatus};
 
 /// The loss shown is a mean over about this many pushes.
@@ -60,7 +61,8 @@ impl Progress {
         &self,
         phase: Phase,
         term: Term,
-        examples_target: Examples,
+        plan: &Plan,
+        rounds: u64,
         workers: Vec<WorkerStatus>,
         waiting: String,
     ) -> Status {
@@ -69,7 +71,12 @@ impl Progress {
             phase,
             term,
             examples: self.examples,
-            examples_target,
+            examples_target: plan.examples_target(),
+            rounds,
+            rounds_target: match plan.goal() {
+                Goal::Rounds(total) => total,
+                Goal::Examples(_) => 0,
+            },
             steps: self.steps,
             pushes: self.pushes,
             loss: self.loss,

@@ -1,6 +1,8 @@
 //! Lists everything that can happen to a shard, and everything it can ask for.
 
-use windlass_common::ids::{Examples, Incarnation, Lineage, RunId, Sequence, Step, Version, WorkerId};
+use windlass_common::ids::{
+    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, Step, Version, WorkerId,
+};
 use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Wait};
 
 use crate::SessionId;
@@ -98,6 +100,8 @@ pub enum Reply {
         have: Option<Version>,
         /// What was asked for; empty for all.
         slices: Vec<u32>,
+        /// In a federated round, whom the asking worker is to train.
+        clients: Vec<ClientId>,
     },
     /// The training has all its examples.
     Finished {

@@ -5,22 +5,23 @@ mod snapshots;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{
-    Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
-};
-use windlass_common::plan::{Plan, PlanError};
-use windlass_common::reduce::Contribution;
+use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, ShardId, Step, Version, WorkerId};
+use windlass_common::plan::{Goal, Plan, PlanError, Stale, Weights};
+use windlass_common::reduce::{Contribution, Scaled};
 use windlass_common::schedule::Schedule;
-use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Resume, Wait};
+use windlass_common::wire::{Entry, Order, Outcome, Pull, Push, Record, Reject, Report, Resume, Task, Wait};
 
 pub use event::{Effect, Event, Reply, Request};
 use snapshots::Snapshots;
-pub use snapshots::{SNAPSHOTS_MAX, WAITERS_MAX};
+pub use snapshots::{SNAPSHOTS_MAX, SNAPSHOTS_MIN, WAITERS_MAX};
 
 use crate::ledger::{Admission, Ledger};
 use crate::rules::{self, Apply, Release};
-use crate::store::{Shape, Snapshot, Store};
+use crate::store::{Combined, Made, Shape, Snapshot, Store};
 use crate::{SessionId, Time};
+
+/// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
+pub const SNAPSHOT_BYTES: u64 = 256 << 20;
 
 /// A parked pull is told whom it waits for each time this many seconds have passed.
 pub const WAITING_NOTICE_S: u64 = 2;
@@ -33,16 +34,24 @@ pub struct Shard<B> {
     shape: Shape,
     apply: Apply,
     release: Release,
+    /// Whether pushes are those of clients; otherwise each worker pushes for itself.
+    by_client: bool,
     schedule: Schedule,
-    target: Examples,
+    goal: Goal,
     store: Store,
     ledger: Ledger,
     started: bool,
     /// The first step that has not been applied.
     open: Step,
-    examples: Examples,
-    /// Pushes for the open step, by rank.
-    held: BTreeMap<WorkerId, Held<B>>,
+    made: Made,
+    /// Pushes for the open step, in the order of their reduction.
+    held: BTreeMap<Entry, Held<B>>,
+    /// Who is asked in the open round.
+    tasks: Vec<Task>,
+    /// The coordinator opens no further round.
+    concluded: bool,
+    /// Where pushes are mixed: the values that each worker was given last.
+    bases: BTreeMap<WorkerId, Snapshot>,
     /// At most one pull per worker.
     parked: BTreeMap<WorkerId, Parked>,
     /// The values that the step before was computed on, for a worker that has to compute it again.
@@ -60,8 +69,12 @@ struct Held<B> {
 }
 
 impl<B: AsRef<[f32]>> Held<B> {
-    fn contribution(&self) -> Contribution<'_> {
-        Contribution { values: self.gradient.as_ref(), count: self.push.examples.into() }
+    fn contribution(&self, weights: Weights) -> Contribution<'_> {
+        let count = match weights {
+            Weights::Examples => self.push.examples.into(),
+            Weights::Uniform => 1,
+        };
+        Contribution { values: self.gradient.as_ref(), count }
     }
 }
 
@@ -86,17 +99,24 @@ impl<B: AsRef<[f32]>> Shard<B> {
             shape: Shape::new(&placement, id),
             apply,
             release,
+            by_client: plan.mode.local().is_some(),
             schedule: plan.schedule.clone(),
-            target: plan.examples_target(),
+            goal: plan.goal(),
             store: Store::new(&layout, &placement, id, plan.optimizer, plan.seed),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(rules::outcomes_max(plan)),
             started: false,
             open: Step(0),
-            examples: Examples(0),
+            made: Made::default(),
             held: BTreeMap::new(),
+            tasks: Vec::new(),
+            concluded: false,
+            bases: BTreeMap::new(),
             parked: BTreeMap::new(),
             previous: None,
-            snapshots: Snapshots::new(plan.training.evaluate_every_examples),
+            snapshots: Snapshots::new(
+                plan.training.evaluate_every,
+                SNAPSHOT_BYTES / (4 * layout.total()).max(1),
+            ),
             partial: 0,
         };
         shard.keep_snapshot_if_due(&mut Vec::new());
@@ -110,7 +130,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
 
     /// The values now.
     pub fn snapshot(&mut self) -> Snapshot {
-        self.store.snapshot(self.open, self.examples)
+        self.store.snapshot(self.open, self.made)
     }
 
     /// Takes in what has happened and adds what is to be done to `out`.
@@ -169,7 +189,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         worker: WorkerId,
         out: &mut Vec<Effect>,
     ) -> Result<(), Reject> {
-        let Push { sequence, step, base, .. } = held.push;
+        let Push { sequence, step, base, client, .. } = held.push;
         if !self.started {
             // Nobody has values to compute on, and the cohort is not complete.
             return Err(Reject::NotStarted);
@@ -178,6 +198,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         if held.gradient.as_ref().len() as u64 != self.shape.values() {
             let found = held.gradient.as_ref().len() as u64 * 4;
             return Err(Reject::WrongPayload { expected: held.push.payload_bytes, found });
+        }
+        if !self.by_client && client.0 != worker.0 {
+            return Err(Reject::WrongClient { client, worker });
         }
         let reply = |reply| Effect::Reply { session: held.session, reply };
         match self.ledger.admit(worker, sequence) {
@@ -188,7 +211,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
             }
             Admission::Held => {
                 // The worker lost its stream and asks again: the acknowledgement goes to the new one.
-                if let Some(waiting) = self.held.get_mut(&worker) {
+                let entry = Entry { client, worker, sequence };
+                if let Some(waiting) = self.held.get_mut(&entry) {
                     waiting.session = held.session;
                 }
                 out.push(reply(Reply::Held { sequence, step }));
@@ -201,21 +225,42 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Err(Reject::UnknownVersion { newest: newest.0, found: base.0 });
         }
         match self.apply {
-            Apply::Hold { .. } => self.hold(now, held, worker, out),
+            Apply::Hold { .. } | Apply::Round { .. } => self.hold(now, held, worker, out),
+            Apply::Buffer { stale, .. } => self.buffer(now, held, worker, stale, out),
             Apply::Immediate { scaling } => {
-                let clock = self.ledger.clock(worker).unwrap_or_default();
-                if step != clock {
-                    return Err(Reject::StepNotOpen { open: clock, found: step });
-                }
-                self.ledger.take(worker, step);
+                self.check_own_step(worker, step)?;
                 let rate = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
-                self.store.apply(&[held.contribution()], rate);
-                self.examples.0 += u64::from(held.push.examples);
-                self.settle_applied(now, &held, worker, step.next(), out);
-                self.after_apply(now, out);
+                self.ledger.take(worker, step.next());
+                self.store.apply(Combined::Mean(&[held.contribution(Weights::Examples)]), rate);
+                self.applied_at_once(now, &held, worker, out);
+                Ok(())
+            }
+            Apply::Mix { scaling } => {
+                self.check_own_step(worker, step)?;
+                let based = self.bases.get(&worker).filter(|b| b.version == base);
+                let based = based.ok_or(Reject::UnknownVersion { newest: newest.0, found: base.0 })?;
+                let share = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
+                self.ledger.take(worker, step.next());
+                self.store.mix(based, held.gradient.as_ref(), share);
+                self.applied_at_once(now, &held, worker, out);
                 Ok(())
             }
         }
+    }
+
+    fn check_own_step(&self, worker: WorkerId, step: Step) -> Result<(), Reject> {
+        let open = self.ledger.next(worker).unwrap_or_default().step;
+        if step != open {
+            return Err(Reject::StepNotOpen { open, found: step });
+        }
+        Ok(())
+    }
+
+    fn applied_at_once(&mut self, now: Time, held: &Held<B>, worker: WorkerId, out: &mut Vec<Effect>) {
+        self.made.examples.0 += held.push.work;
+        self.made.at = now;
+        self.settle_applied(now, held, worker, held.push.step.next(), out);
+        self.after_apply(now, out);
     }
 
     fn hold(
@@ -225,7 +270,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         worker: WorkerId,
         out: &mut Vec<Effect>,
     ) -> Result<(), Reject> {
-        let Push { sequence, step, .. } = held.push;
+        let Push { sequence, step, client, .. } = held.push;
         let open = self.open;
         if step > open {
             return Err(Reject::StepNotOpen { open, found: step });
@@ -233,47 +278,126 @@ impl<B: AsRef<[f32]>> Shard<B> {
         if self.is_finished() && step == open {
             return Err(Reject::Ended);
         }
-        if step == open && self.held.contains_key(&worker) {
+        let is_round = matches!(self.apply, Apply::Round { .. });
+        if step == open && is_round && !self.tasks.contains(&Task { client, worker }) {
+            return Err(Reject::NotInCohort { client, worker, step });
+        }
+        let is_same = |e: &Entry| e.worker == worker && e.client == client;
+        if step == open && self.held.keys().any(is_same) {
             return Err(Reject::AlreadyPushed { worker, step });
         }
-        self.ledger.take(worker, step);
+        // In a round a worker pushes for each of its clients.
+        self.ledger.take(worker, if is_round { step } else { step.next() });
         if step < open {
             self.settle(now, &held, worker, Outcome::Late { step: open }, open, out);
             return Ok(());
         }
+        let entry = Entry { client, worker, sequence };
+        let incarnation = held.incarnation;
         out.push(Effect::Reply { session: held.session, reply: Reply::Held { sequence, step } });
-        self.held.insert(worker, held);
-        match self.apply {
-            // The cohort is known, so that this shard may close the step by itself.
-            Apply::Hold { backup: 0 } if self.ledger.members().all(|w| self.held.contains_key(&w)) => {
-                let cohort: Vec<WorkerId> = self.ledger.members().collect();
-                self.close(now, &cohort, out);
-            }
-            Apply::Hold { backup: 0 } | Apply::Immediate { .. } => {}
-            Apply::Hold { .. } => out.push(Effect::Report(Report::Arrived { worker, step })),
+        self.held.insert(entry, held);
+        // The cohort is known, so that this shard may close the step by itself.
+        if self.apply != (Apply::Hold { backup: 0 }) {
+            out.push(Effect::Report(Report::Arrived { entry, incarnation, step }));
+        } else if self.ledger.members().all(|w| self.has_pushed(w)) {
+            let cohort: Vec<Entry> =
+                self.held.keys().copied().filter(|e| self.ledger.is_member(e.worker)).collect();
+            self.close(now, &cohort, out);
         }
         Ok(())
     }
 
-    /// Applies the open step with the pushes of this cohort; the others that are held are late.
-    fn close(&mut self, now: Time, cohort: &[WorkerId], out: &mut Vec<Effect>) {
+    fn buffer(
+        &mut self,
+        now: Time,
+        held: Held<B>,
+        worker: WorkerId,
+        stale: Stale,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
+        let Push { sequence, step, client, base, .. } = held.push;
+        self.check_own_step(worker, step)?;
+        self.ledger.take(worker, step.next());
+        let is_late = self.is_finished() || (stale == Stale::Late && base < self.store.version());
+        if is_late {
+            self.settle(now, &held, worker, Outcome::Late { step: step.next() }, step.next(), out);
+            return Ok(());
+        }
+        let entry = Entry { client, worker, sequence };
+        let incarnation = held.incarnation;
+        out.push(Effect::Reply { session: held.session, reply: Reply::Held { sequence, step } });
+        self.held.insert(entry, held);
+        out.push(Effect::Report(Report::Arrived { entry, incarnation, step: self.open }));
+        Ok(())
+    }
+
+    fn has_pushed(&self, worker: WorkerId) -> bool {
+        self.held.keys().any(|e| e.worker == worker)
+    }
+
+    /// Applies the open step with the pushes of this cohort. Of the others, those that were for this step alone are late.
+    fn close(&mut self, now: Time, cohort: &[Entry], out: &mut Vec<Effect>) {
         let held = std::mem::take(&mut self.held);
-        let rate = self.rate();
-        self.previous = Some(self.snapshot());
-        let members = || held.iter().filter(|(w, _)| cohort.contains(w));
-        assert_eq!(members().count(), cohort.len(), "a step is closed when each of its cohort has pushed");
-        let gradients: Vec<Contribution<'_>> = members().map(|(_, h)| h.contribution()).collect();
-        self.store.apply(&gradients, rate);
-        self.examples.0 += gradients.iter().map(|g| g.count).sum::<u64>();
+        let (members, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            held.into_iter().partition(|(entry, _)| cohort.contains(entry));
+        assert_eq!(members.len(), cohort.len(), "a step is closed when each of its cohort has pushed");
+        if self.apply == (Apply::Hold { backup: 0 }) {
+            self.previous = Some(self.snapshot());
+        }
+        self.combine(&members);
+        self.made.examples.0 += members.values().map(|h| h.push.work).sum::<u64>();
+        self.made.at = now;
         self.open = self.open.next();
-        for (&worker, push) in &held {
-            if cohort.contains(&worker) {
-                self.settle_applied(now, push, worker, self.open, out);
-            } else {
-                self.settle(now, push, worker, Outcome::Late { step: self.open }, self.open, out);
-            }
+        self.tasks.clear();
+        for (entry, push) in &members {
+            let clock = self.clock_after(push);
+            self.settle_applied(now, push, entry.worker, clock, out);
+        }
+        if matches!(self.apply, Apply::Buffer { stale: Stale::Kept, .. }) && !self.is_finished() {
+            self.held = rest;
+        } else {
+            self.settle_late(now, &rest, out);
         }
         self.after_apply(now, out);
+    }
+
+    /// The clock of a worker whose push has been closed with.
+    fn clock_after(&self, held: &Held<B>) -> Step {
+        match self.apply {
+            Apply::Buffer { .. } => held.push.step.next(),
+            _ => self.open,
+        }
+    }
+
+    fn settle_late(&mut self, now: Time, held: &BTreeMap<Entry, Held<B>>, out: &mut Vec<Effect>) {
+        for (entry, push) in held {
+            let step = self.clock_after(push);
+            self.settle(now, push, entry.worker, Outcome::Late { step }, step, out);
+        }
+    }
+
+    /// Makes one optimizer step with these pushes; with none the values stay.
+    fn combine(&mut self, members: &BTreeMap<Entry, Held<B>>) {
+        if members.is_empty() {
+            return;
+        }
+        let (rate, version) = (self.rate(), self.store.version());
+        match self.apply {
+            Apply::Buffer { size, scaling, .. } => {
+                let scale = |h: &Held<B>| rules::scaled_rate(scaling, 1.0, version.0 - h.push.base.0);
+                let scaled = |h| Scaled { scale: scale(h), values: h.gradient.as_ref() };
+                let pushes: Vec<Scaled<'_>> = members.values().map(scaled).collect();
+                self.store.apply(Combined::Sum(&pushes, size as f32), rate);
+            }
+            Apply::Round { weights } => {
+                let pushes: Vec<_> = members.values().map(|h| h.contribution(weights)).collect();
+                self.store.apply(Combined::Mean(&pushes), rate);
+            }
+            Apply::Hold { .. } | Apply::Immediate { .. } | Apply::Mix { .. } => {
+                let pushes: Vec<_> = members.values().map(|h| h.contribution(Weights::Examples)).collect();
+                self.store.apply(Combined::Mean(&pushes), rate);
+            }
+        }
     }
 
     fn settle_applied(
@@ -301,6 +425,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
     ) {
         let push = &held.push;
         self.ledger.settle(worker, push.sequence, outcome, clock);
+        self.made.pushes += 1;
         out.push(Effect::Record(Record {
             at_us: now.0,
             worker,
@@ -308,8 +433,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
             sequence: push.sequence,
             step: push.step,
             base: push.base,
+            client: push.client,
             examples: push.examples,
-            examples_applied: self.examples,
+            work: push.work,
+            examples_applied: self.made.examples,
             loss: push.loss,
             outcome,
         }));
@@ -326,9 +453,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
     }
 
     fn keep_snapshot_if_due(&mut self, out: &mut Vec<Effect>) {
-        if self.snapshots.is_due(self.examples) {
+        let position = self.position();
+        if self.snapshots.is_due(position) {
             let snapshot = self.snapshot();
-            self.snapshots.keep(snapshot, out);
+            self.snapshots.keep(position, snapshot, out);
         }
     }
 
@@ -359,26 +487,38 @@ impl<B: AsRef<[f32]>> Shard<B> {
         // Even when this shard is finished: another one may still lack that worker's last push.
         let again = self.values_again(parked.pull.step);
         if self.is_finished() && again.is_none() {
-            out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.examples } });
+            out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.made.examples } });
             return;
         }
-        if self.wait_for(parked.pull.step).is_some() {
+        if self.wait_for(worker, parked.pull.step).is_some() {
             debug_assert!(parked.told <= now);
             self.parked.insert(worker, parked);
             return;
         }
         let Pull { step: asked, have, slices, .. } = parked.pull;
         let (step, snapshot) = again.unwrap_or_else(|| self.values_for(asked));
-        out.push(Effect::Reply { session, reply: Reply::Values { step, snapshot, have, slices } });
+        if let Apply::Mix { .. } = self.apply {
+            self.bases.insert(worker, snapshot.clone());
+        }
+        let clients = self.remaining(worker);
+        out.push(Effect::Reply { session, reply: Reply::Values { step, snapshot, have, slices, clients } });
     }
 
     /// The step and values that answer a pull which need not wait.
     fn values_for(&mut self, asked: Step) -> (Step, Snapshot) {
         match self.apply {
-            Apply::Immediate { .. } => (asked, self.snapshot()),
+            Apply::Immediate { .. } | Apply::Mix { .. } | Apply::Buffer { .. } => (asked, self.snapshot()),
             // A worker that was left behind goes on with the step that is open.
-            Apply::Hold { .. } => (self.open, self.snapshot()),
+            Apply::Hold { .. } | Apply::Round { .. } => (self.open, self.snapshot()),
         }
+    }
+
+    /// The clients of a worker that are asked in the open round and whose pushes this shard lacks.
+    fn remaining(&self, worker: WorkerId) -> Vec<ClientId> {
+        let lacks = |t: &&Task| {
+            t.worker == worker && !self.held.keys().any(|e| e.client == t.client && e.worker == worker)
+        };
+        self.tasks.iter().filter(lacks).map(|t| t.client).collect()
     }
 
     /// The values that the step before was computed on, if that is the step asked for and the cohort is fixed: a worker
@@ -388,17 +528,20 @@ impl<B: AsRef<[f32]>> Shard<B> {
         (self.apply == Apply::Hold { backup: 0 }).then(|| (asked, previous.clone()))
     }
 
-    fn wait_for(&self, step: Step) -> Option<Wait> {
+    fn wait_for(&self, worker: WorkerId, step: Step) -> Option<Wait> {
         if !self.started {
             return Some(Wait::Start);
         }
-        self.release.wait(step, self.open, &self.ledger, || {
-            let missing: Vec<WorkerId> =
-                self.ledger.members().filter(|w| !self.held.contains_key(w)).collect();
-            match missing.is_empty() {
-                true => Wait::Close { step: self.open },
-                false => Wait::Pushes { step: self.open, missing },
+        let has_task = || !self.remaining(worker).is_empty();
+        self.release.wait(step, self.open, &self.ledger, has_task, || match self.apply {
+            Apply::Round { .. } => {
+                let lacks = |t: &&Task| !self.held.keys().any(|e| e.client == t.client);
+                let mut workers: Vec<WorkerId> = self.tasks.iter().filter(lacks).map(|t| t.worker).collect();
+                workers.sort_unstable();
+                workers.dedup();
+                rules::missing(workers.into_iter(), self.open)
             }
+            _ => rules::missing(self.ledger.members().filter(|&w| !self.has_pushed(w)), self.open),
         })
     }
 
@@ -409,6 +552,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
                     // What the earlier life of this worker waited for, nobody waits for any more.
                     self.parked.remove(&member.worker);
                     let (worker, incarnation) = (member.worker, member.incarnation);
+                    if self.apply.redoes() {
+                        self.void_held(now, worker, out);
+                    }
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next }));
                 }
                 self.release_parked(now, out);
@@ -423,10 +569,20 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 self.started = true;
                 self.release_parked(now, out);
             }
+            Order::Open { step, tasks } => {
+                if step == self.open {
+                    self.tasks = tasks;
+                    self.release_parked(now, out);
+                }
+            }
             Order::Close { step, cohort } => {
                 if step == self.open {
                     self.close(now, &cohort, out);
                 }
+            }
+            Order::Conclude => {
+                self.concluded = true;
+                self.after_apply(now, out);
             }
             Order::Finalize => {
                 let snapshot = self.snapshot();
@@ -444,42 +600,61 @@ impl<B: AsRef<[f32]>> Shard<B> {
         out: &mut Vec<Effect>,
     ) {
         let missing = self.ledger.void_up_to(worker, next);
-        self.partial += missing;
-        for n in 0..missing {
+        self.partial += missing.len() as u64;
+        for Resume { sequence, step } in &missing {
+            self.made.pushes += 1;
             out.push(Effect::Record(Record {
                 at_us: now.0,
                 worker,
                 incarnation,
-                sequence: Sequence(next.sequence.0 - missing + n),
-                step: Step(next.step.0 - missing + n),
+                sequence: *sequence,
+                step: *step,
                 base: Version(0),
+                client: ClientId(worker.0),
                 examples: 0,
-                examples_applied: self.examples,
+                work: 0,
+                examples_applied: self.made.examples,
                 loss: 0.0,
                 outcome: Outcome::Void,
             }));
         }
-        if missing > 0 {
+        if !missing.is_empty() {
             self.release_parked(now, out);
+        }
+    }
+
+    /// What the earlier life of a worker has pushed for the open step never counts: the worker computes it again.
+    fn void_held(&mut self, now: Time, worker: WorkerId, out: &mut Vec<Effect>) {
+        let held = std::mem::take(&mut self.held);
+        let (void, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            held.into_iter().partition(|(entry, _)| entry.worker == worker);
+        self.held = rest;
+        for push in void.values() {
+            let clock = self.ledger.clock(worker).unwrap_or_default();
+            self.settle(now, push, worker, Outcome::Void, clock, out);
         }
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut parked = std::mem::take(&mut self.parked);
-        for p in parked.values_mut().filter(|p| now.seconds_since(p.told) >= WAITING_NOTICE_S) {
+        for (&worker, p) in parked.iter_mut().filter(|(_, p)| now.seconds_since(p.told) >= WAITING_NOTICE_S) {
             p.told = now;
             let step = p.pull.step;
-            let wait = self.wait_for(step).expect("a parked pull waits for something");
+            let wait = self.wait_for(worker, step).expect("a parked pull waits for something");
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;
     }
 
+    fn position(&self) -> u64 {
+        self.goal.position(self.open, self.made.examples)
+    }
+
     fn is_finished(&self) -> bool {
-        self.examples >= self.target
+        self.concluded || self.position() >= self.goal.total()
     }
 
     fn rate(&self) -> f32 {
-        self.schedule.rate(self.examples.0, self.target.0)
+        self.schedule.rate(self.position(), self.goal.total())
     }
 }

@@ -2,21 +2,23 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use windlass_common::ids::Examples;
-
 use crate::SessionId;
 use crate::shard::event::{Effect, Reply};
 use crate::store::Snapshot;
 
-/// Evaluation points kept; the oldest goes first. Each costs at most one copy of the values.
-pub const SNAPSHOTS_MAX: usize = 4;
+/// Fewest evaluation points kept, however large the model.
+pub const SNAPSHOTS_MIN: u64 = 4;
+/// Most evaluation points kept; the oldest goes first. Each costs at most one copy of the values.
+pub const SNAPSHOTS_MAX: u64 = 256;
 /// Observers that may wait for a point at once.
 pub const WAITERS_MAX: usize = 64;
 
-/// The values at evaluation points: point n is the first version with at least n times `every` examples.
+/// The values at evaluation points: point n is the first version that is at least n times `every` far, in examples or
+/// rounds.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     every: u64,
+    most: usize,
     kept: VecDeque<(u64, Snapshot)>,
     /// The point that the next snapshot would be kept for.
     next: u64,
@@ -25,19 +27,21 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    pub(crate) fn new(every: u64) -> Self {
-        Self { every, kept: VecDeque::new(), next: 0, waiters: BTreeMap::new(), ended: false }
+    /// With room for `most` of them, within limits.
+    pub(crate) fn new(every: u64, most: u64) -> Self {
+        let most = most.clamp(SNAPSHOTS_MIN, SNAPSHOTS_MAX) as usize;
+        Self { every, most, kept: VecDeque::new(), next: 0, waiters: BTreeMap::new(), ended: false }
     }
 
-    /// Whether this many examples reach the next point.
-    pub(crate) fn is_due(&self, examples: Examples) -> bool {
-        !self.ended && examples.0 / self.every >= self.next
+    /// Whether the next point is reached.
+    pub(crate) fn is_due(&self, position: u64) -> bool {
+        !self.ended && position / self.every >= self.next
     }
 
     /// Keeps the values for the point that they have reached.
-    pub(crate) fn keep(&mut self, snapshot: Snapshot, out: &mut Vec<Effect>) {
-        let point = snapshot.examples.0 / self.every;
-        if self.kept.len() == SNAPSHOTS_MAX {
+    pub(crate) fn keep(&mut self, position: u64, snapshot: Snapshot, out: &mut Vec<Effect>) {
+        let point = position / self.every;
+        if self.kept.len() == self.most {
             self.kept.pop_front();
         }
         self.kept.push_back((point, snapshot));
@@ -73,6 +77,7 @@ impl Snapshots {
                     snapshot: snapshot.clone(),
                     have: None,
                     slices: Vec::new(),
+                    clients: Vec::new(),
                 },
                 None if point >= next && !ended => return true,
                 None => Reply::NoSnapshot { next: kept.iter().map(|(p, _)| *p).find(|&p| p > point) },

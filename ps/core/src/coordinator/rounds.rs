@@ -1,0 +1,221 @@
+//! Opens federated rounds, and decides when one is over and with whom.
+
+use std::collections::BTreeSet;
+
+use windlass_common::cohort;
+use windlass_common::ids::{ClientId, Step, WorkerId};
+use windlass_common::plan::{Fedavg, Plan};
+use windlass_common::wire::{Entry, Task};
+
+use crate::Time;
+
+/// The rounds of a run.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    fedavg: Fedavg,
+    seed: u64,
+    clients: u32,
+    sizes: Vec<u32>,
+    workers: u32,
+    open: Option<Open>,
+    closed: u64,
+    concluded: bool,
+}
+
+/// The round that is open.
+#[derive(Debug)]
+struct Open {
+    tasks: Vec<Task>,
+    /// Clients that will not push.
+    dropped: BTreeSet<ClientId>,
+    deadline: Option<Time>,
+}
+
+impl Rounds {
+    pub(crate) fn new(plan: &Plan, fedavg: &Fedavg) -> Self {
+        Self {
+            fedavg: fedavg.clone(),
+            seed: plan.seed,
+            clients: plan.clients.count,
+            sizes: plan.clients.sizes.clone(),
+            workers: plan.cluster.workers,
+            open: None,
+            closed: 0,
+            concluded: false,
+        }
+    }
+
+    /// Rounds closed.
+    pub(crate) fn closed(&self) -> u64 {
+        self.closed
+    }
+
+    /// Whether no round is open and none will be.
+    pub(crate) fn are_over(&self) -> bool {
+        self.open.is_none() && (self.concluded || self.closed >= self.fedavg.rounds)
+    }
+
+    /// The open round is the last. Whether none is open, so that it is over now.
+    pub(crate) fn conclude(&mut self) {
+        self.concluded = true;
+    }
+
+    /// Whether the end came before the planned one.
+    pub(crate) fn ended_early(&self) -> bool {
+        self.are_over() && self.closed < self.fedavg.rounds
+    }
+
+    /// Opens the next round, if there is one: whom it asks.
+    pub(crate) fn open(&mut self, now: Time) -> Option<(Step, Vec<Task>)> {
+        if self.are_over() {
+            return None;
+        }
+        let Fedavg { sampler, asked, hosting, deadline_ms, .. } = &self.fedavg;
+        let chosen = cohort::choose(sampler, self.seed, self.closed, self.clients, &self.sizes, *asked);
+        let tasks = cohort::deal(*hosting, &chosen, &self.sizes, self.workers);
+        let deadline = deadline_ms.map(|ms| Time(now.0.saturating_add(ms.saturating_mul(1000))));
+        self.open = Some(Open { tasks: tasks.clone(), dropped: BTreeSet::new(), deadline });
+        Some((Step(self.closed), tasks))
+    }
+
+    /// When the open round is over at the latest.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.open.as_ref()?.deadline
+    }
+
+    /// A client will not push in this round.
+    pub(crate) fn dropped(&mut self, client: ClientId, worker: WorkerId, step: Step) {
+        if step == Step(self.closed)
+            && let Some(open) = &mut self.open
+            && open.tasks.contains(&Task { client, worker })
+        {
+            open.dropped.insert(client);
+        }
+    }
+
+    /// With which pushes the open round is to be closed; `None` if it goes on. `complete` are those that every shard has,
+    /// `is_lost` says which workers are away.
+    ///
+    /// A round is over when its cohort is complete, when its deadline has passed, or when nobody is left to wait for; the
+    /// clients of a worker that is away may come back, and are given up only where there is a quorum without them. With
+    /// fewer pushes than the quorum it is abandoned: closed with none.
+    pub(crate) fn verdict(
+        &self,
+        now: Time,
+        mut complete: Vec<Entry>,
+        is_lost: impl Fn(WorkerId) -> bool,
+    ) -> Option<Vec<Entry>> {
+        let open = self.open.as_ref()?;
+        let Fedavg { cohort, quorum, .. } = self.fedavg;
+        if complete.len() >= cohort as usize {
+            complete.truncate(cohort as usize);
+            return Some(complete);
+        }
+        let has_quorum = complete.len() >= quorum as usize;
+        let has_pushed = |client: ClientId| complete.iter().any(|e| e.client == client);
+        let mut missing =
+            open.tasks.iter().filter(|t| !has_pushed(t.client) && !open.dropped.contains(&t.client));
+        let is_over = open.deadline.is_some_and(|deadline| now >= deadline)
+            || missing.clone().next().is_none()
+            || (has_quorum && missing.all(|t| is_lost(t.worker)));
+        match (is_over, has_quorum) {
+            (false, _) => None,
+            (true, true) => Some(complete),
+            (true, false) => Some(Vec::new()),
+        }
+    }
+
+    /// The open round is closed.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+        self.closed += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_common::ids::Sequence;
+    use windlass_common::plan::{Hosting, LocalWork, Sampler, Weights};
+
+    use super::*;
+
+    fn rounds(cohort: u32, asked: u32, quorum: u32, deadline_ms: Option<u64>) -> Rounds {
+        let fedavg = Fedavg {
+            rounds: 2,
+            cohort,
+            asked,
+            quorum,
+            deadline_ms,
+            sampler: Sampler::RoundRobin,
+            weights: Weights::Examples,
+            hosting: Hosting::Fixed,
+            local: LocalWork::default(),
+        };
+        let mut rounds = Rounds {
+            fedavg,
+            seed: 1,
+            clients: 6,
+            sizes: vec![1; 6],
+            workers: 2,
+            open: None,
+            closed: 0,
+            concluded: false,
+        };
+        rounds.open(Time(0)).unwrap();
+        rounds
+    }
+
+    fn pushed(clients: &[u32]) -> Vec<Entry> {
+        let entry = |&c: &u32| Entry { client: ClientId(c), worker: WorkerId(c % 2), sequence: Sequence(0) };
+        clients.iter().map(entry).collect()
+    }
+
+    fn verdict(rounds: &Rounds, now: u64, clients: &[u32]) -> Option<usize> {
+        rounds.verdict(Time(now), pushed(clients), |_| false).map(|cohort| cohort.len())
+    }
+
+    #[test]
+    fn a_round_is_over_with_its_cohort_or_at_its_deadline() {
+        let rounds = rounds(3, 4, 2, Some(5));
+        assert_eq!(verdict(&rounds, 4_999, &[0, 1]), None);
+        assert_eq!(verdict(&rounds, 0, &[0, 1, 3]), Some(3), "the fourth is not waited for");
+        assert_eq!(verdict(&rounds, 5_000, &[0, 1]), Some(2));
+        assert_eq!(verdict(&rounds, 5_000, &[0]), Some(0), "without a quorum it is abandoned");
+        assert_eq!(rounds.deadline(), Some(Time(5_000)));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_who_will_not_push() {
+        let mut rounds = rounds(3, 3, 2, None);
+        rounds.dropped(ClientId(2), WorkerId(0), Step(0));
+        rounds.dropped(ClientId(1), WorkerId(0), Step(0)); // Not its client.
+        rounds.dropped(ClientId(1), WorkerId(1), Step(1)); // Not this round.
+        assert_eq!(verdict(&rounds, 0, &[0]), None);
+        assert_eq!(verdict(&rounds, 0, &[0, 1]), Some(2));
+        rounds.dropped(ClientId(1), WorkerId(1), Step(0));
+        assert_eq!(verdict(&rounds, 0, &[0]), Some(0));
+    }
+
+    #[test]
+    fn who_is_away_is_given_up_only_with_a_quorum() {
+        let rounds = rounds(3, 3, 2, None);
+        let is_lost = |worker| worker == WorkerId(0);
+        assert_eq!(rounds.verdict(Time(0), pushed(&[1]), is_lost), None);
+        assert_eq!(rounds.verdict(Time(0), pushed(&[0, 1]), is_lost).map(|c| c.len()), Some(2));
+    }
+
+    #[test]
+    fn rounds_end_as_planned_or_earlier() {
+        let mut rounds = rounds(3, 3, 3, None);
+        rounds.close();
+        assert_eq!(rounds.open(Time(0)).unwrap().0, Step(1));
+        rounds.conclude();
+        assert!(!rounds.are_over());
+        rounds.close();
+        assert!(rounds.are_over() && !rounds.ended_early());
+        let mut early = self::rounds(3, 3, 3, None);
+        early.conclude();
+        early.close();
+        assert!(early.ended_early() && early.open(Time(0)).is_none());
+    }
+}
