@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{BYTES_MAX, CLASSES_MAX};
+use super::{BYTES_MAX, CLASSES_MAX, GROUPS_MAX};
 
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +60,23 @@ pub enum DataError {
          to be predicted?)", file.display()
     )]
     TooManyClasses { file: PathBuf, line: u64, found: String },
+    #[error("{}: column {column} holds the labels, so it cannot say whose an example is", file.display())]
+    GroupIsLabel { file: PathBuf, column: String },
+    #[error("{} line {line}: column {column} is empty", file.display())]
+    NoGroup { file: PathBuf, line: u64, column: String },
+    #[error(
+        "{} line {line}: {found} is one distinct value of column {column} too many; at most {GROUPS_MAX} clients are \
+         possible", file.display()
+    )]
+    TooManyGroups { file: PathBuf, line: u64, column: String, found: String },
+    #[error(
+        "{} holds IDX files, which have no column {column}; clients by a column need CSV files", folder.display()
+    )]
+    NoColumns { folder: PathBuf, column: String },
     #[error("{} has no column {sought}; its columns are {found}", file.display())]
-    NoLabelColumn { file: PathBuf, sought: String, found: String },
+    NoColumn { file: PathBuf, sought: String, found: String },
     #[error("{} has two columns named {column}", file.display())]
-    TwoLabelColumns { file: PathBuf, column: String },
+    TwoColumns { file: PathBuf, column: String },
     #[error(
         "{} column {position} is {found}, in {} it is {expected}; training and test need the same columns",
         file.display(), train_file.display()
@@ -75,6 +88,12 @@ pub enum DataError {
     Csv { file: PathBuf, reason: String },
     #[error("{} has 1 example; at least 2 are needed to hold one out for the test", file.display())]
     TooFewToHoldOut { file: PathBuf },
+    #[error(
+        "{sought} examples cannot be held out for validation: {} has {found} training examples; {}",
+        source_path.display(),
+        if *found < 2 { "at least 2 are needed".to_owned() } else { format!("1 to {} are possible", found - 1) }
+    )]
+    Validation { sought: u64, found: usize, source_path: PathBuf },
     #[error(
         "model {model} takes {features} features and {classes} classes; the data in {} has {found_features} features \
          and {found_classes} classes", source_path.display()

@@ -4,17 +4,20 @@ mod deal;
 mod error;
 mod evaluate;
 mod idx;
+
 mod source;
+mod split;
 mod stream;
 mod table;
+mod words;
 
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-pub use deal::deal_iid;
 pub use error::DataError;
 pub use evaluate::{check_fit, score};
+pub use deal::deal_iid;
 pub use stream::ExampleStream;
 
 /// Most examples of one part (training or test); their numbers are 32 bits wide.
@@ -23,6 +26,8 @@ pub const EXAMPLES_MAX: u64 = u32::MAX as u64;
 pub const FEATURES_MAX: u64 = 1 << 20;
 /// Most classes.
 pub const CLASSES_MAX: usize = 65_536;
+/// Most distinct values of a column that says whose an example is.
+pub const GROUPS_MAX: usize = 1 << 20;
 /// Most bytes of one file, inflated, and of one part's features in memory (16 GiB).
 pub const BYTES_MAX: u64 = 1 << 34;
 /// The column of a CSV file that holds the labels, unless another is named.
@@ -46,6 +51,17 @@ impl Features {
     }
 }
 
+/// Whose each example is, as a CSV column says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// The column's name.
+    pub column: String,
+    /// For each example the number of its group.
+    pub of_example: Vec<u32>,
+    /// The column's distinct values, sorted; each has an example.
+    pub names: Vec<String>,
+}
+
 /// Examples with their labels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
@@ -53,6 +69,7 @@ pub struct Dataset {
     labels: Vec<u32>,
     feature_count: usize,
     classes: usize,
+    groups: Option<Groups>,
 }
 
 impl Dataset {
@@ -68,7 +85,24 @@ impl Dataset {
             "labels are below the number of classes"
         );
         let feature_count = features.len() / labels.len();
-        Self { features, labels, feature_count, classes }
+        Self { features, labels, feature_count, classes, groups: None }
+    }
+
+    /// The same examples, belonging to these groups.
+    ///
+    /// # Panics
+    /// If not every example has a group that has a name.
+    #[must_use]
+    pub fn with_groups(self, groups: Groups) -> Self {
+        assert_eq!(groups.of_example.len(), self.len(), "every example has a group");
+        let names = groups.names.len();
+        assert!(groups.of_example.iter().all(|&group| (group as usize) < names), "every group has a name");
+        Self { groups: Some(groups), ..self }
+    }
+
+    /// Whose each example is, if a column that says so was loaded; test examples never have it.
+    pub fn groups(&self) -> Option<&Groups> {
+        self.groups.as_ref()
     }
 
     /// Number of examples.
@@ -129,6 +163,13 @@ impl Dataset {
             }
         }
         hash_words(hash, &self.labels, |label| label.to_le_bytes());
+        let Some(groups) = &self.groups else { return };
+        hash.update(b"group");
+        hash_words(hash, &groups.of_example, |group| group.to_le_bytes());
+        for name in &groups.names {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+        }
     }
 }
 
@@ -192,16 +233,35 @@ pub fn load(path: &Path) -> Result<Data, DataError> {
 /// # Errors
 /// Names the file at fault, what was found there and what would be right.
 pub fn load_with_label_column(path: &Path, label_column: &str) -> Result<Data, DataError> {
+    load_with_columns(path, label_column, None)
+}
+
+/// Like [`load_with_label_column`], with a column of CSV files that says whose each training example is.
+///
+/// That column holds words or whole numbers and is not a feature; the training examples get their [`Groups`] from it.
+/// A test file may do without it.
+///
+/// # Errors
+/// Names the file at fault, what was found there and what would be right. IDX files have no such column.
+pub fn load_with_columns(
+    path: &Path,
+    label_column: &str,
+    group_column: Option<&str>,
+) -> Result<Data, DataError> {
     let metadata =
         std::fs::metadata(path).map_err(|source| DataError::NoSuchPath { path: path.to_owned(), source })?;
+    let columns = table::Columns { label: label_column, group: group_column };
     let (train, test) = if !metadata.is_dir() {
-        table::load_one(path, label_column)?
+        table::load_one(path, columns)?
     } else if let Some(files) = idx::find(path)? {
+        if let Some(column) = group_column {
+            return Err(DataError::NoColumns { folder: path.to_owned(), column: column.to_owned() });
+        }
         idx::load(&files)?
     } else {
         let (train, test) = (path.join("train.csv"), path.join("test.csv"));
         match (train.is_file(), test.is_file()) {
-            (true, true) => table::load_pair(&train, &test, label_column)?,
+            (true, true) => table::load_pair(&train, &test, columns)?,
             (true, false) => return Err(DataError::missing("test.csv", path)),
             (false, true) => return Err(DataError::missing("train.csv", path)),
             (false, false) => return Err(DataError::NothingFound { folder: path.to_owned() }),
@@ -265,6 +325,10 @@ mod tests {
             Dataset::new(Features::Bytes(features.to_vec()), labels.to_vec(), classes)
         };
         let floats = |features: &[f32]| Dataset::new(Features::Floats(features.to_vec()), vec![1, 0, 2], 3);
+        let grouped = |groups: &[u32], names: [&str; 2]| {
+            let (column, names) = ("writer".to_owned(), names.map(str::to_owned).to_vec());
+            bytes().with_groups(Groups { column, of_example: groups.to_vec(), names })
+        };
         let mut prints = vec![
             of(bytes(), bytes()),
             of(make(&[0, 51, 255, 1, 2, 4], &[1, 0, 2], 3), bytes()),
@@ -274,11 +338,14 @@ mod tests {
             of(bytes(), make(&[0, 51, 255], &[1, 0, 2], 3)),
             of(floats(&[0.0; 3]), bytes()),
             of(floats(&[0.0, 0.0, -0.0]), bytes()),
+            of(grouped(&[0, 1, 0], ["v", "w"]), bytes()),
+            of(grouped(&[0, 1, 1], ["v", "w"]), bytes()),
+            of(grouped(&[0, 1, 0], ["v", "u"]), bytes()),
         ];
         assert_eq!(prints[0], of(bytes(), bytes()));
         prints.sort_unstable();
         prints.dedup();
-        assert_eq!(prints.len(), 8);
+        assert_eq!(prints.len(), 11);
     }
 
     #[test]
@@ -301,5 +368,8 @@ mod tests {
         assert!(error(folder.path()).starts_with("no test.csv in "));
         std::fs::rename(folder.path().join("train.csv"), folder.path().join("test.csv")).unwrap();
         assert!(error(folder.path()).starts_with("no train.csv in "));
+        let columns =
+            load_with_columns(Path::new(MNIST), LABEL_COLUMN, Some("writer")).unwrap_err().to_string();
+        assert!(columns.contains("mnist holds IDX files, which have no column writer; "), "{columns}");
     }
 }

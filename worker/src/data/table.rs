@@ -1,117 +1,133 @@
 //! Reads data sets from CSV files.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use csv::ByteRecord;
-use windlass_common::rng::{Purpose, Rng};
 
 use super::source::Source;
-use super::{BYTES_MAX, CLASSES_MAX, DataError, Dataset, EXAMPLES_MAX, FEATURES_MAX, Features};
+use super::split::hold_out;
+use super::words::{Refused, Word, Words};
+use super::{
+    BYTES_MAX, CLASSES_MAX, DataError, Dataset, EXAMPLES_MAX, FEATURES_MAX, Features, GROUPS_MAX, Groups,
+};
 
 /// One example in this many is held out for the test, as in MNIST.
 const HOLD_OUT: usize = 6;
-/// The seed of the hold-out. It is fixed, so that every run and every machine is judged by the same examples.
-const HOLD_OUT_SEED: u64 = 0;
 /// Longest piece of a cell that an error quotes, in characters.
 const QUOTE_MAX: usize = 40;
+
+/// The names of the columns that are not features.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Columns<'a> {
+    pub(super) label: &'a str,
+    /// The column that says whose a training example is.
+    pub(super) group: Option<&'a str>,
+}
+
+/// What becomes of the group column.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum GroupUse {
+    /// It must be there, and is read.
+    Read,
+    /// It may be there, and is left out: only training examples have an owner.
+    LeaveOut,
+}
 
 /// Loads training and test examples from two files with the same columns.
 pub(super) fn load_pair(
     train: &Path,
     test: &Path,
-    label_column: &str,
+    columns: Columns<'_>,
 ) -> Result<(Dataset, Dataset), DataError> {
-    let train = Table::open(train, label_column)?;
-    let test = Table::open(test, label_column)?;
+    let train = Table::open(train, columns, GroupUse::Read)?;
+    let test = Table::open(test, columns, GroupUse::LeaveOut)?;
     test.check_columns(&train)?;
-    let classes = train.classes();
-    let unknown = |label: &Label| DataError::UnknownLabel {
+    let classes = train.labels.ranks();
+    let unknown = |label: &Word| DataError::UnknownLabel {
         file: test.file.clone(),
         line: label.first_line,
         found: quote(&label.text),
         train_file: train.file.clone(),
     };
-    let mut test_classes = Vec::with_capacity(test.distinct.len());
-    for label in &test.distinct {
+    let mut test_classes = Vec::with_capacity(test.labels.distinct.len());
+    for label in &test.labels.distinct {
         test_classes.push(*classes.get(label.text.as_str()).ok_or_else(|| unknown(label))?);
     }
-    let train_classes: Vec<u32> = train.distinct.iter().map(|label| classes[label.text.as_str()]).collect();
     let count = classes.len();
+    let train_classes = train.label_classes();
     Ok((train.into_dataset(&train_classes, count), test.into_dataset(&test_classes, count)))
 }
 
 /// Loads one file and holds out a sixth of it, at least one example, for the test.
-pub(super) fn load_one(file: &Path, label_column: &str) -> Result<(Dataset, Dataset), DataError> {
-    let table = Table::open(file, label_column)?;
-    let examples = table.labels.len();
+pub(super) fn load_one(file: &Path, columns: Columns<'_>) -> Result<(Dataset, Dataset), DataError> {
+    let table = Table::open(file, columns, GroupUse::Read)?;
+    let examples = table.labels.of_row.len();
     if examples < 2 {
         return Err(DataError::TooFewToHoldOut { file: file.to_owned() });
     }
-    let classes = table.classes();
-    let count = classes.len();
-    let class_of: Vec<u32> = table.distinct.iter().map(|label| classes[label.text.as_str()]).collect();
-
-    let mut order: Vec<u32> = (0..examples as u32).collect();
-    Rng::new(HOLD_OUT_SEED, Purpose::Partition).shuffle(&mut order);
-    let (test, train) = order.split_at_mut((examples / HOLD_OUT).max(1));
-    test.sort_unstable();
-    train.sort_unstable();
-    let part = |indices: &[u32]| {
-        let width = table.columns.len();
-        let rows = indices.iter().flat_map(|&i| &table.values[i as usize * width..][..width]);
-        let labels = indices.iter().map(|&i| class_of[table.labels[i as usize] as usize]).collect();
-        Dataset::new(Features::Floats(rows.copied().collect()), labels, count)
-    };
-    Ok((part(train), part(test)))
+    let (class_of, count) = (table.label_classes(), table.labels.distinct.len());
+    let whole = table.into_dataset(&class_of, count);
+    let (held, rest) = hold_out(examples as u32, (examples / HOLD_OUT).max(1));
+    let mut test = whole.subset(&held);
+    test.groups = None;
+    Ok((whole.subset(&rest), test))
 }
 
-/// One CSV file, its labels numbered in the order of their first appearance.
+/// One CSV file.
 #[derive(Debug)]
 struct Table {
     file: PathBuf,
-    /// Names of all columns but the label.
+    /// Names of the features' columns.
     columns: Vec<String>,
     /// Row by row.
     values: Vec<f32>,
-    /// For each row a place in `distinct`.
-    labels: Vec<u32>,
-    distinct: Vec<Label>,
-}
-
-#[derive(Debug)]
-struct Label {
-    text: String,
-    first_line: u64,
+    labels: Words,
+    /// The name and the words of the group column.
+    groups: Option<(String, Words)>,
 }
 
 impl Table {
-    fn open(file: &Path, label_column: &str) -> Result<Self, DataError> {
-        Self::read(file, Source::open(file)?, label_column)
+    fn open(file: &Path, columns: Columns<'_>, group_use: GroupUse) -> Result<Self, DataError> {
+        Self::read(file, Source::open(file)?, columns, group_use)
     }
 
-    fn read(file: &Path, source: Source<'_>, label_column: &str) -> Result<Self, DataError> {
+    fn read(
+        file: &Path,
+        source: Source<'_>,
+        columns: Columns<'_>,
+        group_use: GroupUse,
+    ) -> Result<Self, DataError> {
         let not_csv = |error: csv::Error| csv_error(file, error);
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(source.into_reader());
         let header = reader.headers().map_err(not_csv)?.clone();
-        let label_place = find_label(file, &header, label_column)?;
-        let mut columns: Vec<String> = header.iter().map(str::to_owned).collect();
-        columns.remove(label_place);
-        if columns.is_empty() {
-            return Err(DataError::Empty { file: file.to_owned(), what: "columns beside the labels" });
+        let label_place = find_column(file, &header, columns.label)?;
+        let group_place = find_group(file, &header, columns, group_use)?;
+        let is_feature = |place: usize| place != label_place && Some(place) != group_place;
+        let features = header.iter().enumerate().filter(|&(place, _)| is_feature(place));
+        let mut table = Self {
+            file: file.to_owned(),
+            columns: features.map(|(_, name)| name.to_owned()).collect(),
+            values: vec![],
+            labels: Words::default(),
+            groups: columns
+                .group
+                .filter(|_| group_use == GroupUse::Read)
+                .map(|n| (n.to_owned(), Words::default())),
+        };
+        if table.columns.is_empty() {
+            let what = "columns beside the labels";
+            let what = if group_place.is_some() { "columns beside the labels and the clients" } else { what };
+            return Err(DataError::Empty { file: file.to_owned(), what });
         }
         let too_many = |what, found, limit| DataError::TooMany { file: file.to_owned(), what, found, limit };
-        if columns.len() as u64 > FEATURES_MAX {
-            return Err(too_many("columns", columns.len() as u64, FEATURES_MAX));
+        if table.columns.len() as u64 > FEATURES_MAX {
+            return Err(too_many("columns", table.columns.len() as u64, FEATURES_MAX));
         }
 
-        let mut table =
-            Self { file: file.to_owned(), columns, values: vec![], labels: vec![], distinct: vec![] };
-        let mut numbers = HashMap::new();
         let mut record = ByteRecord::new();
         while reader.read_byte_record(&mut record).map_err(not_csv)? {
             let line = record.position().map_or(0, csv::Position::line);
-            let examples = table.labels.len() as u64 + 1;
+            let examples = table.labels.of_row.len() as u64 + 1;
             if examples > EXAMPLES_MAX {
                 return Err(too_many("examples", examples, EXAMPLES_MAX));
             }
@@ -120,7 +136,9 @@ impl Table {
             }
             for (place, cell) in record.iter().enumerate() {
                 if place == label_place {
-                    table.add_label(&mut numbers, cell, line)?;
+                    table.add_label(cell, line)?;
+                } else if Some(place) == group_place {
+                    table.add_group(cell, line)?;
                 } else {
                     let value = number(cell).ok_or_else(|| DataError::Cell {
                         file: file.to_owned(),
@@ -132,45 +150,37 @@ impl Table {
                 }
             }
         }
-        if table.labels.is_empty() {
+        if table.labels.of_row.is_empty() {
             return Err(DataError::Empty { file: file.to_owned(), what: "examples" });
         }
         Ok(table)
     }
 
-    fn add_label(
-        &mut self,
-        numbers: &mut HashMap<Vec<u8>, u32>,
-        cell: &[u8],
-        line: u64,
-    ) -> Result<(), DataError> {
-        let cell = cell.trim_ascii();
-        if let Some(&known) = numbers.get(cell) {
-            self.labels.push(known);
-            return Ok(());
-        }
-        if cell.is_empty() {
-            return Err(DataError::NoLabel { file: self.file.clone(), line });
-        }
-        let text = String::from_utf8_lossy(cell).into_owned();
-        if self.distinct.len() == CLASSES_MAX {
-            return Err(DataError::TooManyClasses { file: self.file.clone(), line, found: quote(&text) });
-        }
-        let new = self.distinct.len() as u32;
-        numbers.insert(cell.to_owned(), new);
-        self.labels.push(new);
-        self.distinct.push(Label { text, first_line: line });
-        Ok(())
+    fn add_label(&mut self, cell: &[u8], line: u64) -> Result<(), DataError> {
+        let file = || self.file.clone();
+        self.labels.add(cell, line, CLASSES_MAX).map_err(|refused| match refused {
+            Refused::Empty => DataError::NoLabel { file: file(), line },
+            Refused::TooMany { text } => {
+                DataError::TooManyClasses { file: file(), line, found: quote(&text) }
+            }
+        })
     }
 
-    /// The class of each label: its place among all of them, sorted as whole numbers if all are such, else as words.
-    fn classes(&self) -> HashMap<String, u32> {
-        let mut sorted: Vec<&str> = self.distinct.iter().map(|label| label.text.as_str()).collect();
-        sorted.sort_unstable();
-        if sorted.iter().all(|text| text.parse::<i64>().is_ok()) {
-            sorted.sort_by_key(|text| text.parse::<i64>().unwrap_or(0));
-        }
-        sorted.iter().enumerate().map(|(class, &text)| (text.to_owned(), class as u32)).collect()
+    fn add_group(&mut self, cell: &[u8], line: u64) -> Result<(), DataError> {
+        let Some((column, groups)) = &mut self.groups else { return Ok(()) };
+        let (file, quoted) = (|| self.file.clone(), || quote(column));
+        groups.add(cell, line, GROUPS_MAX).map_err(|refused| match refused {
+            Refused::Empty => DataError::NoGroup { file: file(), line, column: quoted() },
+            Refused::TooMany { text } => {
+                DataError::TooManyGroups { file: file(), line, column: quoted(), found: quote(&text) }
+            }
+        })
+    }
+
+    /// The class of each distinct label: its place among all of them, sorted.
+    fn label_classes(&self) -> Vec<u32> {
+        let classes = self.labels.ranks();
+        self.labels.distinct.iter().map(|label| classes[label.text.as_str()]).collect()
     }
 
     fn check_columns(&self, train: &Self) -> Result<(), DataError> {
@@ -195,24 +205,46 @@ impl Table {
     }
 
     fn into_dataset(self, class_of: &[u32], classes: usize) -> Dataset {
-        let labels = self.labels.iter().map(|&label| class_of[label as usize]).collect();
-        Dataset::new(Features::Floats(self.values), labels, classes)
+        let labels = self.labels.of_row.iter().map(|&label| class_of[label as usize]).collect();
+        let dataset = Dataset::new(Features::Floats(self.values), labels, classes);
+        let Some((column, words)) = self.groups else { return dataset };
+        let ranks = words.ranks();
+        let group_of: Vec<u32> = words.distinct.iter().map(|word| ranks[word.text.as_str()]).collect();
+        dataset.with_groups(Groups {
+            column,
+            of_example: words.of_row.iter().map(|&word| group_of[word as usize]).collect(),
+            names: words.sorted().into_iter().map(str::to_owned).collect(),
+        })
     }
 }
 
-fn find_label(file: &Path, header: &csv::StringRecord, label_column: &str) -> Result<usize, DataError> {
-    let mut places = header.iter().enumerate().filter(|(_, name)| *name == label_column);
+fn find_group(
+    file: &Path,
+    header: &csv::StringRecord,
+    columns: Columns<'_>,
+    group_use: GroupUse,
+) -> Result<Option<usize>, DataError> {
+    let Some(group) = columns.group else { return Ok(None) };
+    if group == columns.label {
+        return Err(DataError::GroupIsLabel { file: file.to_owned(), column: group.to_owned() });
+    }
+    if group_use == GroupUse::LeaveOut && header.iter().all(|name| name != group) {
+        return Ok(None);
+    }
+    find_column(file, header, group).map(Some)
+}
+
+fn find_column(file: &Path, header: &csv::StringRecord, sought: &str) -> Result<usize, DataError> {
+    let mut places = header.iter().enumerate().filter(|(_, name)| *name == sought);
     match (places.next(), places.next()) {
         (Some((place, _)), None) => Ok(place),
-        (Some(_), Some(_)) => {
-            Err(DataError::TwoLabelColumns { file: file.to_owned(), column: label_column.to_owned() })
-        }
+        (Some(_), Some(_)) => Err(DataError::TwoColumns { file: file.to_owned(), column: sought.to_owned() }),
         (None, _) if header.is_empty() => Err(DataError::Empty { file: file.to_owned(), what: "header row" }),
         (None, _) => {
             let first: Vec<String> = header.iter().take(8).map(quote).collect();
             let more = if header.len() > first.len() { " and more" } else { "" };
             let found = format!("{}{more}", first.join(", "));
-            Err(DataError::NoLabelColumn { file: file.to_owned(), sought: label_column.to_owned(), found })
+            Err(DataError::NoColumn { file: file.to_owned(), sought: sought.to_owned(), found })
         }
     }
 }
@@ -253,9 +285,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LABEL: Columns<'_> = Columns { label: "label", group: None };
+    const WRITER: Columns<'_> = Columns { label: "label", group: Some("writer") };
+
     fn read(text: impl AsRef<[u8]>) -> Result<Table, DataError> {
+        read_columns(text, LABEL)
+    }
+
+    fn read_columns(text: impl AsRef<[u8]>, columns: Columns<'_>) -> Result<Table, DataError> {
         let (name, bytes) = (Path::new("some.csv"), text.as_ref());
-        Table::read(name, Source::new(name, bytes, bytes.len() as u64)?, "label")
+        Table::read(name, Source::new(name, bytes, bytes.len() as u64)?, columns, GroupUse::Read)
     }
 
     fn error(text: impl AsRef<[u8]>) -> String {
@@ -273,17 +312,9 @@ mod tests {
         let table = read("\u{feff}a, label ,\"b\"\n1, dog ,-2.5e1\r\n3,cat,4\n5,dog,\"6\"\n").unwrap();
         assert_eq!(table.columns, ["a", "b"]);
         assert_eq!(table.values, [1.0, -25.0, 3.0, 4.0, 5.0, 6.0]);
-        let classes = table.classes();
+        let classes = table.labels.ranks();
         assert_eq!((classes["cat"], classes["dog"], classes.len()), (0, 1, 2));
         assert_eq!(table.into_dataset(&[1, 0], 2).labels(), [1, 0, 1]);
-    }
-
-    #[test]
-    fn whole_numbers_are_sorted_as_numbers() {
-        let classes = read("label,a\n10,0\n9,0\n-1,0\n").unwrap().classes();
-        assert_eq!((classes["-1"], classes["9"], classes["10"]), (0, 1, 2));
-        let classes = read("label,a\n10,0\n9,0\nx,0\n").unwrap().classes();
-        assert_eq!((classes["10"], classes["9"], classes["x"]), (0, 1, 2));
     }
 
     #[test]
@@ -323,7 +354,7 @@ mod tests {
     fn training_and_test_share_columns_and_classes() {
         let folder = tempfile::tempdir().unwrap();
         let train = write(folder.path(), "train.csv", "a,b,label\n1,2,x\n3,4,z\n5,6,y\n");
-        let load = |text| load_pair(&train, &write(folder.path(), "test.csv", text), "label");
+        let load = |text| load_pair(&train, &write(folder.path(), "test.csv", text), LABEL);
         let (train_set, test_set) = load("label,a,b\nz,1,2\nx,3,4\n").unwrap();
         assert_eq!((train_set.labels(), test_set.labels()), (&[0, 2, 1][..], &[2, 0][..]));
         assert_eq!((train_set.classes(), test_set.classes()), (3, 3));
@@ -339,7 +370,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let rows: String = (0..60).map(|i| format!("{i},{}\n", i % 3)).collect();
         let file = write(folder.path(), "data.csv", &format!("a,class\n{rows}"));
-        let (train, test) = load_one(&file, "class").unwrap();
+        let (train, test) = load_one(&file, Columns { label: "class", group: None }).unwrap();
         assert_eq!((train.len(), test.len()), (50, 10));
         let values = |dataset: &Dataset| {
             let (mut features, mut labels) = (vec![], vec![]);
@@ -352,20 +383,59 @@ mod tests {
         let mut all = [values(&train), values(&test)].concat();
         all.sort_by(f32::total_cmp);
         assert_eq!(all, (0..60).map(|i| i as f32).collect::<Vec<_>>());
-        assert_eq!(load_one(&file, "class").unwrap(), (train, test));
+        assert_eq!(load_one(&file, Columns { label: "class", group: None }).unwrap(), (train, test));
 
         let two = write(folder.path(), "two.csv", "a,label\n1,0\n2,1\n");
-        let (train, test) = load_one(&two, "label").unwrap();
+        let (train, test) = load_one(&two, LABEL).unwrap();
         assert_eq!((train.len(), test.len()), (1, 1));
         let one = write(folder.path(), "one.csv", "a,label\n1,0\n");
-        assert!(load_one(&one, "label").unwrap_err().to_string().contains("at least 2"));
+        assert!(load_one(&one, LABEL).unwrap_err().to_string().contains("at least 2"));
+    }
+
+    #[test]
+    fn a_group_column_is_read_and_is_no_feature() {
+        let table = read_columns("writer,a,label,b\n10,1,x,2\n 9 ,3,y,4\n10,5,x,6\n", WRITER).unwrap();
+        assert_eq!((&table.columns[..], table.values.len()), (&["a".to_owned(), "b".into()][..], 6));
+        let dataset = table.into_dataset(&[0, 1], 2);
+        let groups = dataset.groups().unwrap();
+        assert_eq!((groups.column.as_str(), &groups.of_example[..]), ("writer", &[1, 0, 1][..]));
+        assert_eq!(groups.names, ["9", "10"]);
+
+        let error = |text, columns| read_columns(text, columns).unwrap_err().to_string();
+        assert_eq!(error("a,label\n", WRITER), "some.csv has no column writer; its columns are a, label");
+        assert_eq!(error("writer,a,label\n ,1,x\n", WRITER), "some.csv line 2: column writer is empty");
+        assert_eq!(
+            error("writer,label\n", WRITER),
+            "some.csv holds no columns beside the labels and the clients"
+        );
+        let same = Columns { label: "label", group: Some("label") };
+        assert_eq!(
+            error("a,label\n", same),
+            "some.csv: column label holds the labels, so it cannot say whose an example is"
+        );
+    }
+
+    #[test]
+    fn only_training_examples_have_groups() {
+        let folder = tempfile::tempdir().unwrap();
+        let train = write(folder.path(), "train.csv", "a,writer,label\n1,w,x\n3,v,y\n");
+        for text in ["a,label\n1,x\n", "writer,a,label\nu,1,x\n"] {
+            let test = write(folder.path(), "test.csv", text);
+            let (train_set, test_set) = load_pair(&train, &test, WRITER).unwrap();
+            assert_eq!(train_set.groups().unwrap().of_example, [1, 0]);
+            assert_eq!((test_set.groups(), test_set.feature_count()), (None, 1));
+        }
+        let rows: String = (0..12).map(|i| format!("{i},w{i},x\n")).collect();
+        let one = write(folder.path(), "one.csv", &format!("a,writer,label\n{rows}"));
+        let (train_set, test_set) = load_one(&one, WRITER).unwrap();
+        assert_eq!((train_set.groups().unwrap().names.len(), test_set.groups()), (10, None));
     }
 
     proptest! {
         #[test]
         fn any_text_is_an_error_or_a_table(text in "[a-c,\"\n0-9.-]{0,60}") {
             if let Ok(table) = read(format!("a,label,b\n{text}")) {
-                prop_assert_eq!(table.values.len(), 2 * table.labels.len());
+                prop_assert_eq!(table.values.len(), 2 * table.labels.of_row.len());
             }
         }
 
