@@ -33,12 +33,7 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
             join_deadline_s: 30,
             rejoin_deadline_s: 30,
         },
-        training: Training {
-            batch: 1,
-            passes: 1.0,
-            compute_threads: 1,
-            evaluate_every_examples: i64::MAX as u64,
-        },
+        training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: i64::MAX as u64 },
         optimizer: "sgd".parse()?,
         schedule: Schedule { rate: 1e-6, warm_up: 0.0, shape: Shape::Constant },
         data: Data {

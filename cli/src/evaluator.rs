@@ -19,6 +19,10 @@ use crate::judge::Judge;
 pub(crate) struct Evaluation {
     /// Examples applied; where shards differ, on the one that has least.
     pub(crate) examples: u64,
+    /// Pushes settled; where shards differ, on the one that has least.
+    pub(crate) pushes: u64,
+    /// When the values were made, in microseconds since 1970; where shards differ, on the last.
+    pub(crate) at_us: u64,
     /// Optimizer steps applied, where all shards show one and the same.
     pub(crate) step: Option<u64>,
     /// Share of the test examples that were recognised, 0 to 1.
@@ -34,6 +38,8 @@ impl Evaluation {
         let common = plan.mode.has_common_steps();
         Self {
             examples,
+            pushes: 0,
+            at_us: 0,
             step: common.then_some(step),
             accuracy: score.accuracy(),
             loss: score.loss(),
@@ -68,7 +74,7 @@ pub(crate) struct Evaluator {
 }
 
 impl Evaluator {
-    /// Starts scoring the snapshots of a run, from the first after the beginning. Must be called on the runtime.
+    /// Starts scoring the snapshots of a run, from the initial values on. Must be called on the runtime.
     ///
     /// It fetches a snapshot over its own connection and computes on one thread, so that training waits for nothing.
     ///
@@ -81,21 +87,27 @@ impl Evaluator {
         let work = move || {
             let mut last = None;
             let mut values = Vec::new();
-            // Point 0 is the model before the first step, of which there is nothing to say.
-            let mut point = 1;
+            // Point 0 is the model before the first step.
+            let mut point = 0;
             loop {
                 let pulled = handle.block_on(reader.pull(point, &mut values));
                 let (judged, next) = match pulled {
-                    Ok(SnapshotSeen::Values { step, examples_min, .. }) => match judge.score(&values, 1) {
-                        Ok(score) => {
-                            let evaluation = Evaluation::new(&plan, examples_min.0, step.0, &score);
-                            last = Some(Last { values: std::mem::take(&mut values), score });
-                            (Judged::Evaluated(evaluation), Some(point + 1))
+                    Ok(SnapshotSeen::Values { step, examples_min, pushes_min, at_us, .. }) => {
+                        match judge.score(&values, 1) {
+                            Ok(score) => {
+                                let evaluation = Evaluation {
+                                    pushes: pushes_min,
+                                    at_us,
+                                    ..Evaluation::new(&plan, examples_min.0, step.0, &score)
+                                };
+                                last = Some(Last { values: std::mem::take(&mut values), score });
+                                (Judged::Evaluated(evaluation), Some(point + 1))
+                            }
+                            Err(error) => (Judged::Failed(error.to_string()), None),
                         }
-                        Err(error) => (Judged::Failed(error.to_string()), None),
-                    },
+                    }
                     Ok(SnapshotSeen::Skipped { next: Some(next) }) => {
-                        let examples = point.saturating_mul(plan.training.evaluate_every_examples);
+                        let examples = point.saturating_mul(plan.training.evaluate_every);
                         (Judged::Skipped { examples }, Some(next.max(point + 1)))
                     }
                     Ok(SnapshotSeen::Skipped { next: None }) => return last,

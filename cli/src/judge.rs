@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fmt, thread};
 
-use windlass_worker::data::Dataset;
+use windlass_worker::data::{Data, Dataset};
 use windlass_worker::models::{Batch, Model, ModelError, Score, by_name};
+
+use crate::problem::Dealing;
 
 /// Examples that are scored at once; their scores are added up in order, whoever computed them.
 const CHUNK: usize = 250;
@@ -13,6 +15,8 @@ const CHUNK: usize = 250;
 pub(crate) struct Judge {
     model: String,
     test: Dataset,
+    train: Dataset,
+    dealing: Option<Dealing>,
 }
 
 impl fmt::Debug for Judge {
@@ -22,8 +26,29 @@ impl fmt::Debug for Judge {
 }
 
 impl Judge {
-    pub(crate) fn new(model: String, test: Dataset) -> Self {
-        Self { model, test }
+    pub(crate) fn new(model: String, data: Data, dealing: Option<Dealing>) -> Self {
+        Self { model, test: data.test, train: data.train, dealing }
+    }
+
+    /// Who has which of the training data, where that is known here.
+    pub(crate) fn dealing(&self) -> Option<&Dealing> {
+        self.dealing.as_ref()
+    }
+
+    /// The score of these values on the held-out examples of each client; none for a client that holds none out.
+    ///
+    /// # Errors
+    /// If the model cannot be made.
+    pub(crate) fn score_clients(&self, values: &[f32]) -> Result<Vec<Option<Score>>, ModelError> {
+        let mut model = by_name(&self.model)?;
+        let (mut features, mut labels) = (Vec::new(), Vec::new());
+        let held = self.dealing.iter().flat_map(|dealing| &dealing.held);
+        let score = |examples: &Vec<u32>| {
+            self.train.gather(examples, &mut features, &mut labels);
+            let is_judged = !examples.is_empty();
+            is_judged.then(|| model.score(values, Batch::new(&features, &labels)))
+        };
+        Ok(held.map(score).collect())
     }
 
     /// The score of these values, laid end to end, on all of the test data.
@@ -87,7 +112,8 @@ mod tests {
     fn the_score_is_the_same_for_any_number_of_threads() {
         let features = (0..3 * 1_111).map(|i| (i as f32 * 0.37).sin()).collect();
         let test = Dataset::new(Features::Floats(features), (0..1_111).map(|i| i % 4).collect(), 4);
-        let judge = Judge::new("mlp:3-4".into(), test);
+        let data = Data { train: test.clone(), test, source: "here".into() };
+        let judge = Judge::new("mlp:3-4".into(), data, None);
         let values: Vec<f32> = (0..16).map(|i| (i as f32).cos()).collect();
         let alone = judge.score(&values, 1).unwrap();
         assert_eq!(alone.examples, 1_111);

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use windlass_common::exit::Exit;
-use windlass_common::plan::{Data, Model, Plan};
+use windlass_common::plan::{Data, Model, Partition, Plan};
+use windlass_worker::data::partition::ClassTable;
 use windlass_worker::data::{self, check_fit};
 use windlass_worker::models::by_name;
 
@@ -24,6 +25,8 @@ pub(crate) struct Problem {
     pub(crate) data: Data,
     /// None for a model that is not built in.
     pub(crate) judge: Option<Judge>,
+    /// The number of each client's examples; empty where they are not known.
+    pub(crate) sizes: Vec<u32>,
 }
 
 /// Whether the model can be computed here.
@@ -31,43 +34,93 @@ pub(crate) fn is_built_in(model: &str) -> bool {
     by_name(model).is_ok()
 }
 
-/// What the flags name.
+/// What the flags name, dealt as the plan says, which holds all else that flags say.
 ///
 /// # Errors
-/// If there is no such model or data, or they do not fit each other.
-pub(crate) fn of_flags(source: &SourceFlags) -> Outcome<Problem> {
+/// If there is no such model or data, they do not fit each other, or they cannot be dealt so.
+pub(crate) fn of_flags(source: &SourceFlags, plan: &Plan) -> Outcome<Problem> {
     let recipe = &source.recipe;
     if let (Some(examples), false) = (recipe.examples, recipe.variables.is_empty()) {
         let data = Data {
             path: source.data.as_deref().map_or_else(|| Ok(String::new()), text_of)?,
             label_column: recipe.label_column.clone(),
+            validation: 0,
             train_examples: examples,
             fingerprint: String::new(),
         };
         let variables = recipe.variables.iter().map(|v| v.0.clone()).collect();
-        return Ok(Problem { model: Model { name: OWN_MODEL.to_owned(), variables }, data, judge: None });
+        return Ok(Problem {
+            model: Model { name: OWN_MODEL.to_owned(), variables },
+            data,
+            judge: None,
+            sizes: Vec::new(),
+        });
     }
     let model = by_name(&recipe.model).or_fail(Exit::Usage, "--model")?;
     let usual = || std::env::var_os(DATA_VARIABLE).map_or_else(|| DATA_PATH.into(), PathBuf::from);
     let path = source.data.clone().unwrap_or_else(usual);
-    let loaded = load(&path, &recipe.label_column)?;
+    let loaded = load(&path, plan)?;
     check_fit(&recipe.model, model.input(), &loaded).or_exit(Exit::Input)?;
     let train_examples = loaded.train.len() as u64;
-    if u64::from(recipe.workers) > train_examples {
+    if u64::from(plan.clients.count) > train_examples {
+        let flag = if recipe.clients.clients.is_some() { "--clients" } else { "--workers" };
         return Err(Failure::usage(format!(
-            "--workers is {}; {} has {train_examples} training examples, and each worker needs one",
-            recipe.workers,
+            "{flag} is {}; {} has {train_examples} training examples, and each needs one",
+            plan.clients.count,
             path.display()
         )));
     }
+    let fingerprint = match plan.clients.partition {
+        // Each worker has its own.
+        Partition::Own => String::new(),
+        _ => format!("{:016x}", loaded.fingerprint()),
+    };
     let data = Data {
         path: text_of(&path)?,
         label_column: recipe.label_column.clone(),
+        validation: plan.data.validation,
         train_examples,
-        fingerprint: format!("{:016x}", loaded.fingerprint()),
+        fingerprint,
     };
-    let judge = Some(Judge::new(recipe.model.clone(), loaded.test));
-    Ok(Problem { model: Model { name: recipe.model.clone(), variables: model.variables() }, data, judge })
+    let dealing = dealing(plan, &loaded)?;
+    let sizes = dealing.as_ref().map_or_else(Vec::new, Dealing::sizes);
+    let data = Data { train_examples: dealing.as_ref().map_or(train_examples, Dealing::examples), ..data };
+    let judge = Some(Judge::new(recipe.model.clone(), loaded, dealing));
+    Ok(Problem {
+        model: Model { name: recipe.model.clone(), variables: model.variables() },
+        data,
+        judge,
+        sizes,
+    })
+}
+
+/// Who has which of the data; `None` where each worker has its own.
+fn dealing(plan: &Plan, loaded: &data::Data) -> Outcome<Option<Dealing>> {
+    if plan.clients.partition == Partition::Own {
+        return Ok(None);
+    }
+    let (dealt, held) = data::dealt(plan, loaded).or_exit(Exit::Usage)?;
+    let table = ClassTable::new(&dealt, loaded.train.labels(), loaded.train.classes());
+    Ok(Some(Dealing { table, held }))
+}
+
+/// Who has which of the data.
+#[derive(Debug)]
+pub(crate) struct Dealing {
+    /// Clients by class.
+    pub(crate) table: ClassTable,
+    /// For each client the training examples that it is judged by.
+    pub(crate) held: Vec<Vec<u32>>,
+}
+
+impl Dealing {
+    fn sizes(&self) -> Vec<u32> {
+        self.table.sizes().iter().map(|&size| u32::try_from(size).unwrap_or(u32::MAX)).collect()
+    }
+
+    fn examples(&self) -> u64 {
+        self.table.sizes().iter().sum()
+    }
 }
 
 /// What is needed to score the model of a stored plan, with its own data or the same elsewhere.
@@ -77,7 +130,7 @@ pub(crate) fn of_flags(source: &SourceFlags) -> Outcome<Problem> {
 pub(crate) fn of_plan(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<Judge> {
     let loaded = load_for(plan, elsewhere)?;
     let fingerprint = format!("{:016x}", loaded.fingerprint());
-    if fingerprint != plan.data.fingerprint {
+    if !plan.data.fingerprint.is_empty() && fingerprint != plan.data.fingerprint {
         return Err(Failure::new(
             Exit::Input,
             format!(
@@ -108,7 +161,8 @@ fn judge(plan: &Plan, loaded: data::Data) -> Outcome<Judge> {
         return Err(Failure::new(Exit::Input, sentence));
     }
     check_fit(&plan.model.name, model.input(), &loaded).or_exit(Exit::Input)?;
-    Ok(Judge::new(plan.model.name.clone(), loaded.test))
+    let dealing = dealing(plan, &loaded)?;
+    Ok(Judge::new(plan.model.name.clone(), loaded, dealing))
 }
 
 fn load_for(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<data::Data> {
@@ -120,11 +174,11 @@ fn load_for(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<data::Data> {
         );
         return Err(Failure::new(Exit::Input, sentence));
     }
-    load(path, &plan.data.label_column)
+    load(path, plan)
 }
 
-fn load(path: &Path, label_column: &str) -> Outcome<data::Data> {
-    data::load_with_label_column(path, label_column).or_exit(Exit::Input)
+fn load(path: &Path, plan: &Plan) -> Outcome<data::Data> {
+    data::load_for(plan, path).or_exit(Exit::Input)
 }
 
 /// A path as text for the plan, which holds nothing else.
@@ -157,7 +211,7 @@ pub(crate) mod tests {
                 join_deadline_s: 60,
                 rejoin_deadline_s: 30,
             },
-            training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every_examples: 600 },
+            training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every: 600 },
             optimizer: Optimizer::default(),
             schedule: Default::default(),
             data: Data {

@@ -1,14 +1,18 @@
 //! Makes a checked plan out of flags or of a stored plan.
 
+mod federated;
+
 use std::path::Path;
 
 use windlass_common::exit::Exit;
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{Cluster, Data, FORMAT, Mode, Model, Plan, TEXT_BYTES_MAX, Training};
-use windlass_common::schedule::Schedule;
+use windlass_common::plan::{
+    Cluster, Data, FORMAT, Fedavg, Goal, Mode, Model, Plan, TEXT_BYTES_MAX, Training,
+};
+use windlass_common::schedule::{Schedule, Shape};
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{Bound, ModeName, RecipeFlags, SourceFlags};
+use crate::flags::{BatchFlag, Bound, ModeName, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::problem::{self, Problem};
 
@@ -16,6 +20,10 @@ use crate::problem::{self, Problem};
 const STALENESS: u64 = 4;
 /// In sync the rate grows with the gradients averaged per step, up to this many times.
 const RATE_TIMES_MAX: u32 = 4;
+/// Examples per worker and step, unless another number is given.
+const BATCH: u32 = 64;
+/// Passes over the data, unless another number is given.
+const PASSES: f64 = 8.0;
 
 /// The plan that the flags mean, under this name, and what is needed to score its model. The data is loaded here.
 ///
@@ -24,11 +32,20 @@ const RATE_TIMES_MAX: u32 = 4;
 pub(crate) fn prepare(source: &SourceFlags, name: &str) -> Outcome<(Plan, Option<Judge>)> {
     let Some(file) = &source.plan else {
         let mut plan = plan_of(&source.recipe, name)?;
-        let Problem { model, data, judge } = problem::of_flags(source)?;
-        if source.recipe.evaluate_every.is_none() {
-            plan.training.evaluate_every_examples = data.train_examples;
+        let Problem { model, data, judge, sizes } = problem::of_flags(source, &plan)?;
+        (plan.model, plan.data, plan.clients.sizes) = (model, data, sizes);
+        if let Mode::Fedavg(fedavg) = &plan.mode
+            && source.recipe.federated.rounds.is_none()
+        {
+            let rounds = federated::rounds(&plan, fedavg);
+            plan.mode = Mode::Fedavg(Fedavg { rounds, ..fedavg.clone() });
         }
-        (plan.model, plan.data) = (model, data);
+        if source.recipe.evaluate_every.is_none() {
+            plan.training.evaluate_every = match plan.goal() {
+                Goal::Examples(_) => plan.data.train_examples,
+                Goal::Rounds(_) => 1,
+            };
+        }
         plan.check().or_exit(Exit::Usage)?;
         return Ok((plan, judge));
     };
@@ -69,11 +86,7 @@ pub(crate) fn read(file: &Path) -> Outcome<Plan> {
 /// The name of a run that has none: its model and mode.
 pub(crate) fn base_name(recipe: &RecipeFlags) -> String {
     let model = if recipe.variables.is_empty() { recipe.model.as_str() } else { problem::OWN_MODEL };
-    let mode = match recipe.mode {
-        ModeName::Sync => "sync",
-        ModeName::Async => "async",
-        ModeName::Ssp => "ssp",
-    };
+    let mode = recipe.mode.name();
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
     format!("{}-{mode}", model.chars().take(100).map(plain).collect::<String>())
 }
@@ -83,6 +96,7 @@ pub(crate) fn base_name(recipe: &RecipeFlags) -> String {
 fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
     let mode = mode(recipe)?;
     let optimizer = optimizer(recipe)?;
+    let is_federated = recipe.mode.is_federated();
     let rate = recipe.rate.unwrap_or_else(|| default_rate(&optimizer, &mode, recipe.workers));
     let variable =
         windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
@@ -99,17 +113,28 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
             join_deadline_s: recipe.join_deadline,
             rejoin_deadline_s: recipe.rejoin_deadline,
         },
+        clients: federated::clients(recipe),
+        heterogeneity: federated::heterogeneity(recipe),
         training: Training {
-            batch: recipe.batch,
-            passes: recipe.passes,
+            batch: recipe.batch.and_then(|BatchFlag(batch)| batch).unwrap_or(BATCH),
+            passes: recipe.passes.unwrap_or(PASSES),
             compute_threads: recipe.compute_threads,
-            evaluate_every_examples: recipe.evaluate_every.unwrap_or(1),
+            evaluate_every: recipe.evaluate_every.unwrap_or(1),
         },
         optimizer,
-        schedule: Schedule { rate, warm_up: recipe.warm_up, shape: recipe.schedule.clone() },
+        schedule: Schedule {
+            rate,
+            warm_up: recipe.warm_up.unwrap_or(if is_federated { 0.0 } else { Schedule::default().warm_up }),
+            shape: recipe.schedule.clone().unwrap_or(if is_federated {
+                Shape::Constant
+            } else {
+                Shape::default()
+            }),
+        },
         data: Data {
             path: String::new(),
             label_column: recipe.label_column.clone(),
+            validation: recipe.clients.validation,
             train_examples: 1,
             fingerprint: String::new(),
         },
@@ -133,10 +158,14 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
              leave it out, or train with --mode sync",
         ));
     }
-    if recipe.staleness_rate.is_some() && name == ModeName::Sync {
-        return Err(Failure::usage(
-            "--staleness-rate is for --mode async and ssp; in sync no gradient is stale: leave it out",
-        ));
+    if recipe.staleness_rate.is_some() && matches!(name, ModeName::Sync | ModeName::Fedavg) {
+        return Err(Failure::usage(format!(
+            "--staleness-rate is for modes in which a push can be stale; in {} none is: leave it out",
+            name.name()
+        )));
+    }
+    if let Some(mode) = federated::mode(recipe, scaling)? {
+        return Ok(mode);
     }
     Ok(match name {
         ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
@@ -145,6 +174,7 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
             let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
             Mode::Ssp { staleness, scaling }
         }
+        _ => unreachable!("the others have been made"),
     })
 }
 
@@ -188,7 +218,10 @@ fn decay_of(optimizer: &mut Optimizer) -> Option<&mut f64> {
 fn default_rate(optimizer: &Optimizer, mode: &Mode, workers: u32) -> f64 {
     let averaged = match mode {
         Mode::Sync { backup } => workers.saturating_sub(*backup).clamp(1, RATE_TIMES_MAX),
+        Mode::Softsync { buffer, .. } => (*buffer).clamp(1, RATE_TIMES_MAX),
         Mode::Async { .. } | Mode::Ssp { .. } => 1,
+        Mode::Fedavg(_) | Mode::Fedbuff { .. } => return federated_rate(optimizer),
+        Mode::Fedasync { .. } => return 0.6,
     };
     match optimizer {
         Optimizer::Sgd(_) => f64::from(averaged) / 10.0,
@@ -198,6 +231,14 @@ fn default_rate(optimizer: &Optimizer, mode: &Mode, workers: u32) -> f64 {
         Optimizer::Rmsprop(_) | Optimizer::Adam(_) | Optimizer::Adamw(_) => 0.001,
         // 10^-1.5, the best server rate of several tasks in Reddi et al. 2021, in round figures.
         Optimizer::FedAdagrad(_) | Optimizer::FedAdam(_) | Optimizer::FedYogi(_) => 0.03,
+    }
+}
+
+/// The rate at which the servers follow what clients have learned: all the way, unless they scale it themselves.
+fn federated_rate(optimizer: &Optimizer) -> f64 {
+    match optimizer {
+        Optimizer::Sgd(_) | Optimizer::Momentum(_) | Optimizer::Nesterov(_) => 1.0,
+        _ => default_rate(optimizer, &Mode::Sync { backup: 0 }, 1),
     }
 }
 

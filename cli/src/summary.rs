@@ -26,7 +26,41 @@ pub(crate) struct Addition {
     pub(crate) stolen_cpu_share: Option<f64>,
     /// Per worker, how often it was restarted.
     pub(crate) restarts: Vec<u32>,
+    /// Per client, the accuracy of the result on its held-out examples; null for one that holds none out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) client_accuracy: Vec<Option<f64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) client_accuracy_spread: Option<Spread>,
     pub(crate) evaluations: Vec<Evaluation>,
+}
+
+/// How the accuracy of clients spreads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) mean: f64,
+    pub(crate) variance: f64,
+    /// Mean over the worst tenth of the clients, at least one.
+    pub(crate) worst_tenth: f64,
+    /// Mean over the best tenth of the clients, at least one.
+    pub(crate) best_tenth: f64,
+}
+
+impl Spread {
+    /// None for no clients.
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
+        if values.is_empty() {
+            return None;
+        }
+        values.sort_by(f64::total_cmp);
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let (tenth, all) = ((values.len() / 10).max(1), mean(&values));
+        Some(Self {
+            mean: all,
+            variance: values.iter().map(|v| (v - all).powi(2)).sum::<f64>() / values.len() as f64,
+            worst_tenth: mean(&values[..tenth]),
+            best_tenth: mean(&values[values.len() - tenth..]),
+        })
+    }
 }
 
 /// Reads the summary of a run; none if the run has not come so far as to have one.
@@ -82,6 +116,27 @@ pub(crate) fn table(summary: &Summary) -> String {
         rows.push(("test accuracy", percent(accuracy)));
         rows.push(("test loss", format!("{loss:.4}")));
     }
+    if let Some(spread) = summary.get("client_accuracy_spread") {
+        let part = |name: &str| spread.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let (mean, worst, best) = (part("mean"), part("worst_tenth"), part("best_tenth"));
+        rows.push((
+            "accuracy of clients",
+            format!(
+                "mean {}, worst tenth {}, best tenth {}, variance {:.5}",
+                percent(mean),
+                percent(worst),
+                percent(best),
+                part("variance")
+            ),
+        ));
+    }
+    if count("rounds") > 0 {
+        let abandoned = match count("rounds_abandoned") {
+            0 => String::new(),
+            n => format!(", {} of them abandoned for want of a quorum", grouped(n)),
+        };
+        rows.push(("rounds", grouped(count("rounds")) + &abandoned));
+    }
     rows.push(("steps", grouped(count("steps")) + &per_s("steps_per_s")));
     rows.push(("pushes", grouped(count("pushes")) + &per_s("pushes_per_s")));
     for (label, name) in
@@ -90,6 +145,14 @@ pub(crate) fn table(summary: &Summary) -> String {
         if count(name) > 0 {
             rows.push((label, grouped(count(name))));
         }
+    }
+    if count("examples_wasted") > 0 {
+        rows.push(("  examples in vain", grouped(count("examples_wasted"))));
+    }
+    let tallies = list("client_tallies");
+    let lost: u64 = tallies.iter().filter(|t| t["aggregated"] == 0).count() as u64;
+    if lost > 0 {
+        rows.push(("  clients never heard", format!("{lost} of {}", tallies.len())));
     }
     rows.push(("examples", grouped(count("examples")) + &per_s("examples_per_s")));
     rows.extend(number("training_s").map(|seconds| ("first to last step", format!("{seconds:.1} s"))));
@@ -128,6 +191,8 @@ mod tests {
     fn addition() -> Addition {
         let evaluation = Evaluation {
             examples: 600,
+            pushes: 10,
+            at_us: 0,
             step: None,
             accuracy: 0.5,
             loss: 1.5,
@@ -139,6 +204,8 @@ mod tests {
             launch_to_first_step_s: None,
             stolen_cpu_share: None,
             restarts: vec![0, 1],
+            client_accuracy: Vec::new(),
+            client_accuracy_spread: None,
             evaluations: vec![evaluation],
         }
     }
@@ -167,6 +234,15 @@ mod tests {
         assert_eq!((again["completed"].as_bool(), again["reason"].as_str()), (Some(true), Some("completed")));
         assert_eq!(again.keys().next().map(String::as_str), Some("name"));
         assert_eq!(again.keys().next_back().map(String::as_str), Some("evaluations"));
+    }
+
+    #[test]
+    fn clients_spread_around_their_mean() {
+        let spread = Spread::of((0..20).map(|i| f64::from(i) / 20.0).collect()).unwrap();
+        assert!((spread.mean - 0.475).abs() < 1e-12 && (spread.variance - 0.083_125).abs() < 1e-12);
+        assert_eq!((spread.worst_tenth, spread.best_tenth), (0.025, 0.925));
+        assert_eq!(Spread::of(vec![0.5]).unwrap().worst_tenth, 0.5);
+        assert_eq!(Spread::of(Vec::new()), None);
     }
 
     #[test]

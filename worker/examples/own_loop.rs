@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             gradient[offset] += error / batch as f32;
             loss += 0.5 * error * error / batch as f32;
         }
-        next = client.push_pull(gradient, batch, loss, &mut values).await?;
+        next = client.push_pull(gradient, client.batch(batch, loss), &mut values).await?;
     }
     println!("y = {} x + {}", values[slope], values[offset]);
     client.leave(WorkerReport { finished: true, ..WorkerReport::default() }).await?;

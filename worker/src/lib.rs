@@ -4,6 +4,8 @@
 
 pub mod client;
 pub mod data;
+pub mod emulation;
+pub mod federated;
 pub mod models;
 pub mod observer;
 pub mod training;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use windlass_common::ids::{Examples, ShardId, Step};
 use windlass_common::plan::{Plan, PlanError};
-use windlass_common::wire::{Body, Envelope, Status, Stop};
+use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
 use crate::client::ClientError;
@@ -54,6 +54,10 @@ pub enum SnapshotSeen {
         examples_min: Examples,
         /// Most examples applied on a shard.
         examples_max: Examples,
+        /// Fewest pushes settled on a shard.
+        pushes_min: u64,
+        /// When the last shard made its values, in microseconds since 1970 by the clock of its server.
+        at_us: u64,
     },
     /// The values are there no more, or will never be.
     Skipped {
@@ -94,6 +98,14 @@ impl Observer {
 }
 
 impl StatusStream {
+    /// Ends a run of federated rounds: the one that is open is the last.
+    ///
+    /// # Errors
+    /// If the coordinator is gone.
+    pub async fn conclude(&mut self) -> Result<(), ClientError> {
+        self.session.say(Body::Conclude).await
+    }
+
     /// The run's configuration.
     pub fn plan(&self) -> &Plan {
         &self.session.plan
@@ -135,34 +147,40 @@ impl SnapshotReader {
             pulled(link, &mut places).await
         });
         let pulled = try_join_all(pulls).await?;
-        let mut seen: Option<(Step, Examples, Examples)> = None;
+        let mut seen: Option<SnapshotSeen> = None;
         let mut skipped: Option<Option<u64>> = None;
         for one in pulled {
             match one {
-                Ok((step, examples)) => {
-                    let (s, min, max) = seen.unwrap_or((step, examples, examples));
-                    seen = Some((s.max(step), min.min(examples), max.max(examples)));
-                }
+                Ok(one) => seen = Some(both(seen, one)),
                 // The shard that has dropped most says where to go on.
                 Err(next) => skipped = Some(skipped.flatten().max(next)),
             }
         }
         Ok(match (skipped, seen) {
-            (None, Some((step, examples_min, examples_max))) => {
-                SnapshotSeen::Values { step, examples_min, examples_max }
-            }
+            (None, Some(seen)) => seen,
             (next, _) => SnapshotSeen::Skipped { next: next.flatten() },
         })
     }
 }
 
-type Pulled = Result<(Step, Examples), Option<u64>>;
+/// What one more shard adds to what was seen of others.
+fn both(seen: Option<SnapshotSeen>, one: Values) -> SnapshotSeen {
+    let (mut most, mut least) = ((one.step, one.examples, one.at_us), (one.examples, one.pushes));
+    if let Some(SnapshotSeen::Values { step, examples_min, examples_max, pushes_min, at_us }) = seen {
+        most = (most.0.max(step), most.1.max(examples_max), most.2.max(at_us));
+        least = (least.0.min(examples_min), least.1.min(pushes_min));
+    }
+    let ((step, examples_max, at_us), (examples_min, pushes_min)) = (most, least);
+    SnapshotSeen::Values { step, examples_min, examples_max, pushes_min, at_us }
+}
+
+type Pulled = Result<Values, Option<u64>>;
 
 async fn pulled(link: &mut Link, places: &mut [Place<'_>]) -> Result<Pulled, ClientError> {
     match link.next().await? {
         Body::Values(values) => {
             link.receive(&values, places, true).await?;
-            Ok(Ok((values.step, values.examples)))
+            Ok(Ok(values))
         }
         Body::NoSnapshot { next } => Ok(Err(next)),
         Body::Rejected { reason, .. } | Body::Refused(reason) => Err(ClientError::Rejected(reason)),

@@ -3,17 +3,19 @@
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use windlass_common::exit::Exit;
-use windlass_common::ids::WorkerId;
+use windlass_common::ids::{Step, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
 
 use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
-use crate::data::{self, Data, ExampleStream, deal_iid};
+use crate::data::{self, ExampleStream, Owned};
+use crate::emulation::Emulation;
+use crate::federated;
 use crate::models::{self, Batch, Model};
 
 /// What a training worker is told at its start; everything else is in the plan.
@@ -54,7 +56,7 @@ pub fn train_with(
     let trained = model(client.plan())
         .or_exit(Exit::Input)
         .and_then(|model| prepare(model, client.plan(), client.worker(), options.data))
-        .and_then(|prepared| steps(&mut client, prepared));
+        .and_then(|prepared| train_as_planned(&mut client, prepared));
     match trained {
         Ok(report) => client.leave(report).map_err(failure),
         Err(failure) if failure.error.is::<ClientError>() => {
@@ -69,41 +71,62 @@ pub fn train_with(
     }
 }
 
+/// The loop of the mode.
+fn train_as_planned(client: &mut BlockingClient, prepared: Prepared) -> Result<WorkerReport, Failure> {
+    let Prepared { model, data } = prepared;
+    match client.plan().mode.local().copied() {
+        Some(work) => federated::train(client, model, data, work),
+        None => steps(client, model, &data),
+    }
+}
+
+/// One batch of this worker's own data after the other.
 fn steps(
     client: &mut BlockingClient,
-    (mut model, data, mut stream): Prepared,
+    mut model: Box<dyn Model>,
+    data: &Owned,
 ) -> Result<WorkerReport, Failure> {
-    let batch_size = client.plan().training.batch as usize;
+    let plan = client.plan().clone();
+    let own = data.union(&plan.hosted(client.worker()));
+    let mut stream = ExampleStream::new(plan.seed, client.worker(), own).or_exit(Exit::Input)?;
+    let batch_size = plan.training.batch as usize;
     let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let mut values = client.values();
     let mut report = WorkerReport::default();
     let mut next = client.pull(&mut values).map_err(failure)?;
-    let (began, mut computing) = (Instant::now(), Duration::ZERO);
+    let first = if let Next::Step(step) = next { step } else { Step(0) };
+    let mut emulation = Emulation::new(&plan, client.worker(), first);
+    let began = Instant::now();
     while let Next::Step(step) = next {
-        let start = Instant::now();
+        let begun = emulation.begin();
         stream.batch(step.0, batch_size, &mut indices);
-        data.train.gather(&indices, &mut features, &mut labels);
+        data.gather(&indices, &mut features, &mut labels);
         let mut gradient = client.gradient();
         let loss = model.gradient(&values, Batch::new(&features, &labels), &mut gradient);
-        computing += start.elapsed();
+        emulation.end(begun).or_exit(Exit::Run)?;
         if !loss.is_finite() {
             let reason = anyhow!("the loss is {loss} at step {step}: the training diverged; lower --rate");
             return Err(reason).or_exit(Exit::Run);
         }
         report.steps += 1;
+        report.work += indices.len() as u64;
         let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
-        next = client.push_pull(gradient, examples, loss, &mut values).map_err(failure)?;
+        let work = client.batch(examples, loss);
+        next = client.push_pull(gradient, work, &mut values).map_err(failure)?;
     }
     report.finished = true;
-    report.compute_us = u64::try_from(computing.as_micros()).unwrap_or(u64::MAX);
+    report.compute_us = u64::try_from(emulation.computing().as_micros()).unwrap_or(u64::MAX);
     report.active_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    tracing::info!(steps = report.steps, computing_s = computing.as_secs_f64(), "finished");
+    tracing::info!(steps = report.steps, computing_s = emulation.computing().as_secs_f64(), "finished");
     Ok(report)
 }
 
-type Prepared = (Box<dyn Model>, Data, ExampleStream);
+struct Prepared {
+    model: Box<dyn Model>,
+    data: Owned,
+}
 
-/// The model, the data, and this worker's examples of it.
+/// The model and the data, which is checked against the plan and dealt as it says.
 fn prepare(
     model: Box<dyn Model>,
     plan: &Plan,
@@ -115,9 +138,7 @@ fn prepare(
         return Err(reason).or_exit(Exit::Input);
     }
     let path = path.unwrap_or_else(|| PathBuf::from(&plan.data.path));
-    let data = data::load_with_label_column(&path, &plan.data.label_column)
-        .context("the data cannot be used")
-        .or_exit(Exit::Input)?;
+    let data = data::load_for(plan, &path).context("the data cannot be used").or_exit(Exit::Input)?;
     data::check_fit(&plan.model.name, model.input(), &data).or_exit(Exit::Input)?;
     let fingerprint = format!("{:016x}", data.fingerprint());
     if !plan.data.fingerprint.is_empty() && fingerprint != plan.data.fingerprint {
@@ -128,12 +149,10 @@ fn prepare(
         );
         return Err(reason).or_exit(Exit::Input);
     }
-    let mut dealt = deal_iid(plan.seed, data.train.len(), plan.cluster.workers as usize);
-    let own = dealt.swap_remove(worker.index());
-    let stream = ExampleStream::new(plan.seed, worker, own).or_exit(Exit::Input)?;
-    Ok((model, data, stream))
+    let data = data::owned(plan, data, worker).or_exit(Exit::Input)?;
+    Ok(Prepared { model, data })
 }
 
-fn failure(error: ClientError) -> Failure {
+pub(crate) fn failure(error: ClientError) -> Failure {
     Failure { exit: error.exit(), error: error.into() }
 }

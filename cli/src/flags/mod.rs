@@ -1,5 +1,6 @@
 //! Says which commands and flags there are.
 
+mod federated;
 mod recipe;
 
 use std::path::PathBuf;
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use windlass_common::exit;
 
-pub(crate) use recipe::{Bound, ModeName, RecipeFlags, SourceFlags};
+pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
+pub(crate) use recipe::{BatchFlag, Bound, ModeName, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
 #[derive(Debug, Parser)]
@@ -23,6 +25,7 @@ Examples:
   windlass train --model cnn --passes 8
   windlass train --model 2nn --mode ssp --staleness 4 --servers 2 --workers 4 --batch 64 --passes 3 --seed 7
   windlass train --mode sync --backup 1 --optimizer momentum:mu=0.9
+  windlass train --mode fedavg --model 2nn --clients 100 --fraction 0.1 --local-passes 1 --batch 10 --rounds 100 --workers 2
   windlass train --plan runs/2nn-sync-1/plan.toml
 ";
 const PLAN_EXAMPLES: &str = "\
@@ -69,6 +72,9 @@ pub(crate) struct TrainFlags {
     /// Directory for what the run leaves: plan, events, model, summary, logs of the processes [default: runs/NAME]
     #[arg(long, value_name = "DIR", help_heading = "This run")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// fedavg: end when the test accuracy has reached this, from 0 to 1
+    #[arg(long, value_name = "ACCURACY", help_heading = "This run")]
+    pub(crate) target: Option<f64>,
     /// How often each worker that dies is restarted
     #[arg(long, value_name = "TIMES", default_value_t = 2, help_heading = "This run")]
     pub(crate) restarts: u32,

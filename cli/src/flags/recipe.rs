@@ -9,6 +9,8 @@ use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{Membership, StalenessScaling};
 use windlass_common::schedule::Shape;
 
+use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
+
 /// Where a plan comes from: a file, or flags.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SourceFlags {
@@ -40,7 +42,9 @@ pub(crate) struct RecipeFlags {
     pub(crate) label_column: String,
 
     /// How pushes are combined: sync averages one gradient per worker and step; async applies each at once; ssp too,
-    /// but no worker may run far ahead of the slowest
+    /// but no worker may run far ahead of the slowest; softsync averages the next few, whoever computed them, and
+    /// batchsync those of them that are not stale; fedavg averages what clients have learned in a round; fedbuff the next
+    /// few of those; fedasync mixes each in at once
     #[arg(long, value_enum, default_value_t = ModeName::Sync, help_heading = "Mode")]
     pub(crate) mode: ModeName,
     /// ssp: how many steps a worker may be ahead of the slowest; inf is no bound [default: 4]
@@ -49,7 +53,7 @@ pub(crate) struct RecipeFlags {
     /// sync: how many workers, the slowest of each step, are left out [default: 0]
     #[arg(long, value_name = "COUNT", help_heading = "Mode")]
     pub(crate) backup: Option<u32>,
-    /// async and ssp: what the staleness t of a push does to its rate: none; inverse divides it by max(1, t);
+    /// All but sync and fedavg: what the staleness t of a push does to its rate: none; inverse divides it by max(1, t);
     /// polynomial[:E] multiplies it by (1 + t)^-E, E = 0.5 unless given; hinge:A:B by 1 / (A (t - B) + 1) beyond B
     /// [default: none]
     #[arg(long, value_name = "RULE", help_heading = "Mode")]
@@ -77,26 +81,21 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Cluster")]
     pub(crate) rejoin_deadline: u64,
 
-    /// Examples per worker and step
-    #[arg(long, value_name = "EXAMPLES", default_value_t = 64, help_heading = "Training")]
-    pub(crate) batch: u32,
-    /// Passes over the data, counted in examples over all workers; may be a fraction
-    #[arg(
-        long,
-        allow_negative_numbers = true,
-        value_name = "PASSES",
-        default_value_t = 8.0,
-        help_heading = "Training"
-    )]
-    pub(crate) passes: f64,
+    /// Examples per step of a worker or client; inf is all of a client's [default: 64; 10 for a client]
+    #[arg(long, value_name = "EXAMPLES", help_heading = "Training")]
+    pub(crate) batch: Option<BatchFlag>,
+    /// Passes over the data, counted in examples over all workers; may be a fraction [default: 8]
+    #[arg(long, allow_negative_numbers = true, value_name = "PASSES", help_heading = "Training")]
+    pub(crate) passes: Option<f64>,
     /// All randomness of the run follows from this number
     #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "Training")]
     pub(crate) seed: u64,
-    /// Take the test accuracy each time this many more examples have been applied [default: one pass]
-    #[arg(long, value_name = "EXAMPLES", help_heading = "Training")]
+    /// Take the test accuracy each time this many more examples have been applied, or rounds in fedavg [default: one pass;
+    /// one round]
+    #[arg(long, value_name = "COUNT", help_heading = "Training")]
     pub(crate) evaluate_every: Option<u64>,
 
-    /// sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, fedadagrad, fedadam or fedyogi, with settings if need be:
+    /// What the servers do: sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, fedadagrad, fedadam or fedyogi, with settings if need be:
     /// adam:beta1=0.9,epsilon=1e-8
     #[arg(long, value_name = "NAME", default_value = "sgd", help_heading = "Optimizer")]
     pub(crate) optimizer: Optimizer,
@@ -104,24 +103,27 @@ pub(crate) struct RecipeFlags {
     /// fedyogi have none) [default: 0, adamw 0.01]
     #[arg(long, allow_negative_numbers = true, value_name = "DECAY", help_heading = "Optimizer")]
     pub(crate) weight_decay: Option<f64>,
-    /// Peak learning rate [default: sgd 0.1; momentum and nesterov 0.01; these three in sync times the gradients
+    /// Peak learning rate of the servers; in fedasync the share of a client's values [default: fedavg and fedbuff 1,
+    /// fedasync 0.6; otherwise sgd 0.1; momentum and nesterov 0.01; these three in sync times the gradients
     /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001; fedadagrad, fedadam and fedyogi
     /// 0.03]
     #[arg(long, allow_negative_numbers = true, value_name = "RATE", help_heading = "Optimizer")]
     pub(crate) rate: Option<f64>,
     /// How the rate goes on after the warm-up: constant, cosine (to 1 % of the peak), cosine:SHARE, step (a tenth at
-    /// 50 and 75 % of the run) or step:AT,AT:FACTOR
-    #[arg(long, value_name = "SHAPE", default_value = "cosine", help_heading = "Optimizer")]
-    pub(crate) schedule: Shape,
-    /// Share of the run over which the rate rises to its peak, from 0 to below 1
-    #[arg(
-        long,
-        allow_negative_numbers = true,
-        value_name = "SHARE",
-        default_value_t = 0.03,
-        help_heading = "Optimizer"
-    )]
-    pub(crate) warm_up: f64,
+    /// 50 and 75 % of the run) or step:AT,AT:FACTOR [default: cosine; constant where clients train by themselves]
+    #[arg(long, value_name = "SHAPE", help_heading = "Optimizer")]
+    pub(crate) schedule: Option<Shape>,
+    /// Share of the run over which the rate rises to its peak, from 0 to below 1 [default: 0.03; 0 where clients train by
+    /// themselves]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Optimizer")]
+    pub(crate) warm_up: Option<f64>,
+
+    #[command(flatten)]
+    pub(crate) clients: ClientFlags,
+    #[command(flatten)]
+    pub(crate) federated: FederatedFlags,
+    #[command(flatten)]
+    pub(crate) heterogeneity: HeterogeneityFlags,
 
     /// A variable of a model of your own, such as weight:8x1 or dense/weight:8x4:he-normal; INIT is zeros (default),
     /// he-normal (fan-in: all dimensions but the last) or he-normal=FAN_IN. Repeat it for each, in order. Nothing is
@@ -140,6 +142,50 @@ pub(crate) enum ModeName {
     Sync,
     Async,
     Ssp,
+    Softsync,
+    Batchsync,
+    Fedavg,
+    Fedbuff,
+    Fedasync,
+}
+
+impl ModeName {
+    /// What it is called.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Async => "async",
+            Self::Ssp => "ssp",
+            Self::Softsync => "softsync",
+            Self::Batchsync => "batchsync",
+            Self::Fedavg => "fedavg",
+            Self::Fedbuff => "fedbuff",
+            Self::Fedasync => "fedasync",
+        }
+    }
+
+    /// Whether clients train by themselves.
+    pub(crate) fn is_federated(self) -> bool {
+        matches!(self, Self::Fedavg | Self::Fedbuff | Self::Fedasync)
+    }
+}
+
+/// Examples per step; `None` is all that a client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchFlag(pub(crate) Option<u32>);
+
+impl FromStr for BatchFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "inf" => Ok(Self(None)),
+            number => number
+                .parse()
+                .map(|n| Self(Some(n)))
+                .map_err(|_| "write a whole number of examples, or inf".into()),
+        }
+    }
 }
 
 /// The bound of ssp; `None` is none.

@@ -56,7 +56,7 @@ impl Show {
     pub(crate) fn about(&mut self, plan: &Plan) {
         self.examples_per_pass = plan.data.train_examples.max(1);
         if let Medium::Bar(bar) = &self.medium {
-            bar.set_length(plan.examples_target().0);
+            bar.set_length(plan.goal().total());
         }
     }
 
@@ -73,7 +73,7 @@ impl Show {
         let has_news = is_new && !self.waiting.is_empty();
         match &self.medium {
             Medium::Bar(bar) => {
-                bar.set_position(status.examples.0);
+                bar.set_position(if status.rounds_target > 0 { status.rounds } else { status.examples.0 });
                 // Two lines, so that nothing is cut off at 80 columns.
                 let (progress, figures) = self.parts(status);
                 bar.set_prefix(progress);
@@ -143,6 +143,13 @@ impl Show {
     }
 
     fn progress(&self, status: &Status) -> String {
+        if status.rounds_target > 0 {
+            let rounds = format!("round {} of {}", grouped(status.rounds), grouped(status.rounds_target));
+            return match self.pace.left_s(status) {
+                Some(left) => format!("{rounds} | {} left", time(left)),
+                None => rounds,
+            };
+        }
         let passes = |examples: u64| examples as f64 / self.examples_per_pass as f64;
         let (done, all) = (passes(status.examples.0), short(passes(status.examples_target.0)));
         match self.pace.left_s(status) {
@@ -199,6 +206,8 @@ pub(crate) mod tests {
             term: Term(1),
             examples: Examples(examples),
             examples_target: Examples(target),
+            rounds: 0,
+            rounds_target: 0,
             steps: examples / 100,
             pushes: examples / 100,
             loss: Some(0.25),
@@ -233,6 +242,8 @@ pub(crate) mod tests {
     fn an_evaluation_says_what_its_values_have_in_common() {
         let mut evaluation = Evaluation {
             examples: 60_000,
+            pushes: 700,
+            at_us: 0,
             step: Some(235),
             accuracy: 0.9431,
             loss: 0.19,

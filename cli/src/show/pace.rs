@@ -17,6 +17,7 @@ pub(crate) struct Pace {
 struct Sample {
     at_s: f64,
     examples: u64,
+    rounds: u64,
     steps: u64,
     bytes: u64,
 }
@@ -25,6 +26,7 @@ struct Sample {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rates {
     pub(crate) examples: f64,
+    pub(crate) rounds: f64,
     pub(crate) steps: f64,
     /// UDP payload in both directions.
     pub(crate) bytes: f64,
@@ -34,7 +36,8 @@ impl Pace {
     /// Takes in how the run stands at this time, in seconds from any beginning.
     pub(crate) fn add(&mut self, at_s: f64, status: &Status) {
         let bytes = status.meter.wire_up.saturating_add(status.meter.wire_down);
-        self.samples.push_back(Sample { at_s, examples: status.examples.0, steps: status.steps, bytes });
+        let (examples, rounds, steps) = (status.examples.0, status.rounds, status.steps);
+        self.samples.push_back(Sample { at_s, examples, rounds, steps, bytes });
         // The oldest one that is kept is at least as old as the window, so that this is what the mean covers.
         while self.samples.get(1).is_some_and(|second| second.at_s <= at_s - WINDOW_S) {
             self.samples.pop_front();
@@ -48,6 +51,7 @@ impl Pace {
         let rate = |part: fn(&Sample) -> u64| part(last).saturating_sub(part(first)) as f64 / seconds;
         (seconds > 0.0).then(|| Rates {
             examples: rate(|s| s.examples),
+            rounds: rate(|s| s.rounds),
             steps: rate(|s| s.steps),
             bytes: rate(|s| s.bytes),
         })
@@ -55,8 +59,12 @@ impl Pace {
 
     /// Seconds until the training has its examples, if it goes on like this.
     pub(crate) fn left_s(&self, status: &Status) -> Option<f64> {
-        let rate = self.rates()?.examples;
-        (rate > 0.0).then(|| status.examples_target.0.saturating_sub(status.examples.0) as f64 / rate)
+        let rates = self.rates()?;
+        let (rate, left) = match status.rounds_target {
+            0 => (rates.examples, status.examples_target.0.saturating_sub(status.examples.0)),
+            target => (rates.rounds, target.saturating_sub(status.rounds)),
+        };
+        (rate > 0.0).then(|| left as f64 / rate)
     }
 }
 

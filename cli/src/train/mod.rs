@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use windlass_common::exit::Exit;
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Goal, Plan};
+use windlass_worker::models::Score;
 
 use crate::evaluator::{Evaluation, Last};
 use crate::failure::{Failure, OrExit, Outcome};
@@ -21,7 +22,7 @@ use crate::programs::Programs;
 use crate::run_directory::{LOGS, MODEL_FILE, PLAN_FILE, Place};
 use crate::signals::{Interrupts, interrupted};
 use crate::stolen::Ticks;
-use crate::summary::{self, Addition, Summary};
+use crate::summary::{self, Addition, Spread, Summary};
 use crate::{model_file, problem, recipe};
 use crew::Crew;
 use run::{Run, Seen};
@@ -50,7 +51,7 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
     let Prepared { plan, directory, programs, judge } = prepared;
     let own_worker = (!programs.worker_is_ours).then(|| programs.worker.clone());
     let crew = Crew::new(&plan, &directory, programs, flags.connect_deadline)?;
-    let mut run = Run::new(plan.clone(), crew, judge.clone(), flags.restarts, flags.quiet);
+    let mut run = Run::new(plan.clone(), crew, judge.clone(), flags.restarts, flags.target, flags.quiet);
     let outcome = run.carry(&mut interrupts).await;
     let seen = run.end(&mut interrupts).await;
     let addition = Addition {
@@ -59,6 +60,8 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
         launch_to_first_step_s: None,
         stolen_cpu_share: ticks.and_then(|before| Ticks::now()?.stolen_share_since(before)),
         restarts: seen.restarts.clone(),
+        client_accuracy: Vec::new(),
+        client_accuracy_spread: None,
         evaluations: seen.evaluations.clone(),
     };
     if let Err(failure) = outcome {
@@ -81,9 +84,22 @@ fn prepare(flags: &TrainFlags) -> Outcome<Prepared> {
         Some(file) => recipe::read(file)?.name,
         None => recipe::base_name(&source.recipe),
     };
+    if let Some(target) = flags.target
+        && !(target > 0.0 && target <= 1.0)
+    {
+        return Err(Failure::usage(format!(
+            "--target is {target}; an accuracy is more than 0 and at most 1"
+        )));
+    }
     let place = Place::of(source.name.as_deref(), flags.run_dir.as_deref(), &base)?;
     let programs = Programs::find(source.worker_program.as_deref())?;
     let (mut plan, judge) = recipe::prepare(source, place.name())?;
+    if flags.target.is_some() && !matches!(plan.goal(), Goal::Rounds(_)) {
+        return Err(Failure::usage(format!(
+            "--target ends rounds of --mode fedavg; {} goes on to its last example: leave it out",
+            plan.mode
+        )));
+    }
     let (name, directory) = place.claim()?;
     plan.name = name;
     plan.check().or_exit(Exit::Usage)?;
@@ -111,8 +127,17 @@ fn report(
             _ => judge.score(&values, judge::all_cores()).or_exit(Exit::System)?,
         };
         let number = |name: &str| summary.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
-        let result = Evaluation::new(plan, number("examples"), number("steps"), &score);
+        let last = addition.evaluations.last();
+        let result = Evaluation {
+            pushes: number("pushes"),
+            at_us: last.map_or(0, |e| e.at_us).max(number("last_step_us")),
+            ..Evaluation::new(plan, number("examples"), number("steps"), &score)
+        };
         (addition.test_accuracy, addition.test_loss) = (Some(result.accuracy), Some(result.loss));
+        let clients = judge.score_clients(&values).or_exit(Exit::System)?;
+        addition.client_accuracy = clients.iter().map(|s| s.as_ref().map(Score::accuracy)).collect();
+        addition.client_accuracy_spread =
+            Spread::of(addition.client_accuracy.iter().flatten().copied().collect());
         // The result stands at the end of the list, also where no evaluation point falls on it.
         if addition.evaluations.last().is_none_or(|last| last.examples < result.examples) {
             addition.evaluations.push(result);
@@ -132,7 +157,7 @@ fn farewell(
     own_worker: Option<&Path>,
 ) -> String {
     let took = time(began.elapsed().unwrap_or_default().as_secs_f64());
-    let (model, mode, path) = (&plan.model.name, plan.mode, directory.display());
+    let (model, mode, path) = (&plan.model.name, &plan.mode, directory.display());
     let (servers, workers) =
         (counted(plan.cluster.servers, "server"), counted(plan.cluster.workers, "worker"));
     let table = summary::table(summary);

@@ -39,6 +39,8 @@ pub(super) struct Run {
     crew: Crew,
     judge: Option<Arc<Judge>>,
     restarts_max: u32,
+    /// The test accuracy at which the run is over.
+    target: Option<f64>,
     show: Show,
     connecting: Option<JoinHandle<Connected>>,
     statuses: Option<StatusStream>,
@@ -77,6 +79,7 @@ impl Run {
         crew: Crew,
         judge: Option<Arc<Judge>>,
         restarts_max: u32,
+        target: Option<f64>,
         quiet: bool,
     ) -> Self {
         let mut show = Show::new(quiet);
@@ -87,6 +90,7 @@ impl Run {
             crew,
             judge,
             restarts_max,
+            target,
             show,
             connecting: None,
             statuses: None,
@@ -124,6 +128,9 @@ impl Run {
         self.connecting = Some(tokio::spawn(connecting));
         loop {
             let happening = self.next(interrupts).await;
+            if self.has_reached(&happening) {
+                self.conclude().await;
+            }
             if self.handle(happening)? {
                 return self.finish(interrupts).await;
             }
@@ -162,6 +169,24 @@ impl Run {
             } => Happening::Judged(judged),
             () = until(again) => Happening::TimeToLookAgain,
             () = until(self.deadline) => Happening::ServerStays,
+        }
+    }
+
+    /// Whether this is the evaluation that the run went on for.
+    fn has_reached(&self, happening: &Happening) -> bool {
+        let (Some(target), Happening::Judged(Some(Judged::Evaluated(evaluation)))) = (self.target, happening)
+        else {
+            return false;
+        };
+        evaluation.accuracy >= target
+    }
+
+    /// Asks the coordinator to open no further round.
+    async fn conclude(&mut self) {
+        self.target = None;
+        let Some(statuses) = &mut self.statuses else { return };
+        if let Err(error) = statuses.conclude().await {
+            self.show.notice(&format!("the run goes on beyond its target: {error}"));
         }
     }
 

@@ -115,8 +115,7 @@ impl EventLog {
     }
 
     pub(crate) fn opened(&mut self, now: Time, step: Step, tasks: &[Task]) {
-        let (clients, workers): (Vec<u32>, Vec<u32>) =
-            tasks.iter().map(|t| (t.client.0, t.worker.0)).unzip();
+        let (clients, workers): (Vec<u32>, Vec<u32>) = tasks.iter().map(|t| (t.client.0, t.worker.0)).unzip();
         self.round(now, "opened", step, &clients, &workers);
     }
 

@@ -81,6 +81,7 @@ pub(crate) struct Summary {
     started_us: Option<u64>,
     /// Microseconds since 1970.
     first_step_us: Option<u64>,
+    last_step_us: u64,
     /// From the first step to the last, seconds.
     training_s: f64,
     pushes_per_s: f64,
@@ -207,6 +208,7 @@ impl Tally {
             client_tallies: self.clients.values().copied().collect(),
             started_us: self.started_us,
             first_step_us: self.first_us,
+            last_step_us: self.last_us,
             training_s: seconds,
             pushes_per_s: rate(self.pushes, first_pushes),
             steps_per_s: rate(self.steps, 1),

@@ -90,12 +90,7 @@ impl Config {
                 join_deadline_s: JOIN_DEADLINE_S,
                 rejoin_deadline_s: REJOIN_DEADLINE_S,
             },
-            training: Training {
-                batch: 1,
-                passes: 1.0,
-                compute_threads: 1,
-                evaluate_every_examples: 1 << 40,
-            },
+            training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 1 << 40 },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
             data: Data {

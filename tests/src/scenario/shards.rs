@@ -60,7 +60,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
             batch: 4,
             passes: 1.0,
             compute_threads: 1,
-            evaluate_every_examples: command.or("evaluate", 1 << 40)?,
+            evaluate_every: command.or("evaluate", 1 << 40)?,
         },
         optimizer: command.optimizer()?,
         schedule: constant(command.or("rate", 0.5)?),

@@ -8,11 +8,11 @@ use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
-use windlass_common::ids::WorkerId;
+use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 
-use super::{Client, ClientError, Gradient, JoinOptions, Next};
+use super::{Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
 #[derive(Debug)]
@@ -23,12 +23,18 @@ pub struct BlockingClient {
     requests: mpsc::Sender<Request>,
     answers: std_mpsc::Receiver<Answer>,
     gradients: Vec<Gradient>,
+    clients: Vec<ClientId>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
 enum Request {
-    Exchange { push: Option<(Gradient, u32, f32)>, values: Vec<f32> },
+    /// Without values, nothing is pulled.
+    Exchange {
+        push: Option<(Gradient, Work)>,
+        values: Option<Vec<f32>>,
+    },
+    DropOut(ClientId),
     Leave(WorkerReport),
     Abort(String),
     Close,
@@ -38,10 +44,12 @@ enum Request {
 enum Answer {
     /// The request is done. The buffer of the values comes back, and one for the next gradient with it.
     Exchanged {
-        result: Result<Next, ClientError>,
-        values: Vec<f32>,
+        result: Result<(Next, Taken), ClientError>,
+        values: Option<Vec<f32>>,
         gradient: Gradient,
+        clients: Vec<ClientId>,
     },
+    Said(Result<(), ClientError>),
     Gone(Result<(), ClientError>),
 }
 
@@ -87,7 +95,16 @@ impl BlockingClient {
         let thread = std::thread::Builder::new().name("windlass-io".into()).spawn(serve);
         let thread = thread.map_err(ClientError::Thread)?;
         let (plan, worker, values) = admitted.recv().unwrap_or(Err(ClientError::Interrupted))?;
-        Ok(Self { plan, worker, values, requests, answers, gradients: Vec::new(), thread: Some(thread) })
+        Ok(Self {
+            plan,
+            worker,
+            values,
+            requests,
+            answers,
+            gradients: Vec::new(),
+            clients: Vec::new(),
+            thread: Some(thread),
+        })
     }
 
     /// The run's configuration.
@@ -110,12 +127,30 @@ impl BlockingClient {
         self.gradients.pop().unwrap_or_else(|| Gradient::new(self.values))
     }
 
+    /// As [`Client::clients`].
+    pub fn clients(&self) -> &[ClientId] {
+        &self.clients
+    }
+
+    /// As [`Client::batch`].
+    pub fn batch(&self, examples: u32, loss: f32) -> Work {
+        Work { client: ClientId(self.worker.0), examples, work: examples.into(), loss }
+    }
+
     /// As [`Client::pull`].
     ///
     /// # Errors
     /// As [`Client::pull`].
     pub fn pull(&mut self, values: &mut Vec<f32>) -> Result<Next, ClientError> {
-        self.exchange(None, values)
+        self.exchange(None, Some(values)).map(|(next, _)| next)
+    }
+
+    /// As [`Client::push`].
+    ///
+    /// # Errors
+    /// As [`Client::push`].
+    pub fn push(&mut self, gradient: Gradient, work: Work) -> Result<Taken, ClientError> {
+        self.exchange(Some((gradient, work)), None).map(|(_, taken)| taken)
     }
 
     /// As [`Client::push_pull`].
@@ -125,11 +160,22 @@ impl BlockingClient {
     pub fn push_pull(
         &mut self,
         gradient: Gradient,
-        examples: u32,
-        loss: f32,
+        work: Work,
         values: &mut Vec<f32>,
     ) -> Result<Next, ClientError> {
-        self.exchange(Some((gradient, examples, loss)), values)
+        self.exchange(Some((gradient, work)), Some(values)).map(|(next, _)| next)
+    }
+
+    /// As [`Client::drop_out`].
+    ///
+    /// # Errors
+    /// As [`Client::drop_out`].
+    pub fn drop_out(&mut self, client: ClientId) -> Result<(), ClientError> {
+        self.requests.blocking_send(Request::DropOut(client)).map_err(|_| ClientError::Interrupted)?;
+        match self.answers.recv() {
+            Ok(Answer::Said(said)) => said,
+            Ok(Answer::Exchanged { .. } | Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
+        }
     }
 
     /// As [`Client::leave`].
@@ -156,18 +202,21 @@ impl BlockingClient {
 
     fn exchange(
         &mut self,
-        push: Option<(Gradient, u32, f32)>,
-        values: &mut Vec<f32>,
-    ) -> Result<Next, ClientError> {
-        let request = Request::Exchange { push, values: std::mem::take(values) };
+        push: Option<(Gradient, Work)>,
+        mut values: Option<&mut Vec<f32>>,
+    ) -> Result<(Next, Taken), ClientError> {
+        let request = Request::Exchange { push, values: values.as_mut().map(|v| std::mem::take(*v)) };
         self.requests.blocking_send(request).map_err(|_| ClientError::Interrupted)?;
         match self.answers.recv() {
-            Ok(Answer::Exchanged { result, values: back, gradient }) => {
-                *values = back;
+            Ok(Answer::Exchanged { result, values: back, gradient, clients }) => {
+                if let (Some(values), Some(back)) = (values, back) {
+                    *values = back;
+                }
                 self.gradients.push(gradient);
+                self.clients = clients;
                 result
             }
-            Ok(Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
+            Ok(Answer::Said(_) | Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
         }
     }
 
@@ -175,7 +224,7 @@ impl BlockingClient {
         let sent = self.requests.blocking_send(request);
         let gone = sent.map_err(|_| ClientError::Interrupted).and_then(|()| match self.answers.recv() {
             Ok(Answer::Gone(result)) => result,
-            Ok(Answer::Exchanged { .. }) | Err(_) => Err(ClientError::Interrupted),
+            Ok(Answer::Exchanged { .. } | Answer::Said(_)) | Err(_) => Err(ClientError::Interrupted),
         });
         if let Some(thread) = self.thread.take() {
             // The thread has said its last word; what it still does is to close its socket.
@@ -196,11 +245,15 @@ async fn serve(
         let said = match request {
             Request::Exchange { push, mut values } => {
                 let exchange = async {
-                    match push {
-                        Some((gradient, examples, loss)) => {
-                            client.push_pull(gradient, examples, loss, &mut values).await
+                    match (push, &mut values) {
+                        (Some((gradient, work)), Some(values)) => {
+                            client.push_pull(gradient, work, values).await
                         }
-                        None => client.pull(&mut values).await,
+                        (Some((gradient, work)), None) => {
+                            client.push(gradient, work).await.map(|_| Next::Step(client.step()))
+                        }
+                        (None, Some(values)) => client.pull(values).await,
+                        (None, None) => Ok(Next::Step(client.step())),
                     }
                 };
                 let result = tokio::select! {
@@ -212,13 +265,16 @@ async fn serve(
                     result = exchange, if !is_interrupted => result,
                     else => Err(ClientError::Interrupted),
                 };
-                answer.send(Answer::Exchanged { result, values, gradient: client.gradient() })
+                let result = result.map(|next| (next, client.taken));
+                let (gradient, clients) = (client.gradient(), client.clients().to_vec());
+                answer.send(Answer::Exchanged { result, values, gradient, clients })
             }
+            Request::DropOut(gone) => answer.send(Answer::Said(client.drop_out(gone).await)),
             last => {
                 let gone = match last {
                     Request::Leave(report) => client.leave(report).await,
                     Request::Abort(reason) => client.abort(reason).await,
-                    Request::Close | Request::Exchange { .. } => {
+                    Request::Close | Request::Exchange { .. } | Request::DropOut(_) => {
                         client.close().await;
                         Ok(())
                     }

@@ -10,7 +10,7 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::wire::{self, Body, Codec, Envelope, Part, Values, Wait};
 use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, bytes_of};
-use windlass_worker_core::{Pull, Push, Reply};
+use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
 use super::session::{SILENCE_MAX, brief, next, send};
@@ -64,10 +64,21 @@ impl Link {
                 let bytes = bytes_of(Arc::clone(gradient));
                 let payload: Vec<_> =
                     parts.iter().map(|(_, range)| bytes.slice(range.start * 4..range.end * 4)).collect();
-                let Push { sequence, step, base, examples, loss } = push;
+                let Push { sequence, step, base, work: Work { client, examples, work, loss } } = push;
                 let payload_bytes = payload.iter().map(|b| b.len() as u64).sum();
                 let parts = parts.iter().map(|(part, _)| *part).collect();
-                let push = wire::Push { sequence, step, base, examples, loss, codec, parts, payload_bytes };
+                let push = wire::Push {
+                    sequence,
+                    step,
+                    base,
+                    client,
+                    examples,
+                    work,
+                    loss,
+                    codec,
+                    parts,
+                    payload_bytes,
+                };
                 (Body::Push { push, pull }, payload)
             }
         };
@@ -89,9 +100,9 @@ impl Link {
             Body::Finished { .. } => Reply::Finished,
             Body::Rejected { reason, .. } | Body::Refused(reason) => Reply::Rejected(reason),
             Body::Values(values) => {
-                let (step, version) = (values.step, values.version);
                 self.receive(&values, places, self.has_nothing).await?;
-                Reply::Values { step, version }
+                let wire::Values { step, version, clients, .. } = values;
+                Reply::Values { step, version, clients }
             }
             Body::Waiting { step, wait } => {
                 tracing::info!(shard = self.shard.0, step = step.0, "{}", in_words(&wait));
@@ -210,6 +221,7 @@ fn in_words(wait: &Wait) -> String {
             let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
             format!("waiting for the pushes of {} for step {step}", names.join(", "))
         }
+        Wait::Cohort { step } => format!("none of this worker's clients is in round {step}"),
         Wait::Close { step } => format!("waiting for the coordinator to close step {step}"),
         Wait::Slowest { worker, clock, needed } => {
             format!("waiting for {worker}, which is at step {clock} and must reach step {needed}")

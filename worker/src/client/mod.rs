@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
-use windlass_common::ids::{ShardId, Step, VariableId, WorkerId};
+use windlass_common::ids::{ClientId, ShardId, Step, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, WorkerReport};
 use windlass_transport::{Connection, Endpoint, Identity, IdentityError, Limits, Meter, Role};
-use windlass_worker_core::{Effect, Event, Pull, Push, Worker};
+use windlass_worker_core::{Effect, Event, Pull, Push, Until, Worker};
+pub use windlass_worker_core::{Taken, Work};
 
 pub use blocking::BlockingClient;
 pub use error::ClientError;
@@ -80,6 +81,8 @@ pub struct Client {
     connections: Vec<Connection>,
     links: Vec<Link>,
     core: Worker,
+    /// What has become of the last push.
+    taken: Taken,
     layout: Layout,
     placement: Placement,
     cuts: Cuts,
@@ -101,11 +104,24 @@ impl Client {
         let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
         let placement = session.plan.placement()?;
         let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
-        let mut core = Worker::new(links.len());
+        let mut core = Worker::new(links.len(), Until::of(&session.plan));
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
         let gradients = Gradients::new(layout.total() as usize);
         let cuts = Cuts::new(&layout, &placement);
-        Ok(Self { endpoint, options, session, connections, links, core, layout, placement, cuts, gradients })
+        let taken = Taken::Unused;
+        Ok(Self {
+            endpoint,
+            options,
+            session,
+            connections,
+            links,
+            core,
+            taken,
+            layout,
+            placement,
+            cuts,
+            gradients,
+        })
     }
 
     /// The run's configuration.
@@ -126,6 +142,16 @@ impl Client {
     /// The step that the values at hand are for; after joining, the step to begin with.
     pub fn step(&self) -> Step {
         self.core.step()
+    }
+
+    /// In a federated round, the clients that this worker is to train on the values at hand.
+    pub fn clients(&self) -> &[ClientId] {
+        self.core.clients()
+    }
+
+    /// The work of one batch of this worker's own data.
+    pub fn batch(&self, examples: u32, loss: f32) -> Work {
+        Work { client: ClientId(self.worker().0), examples, work: examples.into(), loss }
     }
 
     /// Bytes exchanged with each server.
@@ -164,28 +190,36 @@ impl Client {
         self.exchange(Event::Pull, None, Some(values)).await
     }
 
-    /// Pushes the mean gradient of a batch and resolves when every shard has acknowledged it.
+    /// Pushes a gradient and resolves when every shard has acknowledged it, or, where pushes are held until a round or a
+    /// buffer is full, when every shard has it. Says what has become of it by then.
     ///
     /// # Errors
     /// As [`pull`](Self::pull).
-    pub async fn push(&mut self, gradient: Gradient, examples: u32, loss: f32) -> Result<(), ClientError> {
-        let event = Event::Push { examples, loss, pull: false };
-        self.exchange(event, Some(gradient), None).await.map(|_| ())
+    pub async fn push(&mut self, gradient: Gradient, work: Work) -> Result<Taken, ClientError> {
+        self.exchange(Event::Push { work, pull: false }, Some(gradient), None).await?;
+        Ok(self.taken)
     }
 
-    /// Pushes the mean gradient of a batch and fetches the values for the next step, in one round trip.
+    /// Pushes a gradient and fetches the values for the next step, in one round trip.
     ///
     /// # Errors
     /// As [`pull`](Self::pull).
     pub async fn push_pull(
         &mut self,
         gradient: Gradient,
-        examples: u32,
-        loss: f32,
+        work: Work,
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
-        let event = Event::Push { examples, loss, pull: true };
-        self.exchange(event, Some(gradient), Some(values)).await
+        self.exchange(Event::Push { work, pull: true }, Some(gradient), Some(values)).await
+    }
+
+    /// Says that a client will not push in this round, so that nobody waits for it.
+    ///
+    /// # Errors
+    /// If the coordinator is gone.
+    pub async fn drop_out(&mut self, client: ClientId) -> Result<(), ClientError> {
+        let step = self.core.step();
+        self.session.say(Body::Dropped { client, step }).await
     }
 
     /// Leaves the run. Leaving before [`Next::Finished`] ends it for all, as long as its membership is fixed.
@@ -259,8 +293,12 @@ impl Client {
                 Effect::Ready { step } => return Ok(Some(Next::Step(step))),
                 Effect::Finished => return Ok(Some(Next::Finished)),
                 Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
-                Effect::Settled { .. } => {}
+                Effect::Taken(taken) => self.taken = taken,
             }
+        }
+        if sends.iter().all(|(push, pull)| push.is_none() && pull.is_none()) {
+            // Joining again has settled it.
+            return Ok(None);
         }
         let places = match values {
             Some(values) => self.cuts.places(values),
@@ -299,12 +337,16 @@ impl Client {
             error = self.session.ended() => return Err(error),
         }
         // The last one to answer says how it goes on.
-        let last = effects.iter().find_map(|effect| match effect {
-            Effect::Ready { step } => Some(Ok(Next::Step(*step))),
-            Effect::Finished => Some(Ok(Next::Finished)),
-            Effect::Failed(_) | Effect::Send { .. } | Effect::Settled { .. } => None,
-        });
-        last.transpose()
+        let mut last = None;
+        for effect in effects.iter() {
+            match effect {
+                Effect::Ready { step } => last = Some(Next::Step(*step)),
+                Effect::Finished => last = Some(Next::Finished),
+                Effect::Taken(taken) => self.taken = *taken,
+                Effect::Failed(_) | Effect::Send { .. } => {}
+            }
+        }
+        Ok(last)
     }
 
     async fn join_again(&mut self, effects: &mut Vec<Effect>) -> Result<(), ClientError> {

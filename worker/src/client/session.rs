@@ -88,6 +88,12 @@ impl Session {
         }
     }
 
+    /// Tells the coordinator something that has no answer.
+    pub(crate) async fn say(&mut self, body: Body) -> Result<(), ClientError> {
+        let header = self.envelope.header(body);
+        send(&mut self.control, &mut AlignedVec::new(), header).await
+    }
+
     /// Sends the last message and waits until the coordinator has it.
     pub(crate) async fn say_last(&mut self, body: Body) -> Result<(), ClientError> {
         let header = self.envelope.header(body);

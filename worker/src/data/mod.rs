@@ -1,10 +1,11 @@
 //! Holds the examples of a run: loaded from files, dealt to clients, and streamed to workers in a seeded order.
 
-mod deal;
 mod error;
 mod evaluate;
 mod idx;
-
+mod owned;
+pub mod partition;
+mod planned;
 mod source;
 mod split;
 mod stream;
@@ -17,7 +18,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 pub use error::DataError;
 pub use evaluate::{check_fit, score};
-pub use deal::deal_iid;
+pub use owned::Owned;
+pub use partition::{FeatureNoise, deal_iid};
+pub use planned::{dealt, load_as, load_for, owned};
 pub use stream::ExampleStream;
 
 /// Most examples of one part (training or test); their numbers are 32 bits wide.
