@@ -11,6 +11,7 @@ use crate::endpoint::canonical;
 use crate::error::ConnectionLost;
 use crate::frame::{FrameReceiver, FrameSender};
 use crate::identity::{IdentityError, role_of};
+use crate::pacing::Link;
 use crate::role::Role;
 
 /// Which streams go first when several have something to send. It is strict: a lower one waits for a higher one.
@@ -76,15 +77,16 @@ pub struct Connection {
     inner: quinn::Connection,
     peer: Role,
     counters: Arc<Counters>,
+    link: Arc<Link>,
 }
 
 impl Connection {
-    pub(crate) fn new(inner: quinn::Connection) -> Result<Self, IdentityError> {
+    pub(crate) fn new(inner: quinn::Connection, link: Arc<Link>) -> Result<Self, IdentityError> {
         let certificates =
             inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
         let certificate = certificates.as_deref().and_then(|chain| chain.first());
         let peer = role_of(certificate.ok_or(IdentityError::NoCertificate)?)?;
-        Ok(Self { inner, peer, counters: Arc::default() })
+        Ok(Self { inner, peer, counters: Arc::default(), link })
     }
 
     /// Tells the connecting side that its certificate has been accepted, and waits until it knows; otherwise a
@@ -118,9 +120,9 @@ impl Connection {
         priority: Priority,
     ) -> Result<(FrameSender, FrameReceiver), ConnectionLost> {
         let (send, receive) = self.inner.open_bi().await?;
-        let sender = FrameSender::new(send, Arc::clone(&self.counters));
+        let (sender, receiver) = self.framed(send, receive);
         sender.set_priority(priority);
-        Ok((sender, FrameReceiver::new(receive, Arc::clone(&self.counters))))
+        Ok((sender, receiver))
     }
 
     /// The next stream that the peer opened and sent something on, with normal priority for what is sent back. May
@@ -130,8 +132,12 @@ impl Connection {
     /// When the connection has ended.
     pub async fn accept_stream(&self) -> Result<(FrameSender, FrameReceiver), ConnectionLost> {
         let (send, receive) = self.inner.accept_bi().await?;
-        let sender = FrameSender::new(send, Arc::clone(&self.counters));
-        Ok((sender, FrameReceiver::new(receive, Arc::clone(&self.counters))))
+        Ok(self.framed(send, receive))
+    }
+
+    fn framed(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> (FrameSender, FrameReceiver) {
+        let sender = FrameSender::new(send, Arc::clone(&self.counters), Arc::clone(&self.link));
+        (sender, FrameReceiver::new(receive, Arc::clone(&self.counters), Arc::clone(&self.link)))
     }
 
     /// Whether the connection has ended.

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use windlass_common::plan::LinkRate;
 
 use crate::bare;
 use crate::connection::Connection;
 use crate::error::{ConnectionLost, TransportError, alert, objection};
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::pacing::Link;
 use crate::role::Role;
 
 /// An attempt that nothing has answered for this long is given up for a new one.
@@ -26,6 +29,7 @@ pub struct Endpoint {
     inner: quinn::Endpoint,
     limits: Limits,
     role: Role,
+    link: Arc<Link>,
 }
 
 impl Endpoint {
@@ -54,12 +58,27 @@ impl Endpoint {
     /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
     /// identity and limits.
     pub fn from_quinn(inner: quinn::Endpoint, identity: &Identity, limits: &Limits) -> Self {
-        Self { inner, limits: limits.clone(), role: identity.role() }
+        Self { inner, limits: limits.clone(), role: identity.role(), link: Link::shared() }
     }
 
     /// The role that this endpoint's certificate states.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Emulates a link of this rate between this process and all its peers together, in each direction by itself;
+    /// `None`, as at first, lifts it. It holds at once for every connection and stream of this endpoint and its
+    /// clones, whenever they were made.
+    ///
+    /// A frame is then sent and read in pieces of at most 16 KiB, each when the link would have carried it, and streams
+    /// take turns. What waits is this side alone: the peer is slowed by what it waits for, and by a rate of its own.
+    /// Where both have one, bytes pass both links at once and the slower one counts. After a pause the first 2 ms
+    /// worth of bytes pass at once.
+    ///
+    /// The bytes of frames count: prefix, header and payload. Handshakes, acknowledgements, retransmissions and the
+    /// overhead of QUIC and UDP, about 2 % of large frames, do not; nor do priorities order what waits for the link.
+    pub fn set_link_rate(&self, rate: Option<LinkRate>) {
+        self.link.set_rate(rate);
     }
 
     /// The address that was bound, with the port that the system chose.
@@ -92,7 +111,8 @@ impl Endpoint {
             }
             // It counts as an open connection from here on. What fails already is told by finishing it.
             let inner = incoming.accept();
-            return Some(Incoming { inner, address, within: self.limits.handshake });
+            let (within, link) = (self.limits.handshake, Arc::clone(&self.link));
+            return Some(Incoming { inner, address, within, link });
         }
     }
 
@@ -151,7 +171,7 @@ impl Endpoint {
         // In TLS 1.3 the connecting side is done before the other has seen its certificate. The acceptor's welcome,
         // an empty one-way stream, says that it was good, so that a refusal is known here and not at first use.
         connection.accept_uni().await.map_err(judge)?;
-        let connection = Connection::new(connection)
+        let connection = Connection::new(connection, Arc::clone(&self.link))
             .map_err(|reason| Failure::refused(address, expected, reason.to_string()))?;
         if connection.peer() != expected {
             let reason = format!("its certificate is that of {}", connection.peer());
@@ -219,6 +239,7 @@ pub struct Incoming {
     inner: Result<quinn::Connecting, quinn::ConnectionError>,
     address: SocketAddr,
     within: Duration,
+    link: Arc<Link>,
 }
 
 impl Incoming {
@@ -234,8 +255,8 @@ impl Incoming {
     /// When the peer shows no certificate of this run, does not go on in time or goes away. This concerns
     /// nobody else.
     pub async fn finish(self) -> Result<Connection, TransportError> {
-        let Self { inner, address, within } = self;
-        let done = match timeout(within, Self::handshake(inner)).await {
+        let Self { inner, address, within, link } = self;
+        let done = match timeout(within, Self::handshake(inner, link)).await {
             Ok(done) => done,
             Err(_) => Err(format!("it was not finished within {} s", within.as_secs_f64())),
         };
@@ -247,6 +268,7 @@ impl Incoming {
 
     async fn handshake(
         begun: Result<quinn::Connecting, quinn::ConnectionError>,
+        link: Arc<Link>,
     ) -> Result<Connection, String> {
         let connection = async { begun?.await }.await.map_err(|error| match error {
             quinn::ConnectionError::TransportError(error) => match alert(error.code) {
@@ -255,7 +277,7 @@ impl Incoming {
             },
             other => ConnectionLost::from(other).to_string(),
         })?;
-        let connection = Connection::new(connection).map_err(|error| error.to_string())?;
+        let connection = Connection::new(connection, link).map_err(|error| error.to_string())?;
         connection.welcome().await.map_err(|lost| lost.to_string())?;
         Ok(connection)
     }

@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use rkyv::util::AlignedVec;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::connection::{Counters, Priority};
 use crate::error::ConnectionLost;
+use crate::pacing::Link;
 
 /// The version of the framing.
 pub const FRAME_VERSION: u16 = 1;
@@ -146,14 +147,15 @@ impl From<quinn::ReadError> for FrameError {
 pub struct FrameSender {
     stream: quinn::SendStream,
     counters: Arc<Counters>,
+    link: Arc<Link>,
     scratch: BytesMut,
     chunks: Vec<Bytes>,
     interrupted: bool,
 }
 
 impl FrameSender {
-    pub(crate) fn new(stream: quinn::SendStream, counters: Arc<Counters>) -> Self {
-        Self { stream, counters, scratch: BytesMut::new(), chunks: Vec::new(), interrupted: false }
+    pub(crate) fn new(stream: quinn::SendStream, counters: Arc<Counters>, link: Arc<Link>) -> Self {
+        Self { stream, counters, link, scratch: BytesMut::new(), chunks: Vec::new(), interrupted: false }
     }
 
     /// Sets the priority of what is sent from now on.
@@ -186,11 +188,30 @@ impl FrameSender {
         self.chunks.extend(payload.into_iter().filter(|chunk| !chunk.is_empty()));
         let payload_bytes: u64 = self.chunks[1..].iter().map(|chunk| chunk.len() as u64).sum();
         self.interrupted = true;
-        self.stream.write_all_chunks(&mut self.chunks).await?;
+        if self.link.up.has_rate() {
+            self.write_paced().await?;
+        } else {
+            self.stream.write_all_chunks(&mut self.chunks).await?;
+        }
         self.interrupted = false;
         self.chunks.clear();
         self.counters.payload_sent.fetch_add(payload_bytes, Ordering::Relaxed);
         self.counters.frames_sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes the chunks piece by piece, each when the link would have carried it.
+    async fn write_paced(&mut self) -> Result<(), FrameError> {
+        let up = &self.link.up;
+        for chunk in &mut self.chunks {
+            while !chunk.is_empty() {
+                let piece = chunk.split_to(up.piece(chunk.len()));
+                if let Some(until) = up.take(piece.len()) {
+                    sleep_until(until).await;
+                }
+                self.stream.write_chunk(piece).await?;
+            }
+        }
         Ok(())
     }
 
@@ -239,22 +260,27 @@ impl FrameSender {
 pub struct FrameReceiver {
     stream: quinn::RecvStream,
     counters: Arc<Counters>,
+    link: Arc<Link>,
     prefix: [u8; PREFIX_BYTES],
     prefix_filled: usize,
     header: AlignedVec<16>,
     header_filled: usize,
+    /// When the link would have brought what was read last, if that is still to be waited for.
+    due: Option<Instant>,
     interrupted: bool,
 }
 
 impl FrameReceiver {
-    pub(crate) fn new(stream: quinn::RecvStream, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(stream: quinn::RecvStream, counters: Arc<Counters>, link: Arc<Link>) -> Self {
         Self {
             stream,
             counters,
+            link,
             prefix: [0; PREFIX_BYTES],
             prefix_filled: 0,
             header: AlignedVec::new(),
             header_filled: 0,
+            due: None,
             interrupted: false,
         }
     }
@@ -276,9 +302,14 @@ impl FrameReceiver {
         if self.interrupted {
             return Err(FrameError::Interrupted);
         }
+        // What an earlier call had read before it was dropped.
+        self.wait_for_link().await;
         while self.prefix_filled < PREFIX_BYTES {
             match self.stream.read(&mut self.prefix[self.prefix_filled..]).await? {
-                Some(read) => self.prefix_filled += read,
+                Some(read) => {
+                    self.prefix_filled += read;
+                    self.carried(read).await;
+                }
                 None if self.prefix_filled == 0 => return Ok(None),
                 None => return Err(truncated(FramePart::Prefix, self.prefix_filled, PREFIX_BYTES)),
             }
@@ -287,8 +318,12 @@ impl FrameReceiver {
         // Progress is kept here and not in the caller's buffer, so that a dropped call can be taken up again.
         self.header.resize(length, 0);
         while self.header_filled < length {
-            match self.stream.read(&mut self.header[self.header_filled..]).await? {
-                Some(read) => self.header_filled += read,
+            let end = self.header_filled + self.link.down.piece(length - self.header_filled);
+            match self.stream.read(&mut self.header[self.header_filled..end]).await? {
+                Some(read) => {
+                    self.header_filled += read;
+                    self.carried(read).await;
+                }
                 None => return Err(truncated(FramePart::Header, self.header_filled, length)),
             }
         }
@@ -310,8 +345,12 @@ impl FrameReceiver {
         self.begin_payload()?;
         let mut filled = 0;
         while filled < into.len() {
-            match self.stream.read(&mut into[filled..]).await? {
-                Some(read) => filled += read,
+            let end = filled + self.link.down.piece(into.len() - filled);
+            match self.stream.read(&mut into[filled..end]).await? {
+                Some(read) => {
+                    filled += read;
+                    self.carried(read).await;
+                }
                 None => return Err(truncated(FramePart::Payload, filled, into.len())),
             }
         }
@@ -327,13 +366,32 @@ impl FrameReceiver {
         self.begin_payload()?;
         let mut skipped = 0;
         while skipped < bytes {
-            match self.stream.read_chunk((bytes - skipped).min(SKIP_BYTES), true).await? {
-                Some(chunk) => skipped += chunk.bytes.len(),
+            let piece = self.link.down.piece((bytes - skipped).min(SKIP_BYTES));
+            match self.stream.read_chunk(piece, true).await? {
+                Some(chunk) => {
+                    skipped += chunk.bytes.len();
+                    self.carried(chunk.bytes.len()).await;
+                }
                 None => return Err(truncated(FramePart::Payload, skipped, bytes)),
             }
         }
         self.end_payload(skipped);
         Ok(())
+    }
+
+    /// Notes that so many bytes have been read, and waits until the link would have brought them. The note is made
+    /// before the wait, so that of a dropped call nothing is lost but the waiting.
+    async fn carried(&mut self, bytes: usize) {
+        self.due = self.link.down.take(bytes);
+        self.wait_for_link().await;
+    }
+
+    /// Waits until the link would have brought what was read last. May be dropped and called again.
+    async fn wait_for_link(&mut self) {
+        if let Some(until) = self.due {
+            sleep_until(until).await;
+            self.due = None;
+        }
     }
 
     fn begin_payload(&mut self) -> Result<(), FrameError> {

@@ -9,6 +9,11 @@
 //! a limit. Waiting on a stream or for one ends with the connection, and a connection whose peer has vanished
 //! ends after [`Limits::idle`]. A peer that is alive but silent keeps its connection by keep-alives, so whoever
 //! awaits an *answer* must put its own deadline around the wait; each method says whether it may be dropped.
+//!
+//! # Slow links
+//!
+//! [`Endpoint::set_link_rate`] emulates a link of a given rate between this process and all others. Deadlines must then
+//! allow for the time that the bytes take.
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -23,6 +28,7 @@ mod error;
 mod frame;
 mod identity;
 mod limits;
+mod pacing;
 mod pool;
 mod role;
 mod tls;
