@@ -101,6 +101,7 @@ impl Client {
         let endpoint = Endpoint::client(&options.identity, &Limits::default())?;
         let within = options.connect_deadline;
         let session = Session::join(&endpoint, &options.coordinator, Body::JoinWorker, within).await?;
+        endpoint.set_link_rate(session.plan.heterogeneity.link_rate);
         let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
         let placement = session.plan.placement()?;
         let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
