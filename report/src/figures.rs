@@ -32,6 +32,8 @@ pub(crate) fn measured(unit: Unit, mean: Option<Mean>) -> String {
     };
     let written = |number: f64| grouped_decimal(number, decimals);
     match half_width {
+        // Equal values have no spread, not a small one.
+        Some(half) if half <= 1e-12 * value.abs() => format!("{} ± 0{suffix}", written(value)),
         Some(half) => format!("{} ± {}{suffix}", written(value), written(half)),
         None => format!("{}{suffix}", written(value)),
     }
@@ -40,6 +42,11 @@ pub(crate) fn measured(unit: Unit, mean: Option<Mean>) -> String {
 /// A single value in its unit.
 pub(crate) fn single(unit: Unit, value: f64) -> String {
     measured(unit, value.is_finite().then_some(Mean { value, half_width: None, runs: 1 }))
+}
+
+/// A share that was set and not measured, in percent without digits that say nothing.
+pub(crate) fn level(share: f64) -> String {
+    format!("{} %", short(share * 100.0))
 }
 
 /// `1234567` as `1,234,567`.
@@ -130,6 +137,8 @@ mod tests {
         assert_eq!(measured(Unit::Count, mean(12.5, None)), "12.5");
         assert_eq!(measured(Unit::Bytes, mean(1.234e9, Some(4e7))), "1.23 ± 0.04 GB");
         assert_eq!(measured(Unit::Share, mean(0.97712, Some(0.0005))), "97.71 ± 0.05 %");
+        assert_eq!(measured(Unit::Plain, mean(2.0, Some(0.0))), "2.00 ± 0");
+        assert_eq!((level(0.97), level(0.9725)), ("97 %".into(), "97.25 %".into()));
         assert_eq!((measured(Unit::Plain, None), single(Unit::Plain, f64::NAN)), ("–".into(), "–".into()));
         assert_eq!(
             [0.1, 0.000_316_23, 100.0, 0.0, 12_345_678.0].map(short),

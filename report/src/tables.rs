@@ -1,7 +1,7 @@
 //! The tables of a report: at the target, at the end, what did not complete, baselines, whose data was lost.
 
 use crate::data::{Comparison, Outcome, RunResult};
-use crate::figures::{Unit, grouped, measured, single};
+use crate::figures::{Unit, grouped, level, measured, single};
 use crate::series::{Series, accuracy_of, ending, series};
 use crate::statistics::mean;
 use crate::table::{Column, Row, Table};
@@ -53,7 +53,7 @@ fn at_target(comparison: &Comparison, all: &[Series]) -> Option<Table> {
         format!(
             "The target is {} test accuracy. The crossing is interpolated between evaluations on the best \
              accuracy so far (McMahan et al., 2017).",
-            single(Unit::Share, target)
+            level(target)
         ),
         INTERVALS.to_owned(),
     ];

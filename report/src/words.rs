@@ -1,7 +1,7 @@
 //! Says in sentences what a comparison has found, and what it was.
 
 use crate::data::{Comparison, Cost, Outcome, RateChoice};
-use crate::figures::{Unit, counted, grouped, measured, short, single};
+use crate::figures::{Unit, counted, grouped, level, measured, short, single};
 use crate::series::{Series, accuracy_of, series};
 use crate::statistics::{Mean, mean};
 
@@ -50,7 +50,7 @@ pub(crate) fn facts(comparison: &Comparison) -> Vec<(&'static str, String)> {
         facts.push(("Left out", format!("{unused} went to no client")));
     }
     if let Some(target) = comparison.target {
-        facts.push(("Target", format!("{} test accuracy", single(Unit::Share, target))));
+        facts.push(("Target", format!("{} test accuracy", level(target))));
     }
     let words = [("Heterogeneity", &comparison.heterogeneity), ("Machine", &comparison.machine)];
     facts.extend(words.into_iter().map(|(name, value)| (name, value.clone())));
@@ -75,7 +75,7 @@ fn rate_choice(choice: &RateChoice) -> String {
 type Field = fn(&Cost) -> f64;
 
 fn first_at_target(all: &[Series], target: f64) -> Vec<String> {
-    let name = single(Unit::Share, target);
+    let name = level(target);
     let always = |one: &&Series| !one.runs().is_empty() && one.reached().len() == one.runs().len();
     let mut ranked: Vec<&Series> = all.iter().filter(always).collect();
     let mut findings = Vec::new();
@@ -178,15 +178,20 @@ fn losses(one: &Series) -> Option<String> {
         text.push_str(&format!("{} {noun} ({}{share})", grouped(pushes), counted(wasted, "example")));
         return Some(text + ".");
     }
+    let vain = match wasted {
+        0 => String::new(),
+        _ => format!(" ({} computed in vain{share})", counted(wasted, "example")),
+    };
     let never = fates.iter().filter(|fate| fate.asked > 0 && fate.aggregated == 0).count();
+    let never = match never {
+        0 => "every client that was asked got into the model at least once".to_owned(),
+        _ => format!("{never} of {} never got into the model", counted(fates.len() as u64, "client")),
+    };
     text.push_str(&format!(
-        "of {} asked for, {} came late and {} not at all ({} computed in vain{share}); of {}, {never} never got \
-         into the model",
+        "of {} asked for, {} came late and {} not at all{vain}; {never}",
         counted(asked, "update"),
         grouped(late),
         grouped(dropped),
-        counted(wasted, "example"),
-        counted(fates.len() as u64, "client"),
     ));
     let (worst, others) = one.worst_served();
     if let (Some(worst), Some(others)) = (accuracy_of(&worst), accuracy_of(&others)) {

@@ -46,8 +46,8 @@ pub(crate) fn idle(all: &[Series]) -> Option<Figure> {
     }
     let caption = "One bar for each worker, worker 0 at the top: the share of its time in which it waited for the \
                    servers or for other workers, as the mean over seeds; the line across its end goes from the \
-                   least to the greatest. Shorter is better; a short bar below long ones is a worker that the \
-                   others wait for.";
+                   least to the greatest. Shorter is better; a short bar among long ones is a worker \
+                   that the others wait for.";
     let draw = |canvas: &Canvas| drawing(canvas, &groups, "share of time spent waiting (%)", 100.0);
     Some(Figure::new("Idle share of each worker", String::new(), caption.to_owned(), draw))
 }

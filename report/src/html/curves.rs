@@ -5,7 +5,7 @@ use super::canvas::{Anchor, Canvas, Drawing, Figure, axis_below, axis_left, line
 use super::escape::px;
 use super::key::{colour, dash, entry, line_entry, marker};
 use crate::data::{Comparison, Outcome, Point};
-use crate::figures::{Unit, byte_tick, count_tick, short, single};
+use crate::figures::{Unit, byte_tick, count_tick, level, short, single};
 use crate::series::Series;
 use crate::statistics::mean_curve;
 use crate::table::folded;
@@ -81,7 +81,7 @@ pub(crate) fn accuracy(comparison: &Comparison, all: &[Series], spent: Spent) ->
     let mut legend: String = all.iter().map(line_entry).collect();
     if let Some(target) = comparison.target {
         let swatch = "<path class=\"target\" d=\"M1 7H39\"/>";
-        legend.push_str(&entry(swatch, 40, &format!("T: target {}", percent(target)), "small-only"));
+        legend.push_str(&entry(swatch, 40, &format!("T: target {}", level(target)), "small-only"));
     }
     for (letter, baseline) in letters().zip(&comparison.baselines) {
         let words = format!("{letter}: {}, {}", baseline.name, percent(baseline.accuracy));
@@ -125,7 +125,7 @@ fn lines<'a>(one: &'a Series<'a>, spent: Spent) -> Lines<'a> {
 }
 
 /// The lower end of the vertical axis: what happens near the top is what modes differ in, so that the first
-/// tenth of the evaluations may lie below it. Every mode's best and every near baseline lie above.
+/// fifth of the evaluations may lie below it. Every mode's best and every near baseline lie above.
 fn lowest(comparison: &Comparison, lines: &[Lines]) -> f64 {
     let mut values: Vec<f64> = lines
         .iter()
@@ -139,9 +139,9 @@ fn lowest(comparison: &Comparison, lines: &[Lines]) -> f64 {
         .flat_map(|lines| &lines.runs)
         .map(|(curve, _)| curve.iter().map(|at| at.1).fold(f64::NEG_INFINITY, f64::max));
     let target = comparison.target.map(|target| target * 100.0);
-    let needed = bests.chain(target).chain([values.get(values.len() / 10).copied().unwrap_or(0.0)]);
+    let needed = bests.chain(target).chain([values.get(values.len() / 5).copied().unwrap_or(0.0)]);
     let low = needed.filter(|value| value.is_finite()).fold(top - 2.0, f64::min);
-    let near = low - (top - low) * 0.5;
+    let near = low - (top - low) * 0.3;
     let baselines = comparison.baselines.iter().map(|baseline| baseline.accuracy * 100.0);
     baselines.filter(|value| *value >= near).fold(low, f64::min).max(0.0)
 }
@@ -165,7 +165,11 @@ fn drawing(
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
     };
     let (x_low, x_high) = ends(&mut all.iter().map(|at| at.0));
-    let x_low = if spent.scale() == Scale::Linear { x_low.min(0.0) } else { x_low };
+    let x_low = match spent.scale() {
+        Scale::Linear => x_low.min(0.0),
+        // What lies below the vertical axis must not take the room; a log scale has no natural beginning.
+        Scale::Log => ends(&mut all.iter().filter(|at| at.1 >= low).map(|at| at.0 * 0.8)).0.max(x_low),
+    };
     let extra = comparison.baselines.iter().map(|baseline| baseline.accuracy).chain(comparison.target);
     let (_, y_high) = ends(&mut all.iter().map(|at| at.1).chain(extra.map(|share| share * 100.0)));
     let x = Axis::new(spent.scale(), x_low, x_high, left, right);
@@ -188,7 +192,7 @@ fn drawing(
     for one in lines {
         body.push_str(&format!("<g class=\"{}\">\n", colour(one.one)));
         for (curve, completed) in &one.runs {
-            body.push_str(&path("run", &dash(one.one), curve, &x, &y));
+            body.push_str(&path("run", "", curve, &x, &y));
             if let (false, Some(last)) = (completed, curve.last()) {
                 let (at_x, at_y) =
                     (x.place(last.0).min(right - 5.0), y.place(last.1).clamp(top + 5.0, bottom - 5.0));
@@ -276,7 +280,7 @@ fn references(
     body: &mut String,
 ) -> String {
     let mut labels: Vec<(f64, f64, &str, Vec<String>)> = Vec::new();
-    let mut add = |share: f64, letter: String, name: &str, class: &'static str| {
+    let mut add = |share: f64, letter: String, name: String, class: &'static str| {
         let value = share * 100.0;
         if !value.is_finite() {
             return;
@@ -289,15 +293,16 @@ fn references(
         let arrow = if is_below { "▾ " } else { "" };
         let words = match canvas.is_narrow {
             true => vec![format!("{}{letter}", arrow.trim_end())],
-            false => folded(&format!("{arrow}{name} {}", percent(share)), 19),
+            false => folded(&format!("{arrow}{name}"), 19),
         };
         labels.push((at, at, class, words));
     };
     if let Some(target) = comparison.target {
-        add(target, "T".to_owned(), "target", "target");
+        add(target, "T".to_owned(), format!("target {}", level(target)), "target");
     }
     for (letter, baseline) in letters().zip(&comparison.baselines) {
-        add(baseline.accuracy, letter.to_string(), &baseline.name, "baseline");
+        let name = format!("{} {}", baseline.name, percent(baseline.accuracy));
+        add(baseline.accuracy, letter.to_string(), name, "baseline");
     }
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
     spread(&mut labels, y);

@@ -28,7 +28,7 @@ pub(crate) fn partition(comparison: &Comparison) -> Option<Figure> {
     let steps = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| (share, (share * most as f64).round() as u64));
     let mut legend: String =
         steps.iter().map(|(share, count)| entry(&swatch(*share), 14, &grouped(*count), "")).collect();
-    legend.push_str("<li>examples</li>");
+    legend.insert_str(0, "<li>examples:</li>");
     let caption = format!(
         "Each column is a client and each row a class: the darker, the more examples of that class the client holds \
          ({}). Even shades would mean that all clients hold alike; single dark cells in a column mean that a client \
