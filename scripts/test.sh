@@ -31,7 +31,7 @@ cargo clippy --release --locked --workspace --all-targets -- -D warnings
 say "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 say "cores, simulated cluster and mutations, with every assertion"
-cargo test --locked -p windlass-common -p windlass-ps-core -p windlass-worker-core -p windlass-tests
+cargo test --locked -p windlass-common -p windlass-ps-core -p windlass-worker-core -p windlass-report -p windlass-tests
 say "transport, servers, workers, command line and real processes"
 cargo test --release --locked -p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker \
     -p windlass-cli -p windlass-process-tests

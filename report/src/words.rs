@@ -97,8 +97,9 @@ fn first_at_target(all: &[Series], target: f64) -> Vec<String> {
             ranked.iter().filter_map(|one| Some((*one, one.at_target(field)?))).collect();
         order.sort_by(|a, b| a.1.value.total_cmp(&b.1.value));
         let Some((first, best)) = order.first() else { continue };
+        let first_at = if all.len() > 1 { "First at" } else { "At" };
         let mut text =
-            format!("First at {name} {words}: {} with {}", first.label, measured(unit, Some(*best)));
+            format!("{first_at} {name} {words}: {} with {}", first.label, measured(unit, Some(*best)));
         if let Some((second, next)) = order.get(1) {
             text.push_str(&format!("; next {} with {}", second.label, measured(unit, Some(*next))));
             text.push_str(match overlap(best, next) {
@@ -152,12 +153,12 @@ fn against_baselines(comparison: &Comparison, all: &[Series]) -> Option<String> 
         .baselines
         .iter()
         .map(|baseline| format!("{} {}", baseline.name, single(Unit::Share, baseline.accuracy)));
-    Some(format!(
-        "The modes ended between {} and {}; for comparison: {}.",
-        single(Unit::Share, low),
-        single(Unit::Share, high),
-        described.collect::<Vec<_>>().join(", ")
-    ))
+    let described = described.collect::<Vec<_>>().join(", ");
+    let (low, high) = (single(Unit::Share, low), single(Unit::Share, high));
+    Some(match low == high {
+        true => format!("Test accuracy at the end was {low}; for comparison: {described}."),
+        false => format!("The modes ended between {low} and {high}; for comparison: {described}."),
+    })
 }
 
 fn losses(one: &Series) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Draws how the clients of federated modes fared: what became of their work, and what the model is worth to them.
 
-use super::axis::Axis;
+use super::axis::{Axis, Scale};
 use super::canvas::{Anchor, Canvas, Drawing, Figure, axis_below, axis_left, cell, line, text};
 use super::escape::cut;
 use super::key::{colour, entry, marker, marker_entry};
@@ -33,13 +33,13 @@ fn strips_drawing(canvas: &Canvas, strips: &[(&Series, Vec<Fate>)]) -> Drawing {
     let last = fates().map(|fate| fate.client).max().unwrap_or(0);
     let most =
         fates().map(|fate| fate.asked.max(fate.aggregated + fate.late + fate.dropped)).max().unwrap_or(0);
-    let x = Axis::new(super::axis::Scale::Linear, 0.0, last as f64 + 1.0, left, right);
+    let x = Axis::new(Scale::Linear, 0.0, last as f64 + 1.0, left, right);
     let column = x.place(1.0) - x.place(0.0);
     let bottom = strips.len() as f64 * (above + height + gap);
     let mut body = String::new();
     for (i, (one, fates)) in strips.iter().enumerate() {
         let top = i as f64 * (above + height + gap) + above;
-        let y = Axis::round(0.0, most.max(1) as f64, 2, top + height, top);
+        let y = Axis::new(Scale::Linear, 0.0, most.max(1) as f64, top + height, top);
         body.push_str(&text(left, top - 7.0, Anchor::Start, "", &cut(&one.label, 40)));
         for tick in y.ticks(2) {
             let at = y.place(tick);
@@ -76,8 +76,7 @@ fn strips_drawing(canvas: &Canvas, strips: &[(&Series, Vec<Fate>)]) -> Drawing {
 /// Numbers of clients under the middle of their columns.
 pub(crate) fn client_axis(x: &Axis, last: u64, canvas: &Canvas, bottom: f64) -> String {
     let mut body = String::new();
-    let ticks =
-        Axis::new(super::axis::Scale::Linear, 0.0, last.max(1) as f64, 0.0, 1.0).ticks(canvas.pick(10, 5));
+    let ticks = Axis::new(Scale::Linear, 0.0, last.max(1) as f64, 0.0, 1.0).ticks(canvas.pick(10, 5));
     for tick in ticks.into_iter().filter(|tick| tick.fract() == 0.0 && *tick <= last as f64) {
         let at = x.place(tick + 0.5);
         body.push_str(&line("axis", (at, bottom), (at, bottom + 4.0)));
@@ -116,7 +115,7 @@ fn dots_drawing(canvas: &Canvas, rows: &[(&Series, Vec<f64>)]) -> Drawing {
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
     let count = rows.iter().map(|(_, values)| values.len()).max().unwrap_or(1);
     let y = Axis::round(low, high, canvas.pick(7, 5), bottom - 4.0, top);
-    let x = Axis::new(super::axis::Scale::Linear, 0.0, count as f64 + 1.0, left, right);
+    let x = Axis::new(Scale::Linear, 0.0, count as f64 + 1.0, left, right);
     let mut body =
         axis_left(&y, canvas.pick(7, 5), short, left, right, "accuracy on the client's examples (%)");
     body.push_str(&axis_below(

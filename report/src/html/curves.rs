@@ -96,7 +96,11 @@ pub(crate) fn accuracy(comparison: &Comparison, all: &[Series], spent: Spent) ->
         caption.push_str("A cross ends a run that did not complete. ");
     }
     caption.push_str(reading);
-    caption.push_str(if low > 1.0 { " The vertical axis does not begin at zero." } else { "" });
+    caption.push_str(if low > 1.0 {
+        " The vertical axis does not begin at zero, and early evaluations lie below it."
+    } else {
+        ""
+    });
     let draw = |canvas: &Canvas| drawing(canvas, comparison, &lines, spent, name, low);
     Some(Figure::new(title, legend, caption, draw))
 }

@@ -18,6 +18,9 @@ use canvas::Figure;
 use curves::Spent;
 use escape::escape;
 
+/// The rank from which columns are left out in print, where a table cannot scroll.
+const LEFT_OUT_ON_PAPER: u8 = 4;
+
 const STYLE: &str = include_str!("style.css");
 
 /// The colours of the twelve names and the twelve shades of the map: rules too regular to write by hand.
@@ -84,18 +87,22 @@ fn figures(comparison: &Comparison, all: &[Series]) -> Vec<Figure> {
 }
 
 fn table_html(table: &Table, number: usize, all: &[Series]) -> String {
-    let classes = |column: usize| match table.columns[column].align {
-        Align::Right => " class=\"right\"",
-        Align::Left if column > 0 && is_wordy(table, column) => " class=\"words\"",
-        Align::Left => "",
+    let is_left_out = |column: usize| table.columns[column].rank >= LEFT_OUT_ON_PAPER;
+    let classes = |column: usize, is_head: bool| {
+        let is_wordy = !is_head && column > 0 && is_wordy(table, column);
+        let all = [
+            ("right", table.columns[column].align == Align::Right),
+            ("words", table.columns[column].align == Align::Left && is_wordy),
+            ("screen-only", is_left_out(column)),
+        ];
+        let names: Vec<&str> =
+            all.into_iter().filter(|(_, applies)| *applies).map(|(name, _)| name).collect();
+        if names.is_empty() { String::new() } else { format!(" class=\"{}\"", names.join(" ")) }
     };
-    let heads = table.columns.iter().enumerate().map(|(i, column)| {
-        format!(
-            "<th scope=\"col\"{}>{}</th>",
-            classes(i).replace(" class=\"words\"", ""),
-            escape(column.heading)
-        )
-    });
+    let heads =
+        table.columns.iter().enumerate().map(|(i, column)| {
+            format!("<th scope=\"col\"{}>{}</th>", classes(i, true), escape(column.heading))
+        });
     let mut html = format!(
         "<section class=\"table\">\n<h3>Table {number}. {}</h3>\n<div class=\"scroll\" tabindex=\"0\">\n\
          <table>\n<thead><tr>{}</tr></thead>\n<tbody>\n",
@@ -108,7 +115,7 @@ fn table_html(table: &Table, number: usize, all: &[Series]) -> String {
         for (i, cell) in row.cells.iter().enumerate() {
             html.push_str(&match i {
                 0 => format!("<th scope=\"row\">{badge}{}</th>", escape(cell)),
-                _ => format!("<td{}>{}</td>", classes(i), escape(cell)),
+                _ => format!("<td{}>{}</td>", classes(i, false), escape(cell)),
             });
         }
         html.push_str("</tr>\n");
@@ -116,6 +123,12 @@ fn table_html(table: &Table, number: usize, all: &[Series]) -> String {
     html.push_str("</tbody>\n</table>\n</div>\n");
     for note in &table.notes {
         html.push_str(&format!("<p class=\"note\">{}</p>\n", escape(note)));
+    }
+    let left_out: Vec<&str> =
+        (0..table.columns.len()).filter(|i| is_left_out(*i)).map(|i| table.columns[i].heading).collect();
+    if !left_out.is_empty() {
+        let words = escape(&left_out.join(", "));
+        html.push_str(&format!("<p class=\"note print-only\">Not shown on paper: {words}.</p>\n"));
     }
     html + "</section>\n"
 }
