@@ -132,10 +132,13 @@ impl<'a> Series<'a> {
         fates.into_values().map(finish).collect()
     }
 
-    /// The tenth of the asked clients whose updates were lost most, and the others.
+    /// The tenth of the asked clients whose updates were lost most, and the others; nobody where nothing was lost.
     pub(crate) fn worst_served(&self) -> (Vec<Fate>, Vec<Fate>) {
         let mut asked: Vec<Fate> = self.fates().into_iter().filter(|fate| fate.asked > 0).collect();
         asked.sort_by(|a, b| a.served().unwrap_or(0.0).total_cmp(&b.served().unwrap_or(0.0)));
+        if asked.first().and_then(Fate::served).is_none_or(|served| served >= 1.0) {
+            return (Vec::new(), Vec::new());
+        }
         let others = asked.split_off(asked.len().div_ceil(10));
         (asked, others)
     }
@@ -145,6 +148,17 @@ impl<'a> Series<'a> {
 pub(crate) fn accuracy_of(fates: &[Fate]) -> Option<Mean> {
     mean(&fates.iter().filter_map(|fate| fate.accuracy).collect::<Vec<_>>())
         .map(|mean| Mean { half_width: None, ..mean })
+}
+
+/// A sentence about the rows that a figure has nothing to draw of, so that none is missing without a word; empty
+/// if there are none.
+pub(crate) fn missing<'a>(why: &str, rows: impl Iterator<Item = &'a Series<'a>>) -> String {
+    let labels: Vec<&str> = rows.map(|one| one.label.as_str()).collect();
+    if labels.is_empty() {
+        String::new()
+    } else {
+        format!(" Not shown, because {why}: {}.", labels.join(", "))
+    }
 }
 
 /// How a run ended, in words.

@@ -5,8 +5,10 @@ use super::canvas::{Anchor, Canvas, Drawing, Figure, axis_below, line, rectangle
 use super::escape::cut;
 use super::key::colour;
 use crate::figures::{Unit, short, single};
-use crate::series::Series;
+use crate::series::{Series, missing};
 use crate::statistics::mean;
+
+const NOTHING: &str = "no run of theirs completed and measured it";
 
 /// The bars of one row of the comparison.
 struct Group<'a> {
@@ -48,8 +50,9 @@ pub(crate) fn idle(all: &[Series]) -> Option<Figure> {
                    servers or for other workers, as the mean over seeds; the line across its end goes from the \
                    least to the greatest. Shorter is better; a short bar among long ones is a worker \
                    that the others wait for.";
+    let caption = format!("{caption}{}", missing(NOTHING, all.iter().filter(|one| workers(one).is_empty())));
     let draw = |canvas: &Canvas| drawing(canvas, &groups, "share of time spent waiting (%)", 100.0);
-    Some(Figure::new("Idle share of each worker", String::new(), caption.to_owned(), draw))
+    Some(Figure::new("Idle share of each worker", String::new(), caption, draw))
 }
 
 fn workers(one: &Series) -> Vec<Bar> {
@@ -75,8 +78,9 @@ pub(crate) fn staleness(all: &[Series]) -> Option<Figure> {
     let caption = "How many versions older than the newest the values were that a pushed gradient had been computed \
                    on. The dark bar is the mean and the light bar the 95th percentile, each as the mean over \
                    seeds; the numbers say both. Zero means that every gradient was fresh.";
+    let caption = format!("{caption}{}", missing(NOTHING, all.iter().filter(|one| stale(one).is_none())));
     let draw = |canvas: &Canvas| drawing(canvas, &groups, "staleness (versions)", high);
-    Some(Figure::new("Staleness of applied pushes", String::new(), caption.to_owned(), draw))
+    Some(Figure::new("Staleness of applied pushes", String::new(), caption, draw))
 }
 
 fn stale(one: &Series) -> Option<Bar> {

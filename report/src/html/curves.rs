@@ -6,7 +6,7 @@ use super::escape::px;
 use super::key::{colour, dash, entry, line_entry, marker};
 use crate::data::{Comparison, Outcome, Point};
 use crate::figures::{Unit, byte_tick, count_tick, level, short, single};
-use crate::series::Series;
+use crate::series::{Series, missing};
 use crate::statistics::mean_curve;
 use crate::table::folded;
 
@@ -101,6 +101,8 @@ pub(crate) fn accuracy(comparison: &Comparison, all: &[Series], spent: Spent) ->
     } else {
         ""
     });
+    let is_empty = |lines: &&Lines| lines.runs.iter().all(|(curve, _)| curve.is_empty());
+    caption.push_str(&missing("nothing was evaluated", lines.iter().filter(is_empty).map(|lines| lines.one)));
     let draw = |canvas: &Canvas| drawing(canvas, comparison, &lines, spent, name, low);
     Some(Figure::new(title, legend, caption, draw))
 }

@@ -83,6 +83,18 @@ fn odd_curves_can_be_drawn() {
 }
 
 #[test]
+fn a_mode_that_cannot_be_drawn_is_named() {
+    let mut comparison = sample::comparison(3, 1);
+    let run = &mut comparison.modes[1].runs[0];
+    run.outcome = Outcome::Failed { reason: "no server came up".into() };
+    run.curve.clear();
+    let page = html(&comparison);
+    check(&page);
+    assert_eq!(page.matches("Not shown, because nothing was evaluated: sync:backup=1.").count(), 3);
+    assert_eq!(page.matches("completed and measured it: sync:backup=1.").count(), 2);
+}
+
+#[test]
 fn a_page_without_any_result_can_be_drawn() {
     let mut comparison = sample::comparison(2, 1);
     for run in comparison.modes.iter_mut().flat_map(|mode| &mut mode.runs) {
