@@ -150,7 +150,8 @@ fn one_worker_is_sequential_sgd_in_every_mode() {
 #[test]
 fn async_is_what_the_records_say() {
     let problem = Network::uneven(5, 10, 3);
-    for scaling in [StalenessScaling::None, StalenessScaling::Inverse] {
+    let polynomial = StalenessScaling::Polynomial { exponent: 0.5 };
+    for scaling in [StalenessScaling::None, StalenessScaling::Inverse, polynomial] {
         for optimizer in [Optimizer::Sgd(Sgd::default()), Optimizer::Adam(Adam::default())] {
             for (seed, shards) in each(5) {
                 let config = Config {

@@ -150,3 +150,22 @@ pub fn missing(expected: impl Iterator<Item = WorkerId>, step: Step) -> Wait {
         false => Wait::Pushes { step, missing },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staleness_scales_the_rate_as_the_rule_says() {
+        let rate = |text: &str, staleness| scaled_rate(text.parse().unwrap(), 0.1, staleness);
+        assert_eq!([0, 1, 3].map(|staleness| rate("none", staleness)), [0.1; 3]);
+        // Divided, which rounds once: 0.1 times a rounded 1 / 5 is another number.
+        assert_eq!(
+            [0, 1, 3, 5].map(|staleness| rate("inverse", staleness)),
+            [0.1, 0.1, 0.1 / 3.0, 0.1 / 5.0]
+        );
+        assert_ne!(0.1_f32 * (1.0 / 5.0), 0.1 / 5.0);
+        assert_eq!([0, 3].map(|staleness| rate("polynomial", staleness)), [0.1, 0.05]);
+        assert_eq!([0, 4, 5].map(|staleness| rate("hinge:10:4", staleness)), [0.1, 0.1, 0.1 * (1.0 / 11.0)]);
+    }
+}
