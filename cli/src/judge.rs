@@ -35,6 +35,21 @@ impl Judge {
         self.dealing.as_ref()
     }
 
+    /// The training data.
+    pub(crate) fn train(&self) -> &Dataset {
+        &self.train
+    }
+
+    /// For each client the examples that it trains on; none where that is not known here.
+    pub(crate) fn clients(&self) -> &[Vec<u32>] {
+        self.dealing.as_ref().map_or(&[], |dealing| &dealing.clients)
+    }
+
+    /// Number of test examples.
+    pub(crate) fn test_examples(&self) -> usize {
+        self.test.len()
+    }
+
     /// The score of these values on the held-out examples of each client; none for a client that holds none out.
     ///
     /// # Errors

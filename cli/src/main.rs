@@ -1,6 +1,7 @@
 //! The program `windlass`: starts, watches, scores and plans training runs.
 
 mod children;
+mod compare;
 mod eval;
 mod evaluator;
 mod failure;
@@ -13,6 +14,7 @@ mod plan;
 mod problem;
 mod programs;
 mod recipe;
+mod reproduce;
 mod run_directory;
 mod show;
 mod signals;
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
 fn run(command: Command, began: SystemTime) -> Outcome<()> {
     match command {
         Command::Train(flags) => on_runtime(train::run(flags, began)),
+        Command::Compare(flags) => on_runtime(compare::run(flags)),
+        Command::Reproduce(flags) => on_runtime(reproduce::run(flags)),
         Command::Plan(flags) => plan::run(&flags),
         Command::Eval(flags) => eval::run(&flags),
         Command::Identities(flags) => identities::run(&flags),

@@ -101,7 +101,7 @@ fn dealing(plan: &Plan, loaded: &data::Data) -> Outcome<Option<Dealing>> {
     }
     let (dealt, held) = data::dealt(plan, loaded).or_exit(Exit::Usage)?;
     let table = ClassTable::new(&dealt, loaded.train.labels(), loaded.train.classes());
-    Ok(Some(Dealing { table, held }))
+    Ok(Some(Dealing { table, held, clients: dealt.clients }))
 }
 
 /// Who has which of the data.
@@ -109,6 +109,8 @@ fn dealing(plan: &Plan, loaded: &data::Data) -> Outcome<Option<Dealing>> {
 pub(crate) struct Dealing {
     /// Clients by class.
     pub(crate) table: ClassTable,
+    /// For each client the examples that it trains on.
+    pub(crate) clients: Vec<Vec<u32>>,
     /// For each client the training examples that it is judged by.
     pub(crate) held: Vec<Vec<u32>>,
 }

@@ -12,7 +12,7 @@ use windlass_common::plan::{
 use windlass_common::schedule::{Schedule, Shape};
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{BatchFlag, Bound, ModeName, RecipeFlags, SourceFlags};
+use crate::flags::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::problem::{self, Problem};
 
@@ -97,7 +97,15 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
     let mode = mode(recipe)?;
     let optimizer = optimizer(recipe)?;
     let is_federated = recipe.mode.is_federated();
-    let rate = recipe.rate.unwrap_or_else(|| default_rate(&optimizer, &mode, recipe.workers));
+    let rate = match recipe.rate {
+        Some(RateFlag::Value(rate)) => rate,
+        Some(RateFlag::Auto) => {
+            return Err(Failure::usage(
+                "--rate auto is for windlass compare; give a number, or leave it out",
+            ));
+        }
+        None => default_rate(&optimizer, &mode, recipe.workers),
+    };
     let variable =
         windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
     let plan = Plan {

@@ -1,5 +1,6 @@
 //! Says which commands and flags there are.
 
+mod compare;
 mod federated;
 mod recipe;
 
@@ -8,8 +9,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use windlass_common::exit;
 
+pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
-pub(crate) use recipe::{BatchFlag, Bound, ModeName, RecipeFlags, SourceFlags};
+pub(crate) use recipe::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
 #[derive(Debug, Parser)]
@@ -27,6 +29,17 @@ Examples:
   windlass train --mode sync --backup 1 --optimizer momentum:mu=0.9
   windlass train --mode fedavg --model 2nn --clients 100 --fraction 0.1 --local-passes 1 --batch 10 --rounds 100 --workers 2
   windlass train --plan runs/2nn-sync-1/plan.toml
+";
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  windlass compare --modes sync,async,ssp:4,fedavg,fedbuff --clients 100 --partition shards:2 --target 0.95
+  windlass compare --modes sync,ssp:8,async --step-time exp:20ms --workers 4 --passes 1 --model softmax
+  windlass compare --rate auto --seeds 3 --clients 100 --target 0.95 --out runs/by-seed
+";
+const REPRODUCE_EXAMPLES: &str = "\
+Examples:
+  windlass reproduce mcmahan --table 1 --rows 2nn --cell C=0.1,B=10,partition=iid
+  windlass reproduce mcmahan --table 1 --rows 2nn --cell B=10 --seeds 3
 ";
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -50,6 +63,12 @@ pub(crate) enum Command {
     /// Train a model here: starts servers and workers on free ports, shows the progress, scores the result
     #[command(after_help = help(TRAIN_EXAMPLES))]
     Train(Box<TrainFlags>),
+    /// Train in several modes under the same conditions, and report what each gains and loses
+    #[command(after_help = help(COMPARE_EXAMPLES))]
+    Compare(Box<CompareFlags>),
+    /// Repeat the experiments of a paper, and set the figures beside its own
+    #[command(after_help = help(REPRODUCE_EXAMPLES))]
+    Reproduce(ReproduceFlags),
     /// Check flags and write the plan of a run, with the placement of its model, without starting anything
     #[command(after_help = help(PLAN_EXAMPLES))]
     Plan(Box<PlanFlags>),

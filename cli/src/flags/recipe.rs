@@ -108,7 +108,7 @@ pub(crate) struct RecipeFlags {
     /// averaged per step, at most 4 times; adagrad 0.01; rmsprop, adam and adamw 0.001; fedadagrad, fedadam and fedyogi
     /// 0.03]
     #[arg(long, allow_negative_numbers = true, value_name = "RATE", help_heading = "Optimizer")]
-    pub(crate) rate: Option<f64>,
+    pub(crate) rate: Option<RateFlag>,
     /// How the rate goes on after the warm-up: constant, cosine (to 1 % of the peak), cosine:SHARE, step (a tenth at
     /// 50 and 75 % of the run) or step:AT,AT:FACTOR [default: cosine; constant where clients train by themselves]
     #[arg(long, value_name = "SHAPE", help_heading = "Optimizer")]
@@ -150,6 +150,18 @@ pub(crate) enum ModeName {
 }
 
 impl ModeName {
+    /// Every mode.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Sync,
+        Self::Async,
+        Self::Ssp,
+        Self::Softsync,
+        Self::Batchsync,
+        Self::Fedavg,
+        Self::Fedbuff,
+        Self::Fedasync,
+    ];
+
     /// What it is called.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -167,6 +179,25 @@ impl ModeName {
     /// Whether clients train by themselves.
     pub(crate) fn is_federated(self) -> bool {
         matches!(self, Self::Fedavg | Self::Fedbuff | Self::Fedasync)
+    }
+}
+
+/// A learning rate, or that one is to be chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum RateFlag {
+    Value(f64),
+    /// `windlass compare` lets each mode choose.
+    Auto,
+}
+
+impl FromStr for RateFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Value).map_err(|_| "write a number, or auto".into()),
+        }
     }
 }
 

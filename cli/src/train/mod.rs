@@ -7,7 +7,7 @@ mod verdict;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use windlass_common::exit::Exit;
 use windlass_common::plan::{Goal, Plan};
@@ -28,11 +28,25 @@ use crew::Crew;
 use run::{Run, Seen};
 
 /// Everything that is checked and known before a process is started.
-struct Prepared {
-    plan: Plan,
-    directory: PathBuf,
-    programs: Programs,
-    judge: Option<Arc<Judge>>,
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    pub(crate) directory: PathBuf,
+    pub(crate) programs: Programs,
+    pub(crate) judge: Option<Arc<Judge>>,
+}
+
+/// How a run is carried through.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Conditions {
+    /// How often each worker is restarted.
+    pub(crate) restarts: u32,
+    /// How long each process tries to reach the coordinator, in seconds.
+    pub(crate) connect_deadline: u64,
+    /// The test accuracy at which a run of rounds is over.
+    pub(crate) target: Option<f64>,
+    /// How long it may take.
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) quiet: bool,
 }
 
 /// Trains as the flags say.
@@ -40,7 +54,6 @@ struct Prepared {
 /// # Errors
 /// Says why the run could not be made or could not go on, or that it was interrupted.
 pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()> {
-    let ticks = Ticks::now();
     let mut interrupts = Interrupts::listen()?;
     let for_thread = flags.clone();
     let preparing = tokio::task::spawn_blocking(move || prepare(&for_thread));
@@ -48,12 +61,38 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
         prepared = preparing => prepared.or_fail(Exit::System, "the preparation of the run failed")??,
         () = interrupts.next() => return Err(interrupted()),
     };
+    let conditions = Conditions {
+        restarts: flags.restarts,
+        connect_deadline: flags.connect_deadline,
+        target: flags.target,
+        time_limit: None,
+        quiet: flags.quiet,
+    };
+    let own_worker = (!prepared.programs.worker_is_ours).then(|| prepared.programs.worker.clone());
+    let (plan, directory) = (prepared.plan.clone(), prepared.directory.clone());
+    let summary = carry_out(prepared, conditions, &mut interrupts, began).await?;
+    crate::print(&farewell(&plan, &directory, began, &summary, own_worker.as_deref()))
+}
+
+/// Carries a prepared run to its end, and completes its summary.
+///
+/// # Errors
+/// Says why it could not go on, or that it was interrupted.
+pub(crate) async fn carry_out(
+    prepared: Prepared,
+    conditions: Conditions,
+    interrupts: &mut Interrupts,
+    began: SystemTime,
+) -> Outcome<Summary> {
+    let ticks = Ticks::now();
     let Prepared { plan, directory, programs, judge } = prepared;
-    let own_worker = (!programs.worker_is_ours).then(|| programs.worker.clone());
-    let crew = Crew::new(&plan, &directory, programs, flags.connect_deadline)?;
-    let mut run = Run::new(plan.clone(), crew, judge.clone(), flags.restarts, flags.target, flags.quiet);
-    let outcome = run.carry(&mut interrupts).await;
-    let seen = run.end(&mut interrupts).await;
+    let crew = Crew::new(&plan, &directory, programs, conditions.connect_deadline)?;
+    let mut run = Run::new(plan.clone(), crew, judge.clone(), conditions);
+    let outcome = tokio::select! {
+        outcome = run.carry(interrupts) => outcome,
+        () = limited(conditions.time_limit) => Err(Failure::new(Exit::Run, TIMED_OUT)),
+    };
+    let seen = run.end(interrupts).await;
     let addition = Addition {
         test_accuracy: None,
         test_loss: None,
@@ -67,14 +106,21 @@ pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()
     if let Err(failure) = outcome {
         return Err(report_failure(failure, &directory, began, addition));
     }
-    let reporting = tokio::task::spawn_blocking(move || {
-        report(&plan, &directory, began, addition, judge, seen).and_then(|summary| {
-            crate::print(&farewell(&plan, &directory, began, &summary, own_worker.as_deref()))
-        })
-    });
+    let reporting =
+        tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
     tokio::select! {
         reported = reporting => reported.or_fail(Exit::System, "the report of the run failed")?,
         () = interrupts.next() => Err(interrupted()),
+    }
+}
+
+/// What is said of a run that took too long.
+pub(crate) const TIMED_OUT: &str = "the run was stopped at its time limit";
+
+async fn limited(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -14,6 +14,7 @@ use windlass_transport::Role;
 use windlass_worker::client::ClientError;
 use windlass_worker::observer::{self, Observer, SnapshotReader, StatusStream};
 
+use super::Conditions;
 use super::crew::Crew;
 use super::verdict::{Known, Verdict, verdict};
 use crate::children::{Exited, name_of};
@@ -74,14 +75,8 @@ enum Happening {
 }
 
 impl Run {
-    pub(super) fn new(
-        plan: Plan,
-        crew: Crew,
-        judge: Option<Arc<Judge>>,
-        restarts_max: u32,
-        target: Option<f64>,
-        quiet: bool,
-    ) -> Self {
+    pub(super) fn new(plan: Plan, crew: Crew, judge: Option<Arc<Judge>>, conditions: Conditions) -> Self {
+        let Conditions { restarts: restarts_max, target, quiet, .. } = conditions;
         let mut show = Show::new(quiet);
         show.about(&plan);
         let restarts = vec![0; plan.cluster.workers as usize];
