@@ -7,7 +7,7 @@ use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::Plan;
 use windlass_common::reduce::Contribution;
-use windlass_ps_core::store::Store;
+use windlass_ps_core::store::{Combined, Store};
 
 /// 2NN stays in the last cache; the large variable does not.
 fn plans() -> [(&'static str, Plan); 2] {
@@ -29,7 +29,9 @@ fn apply(c: &mut Criterion) {
             group.sample_size(20);
             let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1);
             group.bench_function(BenchmarkId::new(optimizer.name(), name), |b| {
-                b.iter(|| store.apply(&[Contribution { values: &gradient, count: 64 }], 1e-6));
+                b.iter(|| {
+                    store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 64 }]), 1e-6)
+                });
             });
         }
         let four = [Contribution { values: &gradient, count: 64 }; 4];
@@ -37,7 +39,7 @@ fn apply(c: &mut Criterion) {
         let sgd = "sgd".parse().expect("sgd is an optimizer");
         let mut store = Store::new(&layout, &placement, ShardId(0), sgd, 1);
         group.bench_function(BenchmarkId::new("sgd, mean of 4", name), |b| {
-            b.iter(|| store.apply(&four, 1e-6))
+            b.iter(|| store.apply(Combined::Mean(&four), 1e-6))
         });
     }
     group.finish();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::{
-    Cluster, Data, FORMAT, Membership, Mode, Model, Plan, StalenessScaling, Training,
+    Clients, Cluster, Data, FORMAT, Heterogeneity, Membership, Mode, Model, Plan, StalenessScaling, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_ps::{Options, Part};
@@ -33,12 +33,15 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
             join_deadline_s: 30,
             rejoin_deadline_s: 30,
         },
+        clients: Clients::one_per_worker(workers),
+        heterogeneity: Heterogeneity::default(),
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: i64::MAX as u64 },
         optimizer: "sgd".parse()?,
         schedule: Schedule { rate: 1e-6, warm_up: 0.0, shape: Shape::Constant },
         data: Data {
             path: String::new(),
             label_column: String::new(),
+            validation: 0,
             train_examples: pushes,
             fingerprint: String::new(),
         },

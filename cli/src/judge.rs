@@ -57,7 +57,9 @@ impl Judge {
     pub(crate) fn score_clients(&self, values: &[f32]) -> Result<Vec<Option<Score>>, ModelError> {
         let mut model = by_name(&self.model)?;
         let (mut features, mut labels) = (Vec::new(), Vec::new());
-        let held = self.dealing.iter().flat_map(|dealing| &dealing.held);
+        // Where nobody holds anything out there is nothing to say of anybody.
+        let judged = self.dealing.iter().filter(|dealing| dealing.held.iter().any(|held| !held.is_empty()));
+        let held = judged.flat_map(|dealing| &dealing.held);
         let score = |examples: &Vec<u32>| {
             self.train.gather(examples, &mut features, &mut labels);
             let is_judged = !examples.is_empty();

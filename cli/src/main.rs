@@ -27,16 +27,15 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use windlass_common::exit::Exit;
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{Cli, Command};
+use crate::flags::Command;
 
 fn main() -> ExitCode {
     let began = SystemTime::now();
-    let cli = Cli::parse();
+    let cli = flags::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     match run(cli.command, began) {

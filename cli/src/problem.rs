@@ -142,7 +142,7 @@ pub(crate) fn of_plan(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<Judge> {
             ),
         ));
     }
-    judge(plan, loaded)
+    judge(plan, loaded, true)
 }
 
 /// As [`of_plan`], on whatever data fits the model; the second result says whether it is the plan's own.
@@ -152,10 +152,10 @@ pub(crate) fn of_plan(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<Judge> {
 pub(crate) fn of_plan_on_any(plan: &Plan, elsewhere: Option<&Path>) -> Outcome<(Judge, bool)> {
     let loaded = load_for(plan, elsewhere)?;
     let same = format!("{:016x}", loaded.fingerprint()) == plan.data.fingerprint;
-    Ok((judge(plan, loaded)?, same))
+    Ok((judge(plan, loaded, same)?, same))
 }
 
-fn judge(plan: &Plan, loaded: data::Data) -> Outcome<Judge> {
+fn judge(plan: &Plan, loaded: data::Data, is_same: bool) -> Outcome<Judge> {
     let model = by_name(&plan.model.name).or_exit(Exit::Input)?;
     if model.variables() != plan.model.variables {
         let sentence =
@@ -163,7 +163,7 @@ fn judge(plan: &Plan, loaded: data::Data) -> Outcome<Judge> {
         return Err(Failure::new(Exit::Input, sentence));
     }
     check_fit(&plan.model.name, model.input(), &loaded).or_exit(Exit::Input)?;
-    let dealing = dealing(plan, &loaded)?;
+    let dealing = if is_same { dealing(plan, &loaded)? } else { None };
     Ok(Judge::new(plan.model.name.clone(), loaded, dealing))
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn text_of(path: &Path) -> Outcome<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use windlass_common::optimizer::Optimizer;
-    use windlass_common::plan::{Cluster, FORMAT, Membership, Mode, Training};
+    use windlass_common::plan::{Clients, Cluster, FORMAT, Membership, Mode, Training};
 
     use super::*;
 
@@ -213,12 +213,15 @@ pub(crate) mod tests {
                 join_deadline_s: 60,
                 rejoin_deadline_s: 30,
             },
+            clients: Clients::one_per_worker(2),
+            heterogeneity: Default::default(),
             training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every: 600 },
             optimizer: Optimizer::default(),
             schedule: Default::default(),
             data: Data {
                 path: "nowhere".into(),
                 label_column: "label".into(),
+                validation: 0,
                 train_examples: 600,
                 fingerprint: "0".into(),
             },
@@ -248,7 +251,7 @@ pub(crate) mod tests {
         assert!(failure.sentence().contains("is not that of the plan"), "{}", failure.sentence());
         let (_, same) = of_plan_on_any(&plan, Some(folder.path())).unwrap();
         assert!(!same);
-        let loaded = load(folder.path(), "label").unwrap();
+        let loaded = load(folder.path(), &plan).unwrap();
         plan.data.fingerprint = format!("{:016x}", loaded.fingerprint());
         of_plan(&plan, Some(folder.path())).unwrap();
         plan.model = plan_of_model("mlp:3-2", 1, 1).model;

@@ -252,14 +252,13 @@ fn federated_rate(optimizer: &Optimizer) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use windlass_common::plan::StalenessScaling;
 
     use super::*;
-    use crate::flags::{Cli, Command};
+    use crate::flags::Command;
 
     fn source(flags: &[&str]) -> SourceFlags {
-        let cli = Cli::try_parse_from(["windlass", "train"].iter().chain(flags)).unwrap();
+        let cli = crate::flags::parse(["windlass", "train"].iter().chain(flags)).unwrap();
         let Command::Train(train) = cli.command else { unreachable!() };
         train.source
     }
@@ -356,9 +355,17 @@ mod tests {
     #[test]
     fn a_stored_plan_excludes_the_flags_that_it_answers() {
         let parse = |flags: &[&str]| {
-            Cli::try_parse_from(["windlass", "train", "--plan", "p.toml"].iter().chain(flags))
+            crate::flags::parse(["windlass", "train", "--plan", "p.toml"].iter().chain(flags))
         };
-        for flags in [["--model", "2nn"], ["--mode", "sync"], ["--seed", "1"], ["--warm-up", "0.1"]] {
+        for flags in [
+            ["--model", "2nn"],
+            ["--mode", "sync"],
+            ["--seed", "1"],
+            ["--warm-up", "0.1"],
+            ["--rounds", "5"],
+            ["--clients", "9"],
+            ["--dropout", "0.1"],
+        ] {
             let error = parse(&flags).unwrap_err();
             assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flags:?}");
             assert_eq!(error.exit_code(), 2);
@@ -366,6 +373,48 @@ mod tests {
         for flags in [["--name", "x"], ["--run-dir", "x"], ["--restarts", "0"], ["--data", "x"]] {
             parse(&flags).unwrap();
         }
+    }
+
+    #[test]
+    fn federated_rounds_have_the_defaults_of_the_documentation() {
+        let mode = |flags: &[&str]| match plan(flags).unwrap().mode {
+            Mode::Fedavg(fedavg) => fedavg,
+            other => panic!("{other}"),
+        };
+        let base = ["--mode", "fedavg", "--clients", "100"];
+        let with = |more: &[&'static str]| {
+            mode(&base.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>())
+        };
+        let usual = with(&[]);
+        assert_eq!((usual.cohort, usual.asked, usual.quorum, usual.deadline_ms), (10, 10, 10, None));
+        assert_eq!((usual.local.batch, usual.local.passes, usual.local.rate), (Some(10), 1, 0.1));
+        assert_eq!(with(&["--fraction", "0"]).cohort, 1);
+        assert_eq!(with(&["--fraction", "1"]).cohort, 100);
+        assert_eq!(with(&["--fraction", "0.125"]).cohort, 13);
+        let late = with(&["--round-deadline", "1.5s", "--ask", "13"]);
+        assert_eq!((late.quorum, late.deadline_ms, late.asked), (5, Some(1500), 13));
+        assert_eq!(with(&["--batch", "inf"]).local.batch, None);
+        let plan = plan(&base).unwrap();
+        assert_eq!(
+            (plan.schedule.rate, plan.schedule.warm_up, plan.schedule.shape),
+            (1.0, 0.0, Shape::Constant)
+        );
+    }
+
+    #[test]
+    fn what_federated_modes_do_not_know_is_refused() {
+        assert!(refusal(&["--rounds", "5"]).starts_with("--rounds is for --mode fedavg; sync"));
+        assert!(refusal(&["--mode", "fedbuff", "--fraction", "0.5"]).starts_with("--fraction"));
+        assert!(refusal(&["--mode", "async", "--local-passes", "2"]).starts_with("--local-passes"));
+        assert!(refusal(&["--mode", "fedavg", "--buffer", "2"]).starts_with("--buffer"));
+        assert!(refusal(&["--batch", "inf"]).starts_with("--batch inf"));
+        assert!(
+            refusal(&["--mode", "fedavg", "--rounds", "2", "--passes", "3"]).contains("give one of them")
+        );
+        assert!(refusal(&["--mode", "fedavg", "--quorum", "4"]).contains("1 to 1 is possible"));
+        assert!(refusal(&["--mode", "fedasync", "--optimizer", "adam"]).starts_with("--optimizer is adam"));
+        assert!(refusal(&["--clients", "2"]).starts_with("--clients is 2"));
+        assert!(refusal(&["--rate", "auto"]).contains("windlass compare"));
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn windlass(flags: &Flags, clients: u32) -> anyhow::Result<Took> {
         client.pull(&mut values)?;
         Ok(move || {
             let gradient = client.gradient();
-            client.push_pull(gradient, 1, 0.0, &mut values)?;
+            client.push_pull(gradient, client.batch(1, 0.0), &mut values)?;
             Ok(())
         })
     })

@@ -4,9 +4,12 @@ mod compare;
 mod federated;
 mod recipe;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use windlass_common::exit;
 
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
@@ -19,6 +22,32 @@ pub(crate) use recipe::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, Sourc
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Reads the flags. A stored plan excludes those that it answers.
+///
+/// # Errors
+/// With what clap says of them, which is for people.
+pub(crate) fn parse<T: Into<OsString> + Clone>(
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    if let Some((name @ ("train" | "plan"), given)) = matches.subcommand()
+        && given.value_source("plan").is_some()
+    {
+        // The recipe is made of several groups, and clap excludes no group of groups.
+        let recipe = RecipeFlags::augment_args(clap::Command::new("recipe"));
+        let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+        if let Some(flag) = recipe.get_arguments().find(|flag| is_given(flag.get_id().as_str())) {
+            let flag = flag.get_long().unwrap_or_default();
+            let text =
+                format!("the argument '--plan <FILE>' cannot be used with '--{flag}': the plan says that\n");
+            let command = command.find_subcommand_mut(name).expect("it was found");
+            return Err(command.error(ErrorKind::ArgumentConflict, text));
+        }
+    }
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 const TRAIN_EXAMPLES: &str = "\

@@ -15,7 +15,7 @@ use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SourceFlags {
     /// Repeat the run of this plan.toml, under a new name; the flags that would change the plan are not possible then
-    #[arg(long, value_name = "FILE", conflicts_with = "RecipeFlags", help_heading = "This run")]
+    #[arg(long, value_name = "FILE", help_heading = "This run")]
     pub(crate) plan: Option<PathBuf>,
     /// Name of the run [default: model and mode with a number, such as 2nn-sync-1]
     #[arg(long, value_name = "NAME", help_heading = "This run")]

@@ -106,6 +106,14 @@ pub struct Clients {
     pub sizes: Vec<u32>,
 }
 
+impl Clients {
+    /// Each worker is the one client of its own, and the data are dealt at random.
+    pub fn one_per_worker(workers: u32) -> Self {
+        let (partition, sizes) = (Partition::Iid, Vec::new());
+        Self { count: workers, partition, held_out: 0.0, feature_noise: 0.0, sizes }
+    }
+}
+
 /// When a training is over, and by what it is told how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
