@@ -25,13 +25,17 @@ pub(crate) fn run(flags: &PlanFlags) -> Outcome<()> {
         (None, Some(file)) => recipe::read(file)?.name,
         (None, None) => recipe::base_name(&source.recipe),
     };
-    let (plan, _) = recipe::prepare(source, &name)?;
+    let (plan, judge) = recipe::prepare(source, &name)?;
     if let Some(file) = &flags.out {
         create(file, &plan.to_text())?;
     } else if !flags.table {
         crate::print(&plan.to_text())?;
     }
-    let table = table(&plan)?;
+    let mut table = table(&plan)?;
+    if let Some(dealing) = judge.as_ref().and_then(|judge| judge.dealing()) {
+        let _ =
+            write!(table, "\n{} clients, {}:\n{}", plan.clients.count, plan.clients.partition, dealing.table);
+    }
     if flags.table {
         return crate::print(&table);
     }

@@ -14,7 +14,7 @@ use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_s
 use windlass_benches::setting::{Identities, plan};
 use windlass_common::ids::ShardId;
 use windlass_common::reduce::Contribution;
-use windlass_ps_core::store::Store;
+use windlass_ps_core::store::{Combined, Store};
 use windlass_worker::models::{self, Batch};
 
 /// Measures async training with one server beside cores / (c + q + a), everything in turn.
@@ -116,7 +116,7 @@ fn apply(flags: &Flags) -> anyhow::Result<f64> {
     let before = processor_time();
     const COUNT: u32 = 2000;
     for _ in 0..COUNT {
-        store.apply(&[Contribution { values: &gradient, count: 64 }], 1e-6);
+        store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 64 }]), 1e-6);
     }
     Ok((processor_time() - before).as_secs_f64() / f64::from(COUNT))
 }

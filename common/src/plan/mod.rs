@@ -37,6 +37,8 @@ pub const SHARDS_PER_SERVER_MAX: u32 = 32;
 pub const BATCH_MAX: u32 = 1 << 24;
 /// Most examples computed for one push, counted with repetition.
 pub const WORK_MAX: u64 = 1 << 40;
+/// Most bytes of pushes that one server process holds for one step.
+pub const HELD_BYTES_MAX: u64 = 64 << 30;
 
 /// The checked, complete configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -298,6 +300,29 @@ impl Plan {
         self.optimizer.check().map_err(|e| sentence("--optimizer", &e))?;
         self.schedule.check().map_err(|e| sentence("the learning rate's schedule", &e))?;
         self.placement()?;
+        self.check_memory()
+    }
+
+    /// Whether the pushes that may be held for one step fit into a server's memory.
+    fn check_memory(&self) -> Result<(), PlanError> {
+        let (flag, held) = match &self.mode {
+            Mode::Sync { .. } => ("--workers", self.cluster.workers),
+            Mode::Fedavg(fedavg) => ("--ask", fedavg.asked),
+            Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => ("--buffer", *buffer),
+            Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => return Ok(()),
+        };
+        let push = self.layout()?.total().saturating_mul(4) / u64::from(self.cluster.servers);
+        let most = HELD_BYTES_MAX / push.max(1);
+        if u64::from(held) > most {
+            return Err(PlanError::Range {
+                flag,
+                found: held.to_string(),
+                possible: format!(
+                    "a server would hold as many pushes of {push} bytes for one step, and has room for {most}; take \
+                     fewer, or more servers"
+                ),
+            });
+        }
         Ok(())
     }
 

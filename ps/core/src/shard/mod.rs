@@ -3,9 +3,11 @@
 mod event;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, ShardId, Step, Version, WorkerId};
+use windlass_common::ids::{
+    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
+};
 use windlass_common::plan::{Goal, Plan, PlanError, Stale, Weights};
 use windlass_common::reduce::{Contribution, Scaled};
 use windlass_common::schedule::Schedule;
@@ -279,11 +281,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Err(Reject::Ended);
         }
         let is_round = matches!(self.apply, Apply::Round { .. });
-        if step == open && is_round && !self.tasks.contains(&Task { client, worker }) {
+        if step == open && is_round && self.tasks.binary_search(&Task { client, worker }).is_err() {
             return Err(Reject::NotInCohort { client, worker, step });
         }
-        let is_same = |e: &Entry| e.worker == worker && e.client == client;
-        if step == open && self.held.keys().any(is_same) {
+        if step == open && self.has_pushed_for(client, worker) {
             return Err(Reject::AlreadyPushed { worker, step });
         }
         // In a round a worker pushes for each of its clients.
@@ -331,6 +332,11 @@ impl<B: AsRef<[f32]>> Shard<B> {
         Ok(())
     }
 
+    fn has_pushed_for(&self, client: ClientId, worker: WorkerId) -> bool {
+        let entry = |sequence| Entry { client, worker, sequence };
+        self.held.range(entry(Sequence(0))..=entry(Sequence(u64::MAX))).next().is_some()
+    }
+
     fn has_pushed(&self, worker: WorkerId) -> bool {
         self.held.keys().any(|e| e.worker == worker)
     }
@@ -338,8 +344,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
     /// Applies the open step with the pushes of this cohort. Of the others, those that were for this step alone are late.
     fn close(&mut self, now: Time, cohort: &[Entry], out: &mut Vec<Effect>) {
         let held = std::mem::take(&mut self.held);
+        let chosen: BTreeSet<&Entry> = cohort.iter().collect();
         let (members, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            held.into_iter().partition(|(entry, _)| cohort.contains(entry));
+            held.into_iter().partition(|(entry, _)| chosen.contains(entry));
         assert_eq!(members.len(), cohort.len(), "a step is closed when each of its cohort has pushed");
         if self.apply == (Apply::Hold { backup: 0 }) {
             self.previous = Some(self.snapshot());
@@ -515,9 +522,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
 
     /// The clients of a worker that are asked in the open round and whose pushes this shard lacks.
     fn remaining(&self, worker: WorkerId) -> Vec<ClientId> {
-        let lacks = |t: &&Task| {
-            t.worker == worker && !self.held.keys().any(|e| e.client == t.client && e.worker == worker)
-        };
+        let lacks = |t: &&Task| t.worker == worker && !self.has_pushed_for(t.client, worker);
         self.tasks.iter().filter(lacks).map(|t| t.client).collect()
     }
 
@@ -535,7 +540,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let has_task = || !self.remaining(worker).is_empty();
         self.release.wait(step, self.open, &self.ledger, has_task, || match self.apply {
             Apply::Round { .. } => {
-                let lacks = |t: &&Task| !self.held.keys().any(|e| e.client == t.client);
+                let lacks = |t: &&Task| !self.has_pushed_for(t.client, t.worker);
                 let mut workers: Vec<WorkerId> = self.tasks.iter().filter(lacks).map(|t| t.worker).collect();
                 workers.sort_unstable();
                 workers.dedup();
@@ -572,6 +577,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             Order::Open { step, tasks } => {
                 if step == self.open {
                     self.tasks = tasks;
+                    self.tasks.sort_unstable();
                     self.release_parked(now, out);
                 }
             }
