@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 use windlass_common::ids::{Step, WorkerId};
 use windlass_common::plan::{Heterogeneity, Plan};
 
-/// A step took longer than the time that was to be emulated.
+/// A step took longer than any time that could be emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "step {step} was to take {planned:?} and took {found:?} to compute; give --step-time a longer time, or compute on \
-     fewer workers at once"
+    "step {step} was to take {planned:?} and took {found:?} to compute, longer than the mean of {mean:?}; give --step-time \
+     a longer time, or compute on fewer workers at once"
 )]
 pub struct StepTimeError {
     /// The step, counted over all of this worker's steps.
     pub step: u64,
     /// Its emulated time.
     pub planned: Duration,
+    /// The mean of the times that are drawn for such steps.
+    pub mean: Duration,
     /// The time it took.
     pub found: Duration,
 }
@@ -28,6 +30,8 @@ pub struct Emulation {
     worker: WorkerId,
     workers: u32,
     step: u64,
+    /// What steps have taken longer than was drawn for them, and later ones sleep less for.
+    overdue: Duration,
     /// Time in steps, with that in which a worker sleeps to make one last.
     computing: Duration,
 }
@@ -45,6 +49,7 @@ impl Emulation {
             worker,
             workers: plan.cluster.workers,
             step: first.0,
+            overdue: Duration::ZERO,
             computing: Duration::ZERO,
         }
     }
@@ -57,6 +62,7 @@ impl Emulation {
             worker: WorkerId(0),
             workers: 1,
             step: 0,
+            overdue: Duration::ZERO,
             computing: Duration::ZERO,
         }
     }
@@ -68,16 +74,27 @@ impl Emulation {
 
     /// The step's computation has ended: sleeps until the step's time is over.
     ///
+    /// A distribution such as the exponential one now and then gives a time that nothing can be computed in. What such a
+    /// step takes longer is taken from the sleep of those after it, so that the sum of the times is as drawn.
+    ///
     /// # Errors
-    /// If it is over already.
+    /// If the computation took longer than the time drawn and than the mean of such times.
     pub fn end(&mut self, Begun(start): Begun) -> Result<(), StepTimeError> {
         let step = self.step;
         self.step += 1;
         let (worker, workers) = (self.worker, self.workers);
         if let Some(us) = self.heterogeneity.step_time_us(self.seed, worker, workers, Step(step)) {
-            let (planned, found) = (Duration::from_micros(us), start.elapsed());
-            let rest = planned.checked_sub(found).ok_or(StepTimeError { step, planned, found })?;
-            std::thread::sleep(rest);
+            let mean = self.heterogeneity.mean_step_time_us(worker, workers, Step(step)).unwrap_or(us);
+            let (planned, mean, found) =
+                (Duration::from_micros(us), Duration::from_micros(mean), start.elapsed());
+            if found > planned.max(mean) {
+                return Err(StepTimeError { step, planned, mean, found });
+            }
+            self.overdue += found.saturating_sub(planned);
+            let rest = planned.saturating_sub(found);
+            let caught_up = rest.min(self.overdue);
+            self.overdue -= caught_up;
+            std::thread::sleep(rest - caught_up);
         }
         self.computing += start.elapsed();
         Ok(())
@@ -105,5 +122,21 @@ mod tests {
         let error = emulation.end(begun).unwrap_err();
         assert_eq!((error.step, error.planned), (1, Duration::from_millis(20)));
         assert!(error.to_string().contains("--step-time"));
+    }
+
+    #[test]
+    fn times_that_are_too_short_are_made_up_for() {
+        let step_time = Some("exp:2ms".parse().unwrap());
+        let heterogeneity = Heterogeneity { step_time, ..Heterogeneity::default() };
+        let mut emulation = Emulation { heterogeneity, ..Emulation::none() };
+        let drawn: u64 =
+            (0..200).filter_map(|step| heterogeneity.step_time_us(0, WorkerId(0), 1, Step(step))).sum();
+        for _ in 0..200 {
+            // Each is computed for half a millisecond, which one in five draws is shorter than.
+            emulation.end(Begun(Instant::now() - Duration::from_micros(500))).unwrap();
+        }
+        let found = emulation.computing() + emulation.overdue;
+        assert!(found >= Duration::from_micros(drawn), "{found:?} of {drawn} us");
+        assert!(emulation.overdue < Duration::from_millis(5), "{:?}", emulation.overdue);
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use windlass_common::exit::Exit;
-use windlass_common::plan::{Heterogeneity, Plan};
+use windlass_common::plan::{Heterogeneity, Partition, Plan};
 use windlass_report::{Baseline, Comparison, ModeResult, Outcome as Ended, RateChoice, RunResult};
 
 pub(crate) use cell::{Cell, Found};
@@ -57,6 +57,13 @@ struct Comparing {
     common_rate: f64,
 }
 
+/// Baselines that have been computed, and what of.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Known {
+    conditions: String,
+    baselines: Vec<Baseline>,
+}
+
 /// A mode at a rate, to be run with every seed.
 struct Row {
     mode: ModeSpec,
@@ -68,6 +75,12 @@ impl Comparing {
     fn new(mut flags: CompareFlags) -> Outcome<Self> {
         if flags.recipe.mode != ModeName::Sync {
             return Err(Failure::usage("--mode is for one run; name the modes to compare with --modes"));
+        }
+        if flags.recipe.clients.partition == Partition::Own {
+            return Err(Failure::usage(
+                "--partition own leaves each worker its own data, which a comparison cannot deal to others; name \
+                 another partition",
+            ));
         }
         if let Some(target) = flags.target
             && !(target > 0.0 && target <= 1.0)
@@ -168,18 +181,25 @@ impl Comparing {
             return Ok(Vec::new());
         }
         let file = self.out.join("baselines.json");
-        if let Some(known) = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok())
-        {
-            return Ok(known);
-        }
         let (plan, judge, rate) = (plan.clone(), Arc::clone(judge), self.common_rate);
         let passes = plan.training.passes;
+        let conditions = format!(
+            "{} {} {:?} seed {} rate {rate} passes {passes}",
+            plan.model.name, plan.data.fingerprint, plan.clients, plan.seed
+        );
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        if let Ok(known) = serde_json::from_str::<Known>(&text)
+            && known.conditions == conditions
+        {
+            return Ok(known.baselines);
+        }
         let compute =
             move || baselines::baselines(&plan, &judge, passes, rate, &mut |what| crate::remark(what));
         let computing = tokio::task::spawn_blocking(compute);
         let found = computing.await.or_fail(Exit::System, "the baselines failed")??;
-        write(&file, &serde_json::to_string_pretty(&found).or_exit(Exit::System)?)?;
-        Ok(found)
+        let known = Known { conditions, baselines: found };
+        write(&file, &serde_json::to_string_pretty(&known).or_exit(Exit::System)?)?;
+        Ok(known.baselines)
     }
 
     fn comparison(

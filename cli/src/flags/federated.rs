@@ -44,7 +44,7 @@ pub(crate) struct FederatedFlags {
     #[arg(long, value_name = "COUNT", help_heading = "Federated")]
     pub(crate) ask: Option<u32>,
     /// fedavg: a round that ends early counts with so many pushes, else it is abandoned [default: the cohort; with
-    /// --round-deadline or --dropout half of it]
+    /// --round-deadline, --dropout or --straggler-work dropped half of it]
     #[arg(long, value_name = "COUNT", help_heading = "Federated")]
     pub(crate) quorum: Option<u32>,
     /// fedavg: a round ends after this time, such as 500ms or 2s, whatever has come [default: none]

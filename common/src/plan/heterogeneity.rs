@@ -151,6 +151,12 @@ impl Heterogeneity {
         Some(libm::round(drawn * factor) as u64)
     }
 
+    /// The mean of this worker's steps such as this one, in microseconds; `None` where no time is emulated.
+    pub fn mean_step_time_us(&self, worker: WorkerId, workers: u32, step: Step) -> Option<u64> {
+        let factor = if self.is_slow(worker, workers, step) { self.slow_factor } else { 1.0 };
+        Some(libm::round(self.step_time?.mean_us() as f64 * factor) as u64)
+    }
+
     /// Whether this worker is slow at this step of its own.
     pub fn is_slow(&self, worker: WorkerId, workers: u32, step: Step) -> bool {
         let [rank, workers, slow] = [worker.0, workers, self.slow_workers].map(u64::from);

@@ -367,6 +367,14 @@ impl Plan {
             }
             Mode::Fedavg(fedavg) => {
                 fedavg.check(self.clients.count)?;
+                if fedavg.hosting == Hosting::Balanced && self.clients.partition == Partition::Own {
+                    return Err(PlanError::Range {
+                        flag: "--hosting",
+                        found: "balanced".into(),
+                        possible: "with --partition own only the worker that has a client's data can train it: fixed"
+                            .into(),
+                    });
+                }
                 if fedavg.sampler == Sampler::BySize && self.clients.sizes.is_empty() {
                     return Err(PlanError::Range {
                         flag: "--sampler",

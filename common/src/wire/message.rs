@@ -78,7 +78,8 @@ pub enum Body {
     PullSnapshot { point: u64 },
 
     // From a shard.
-    /// A receipt: the push has arrived and waits for others. The worker keeps the gradient.
+    /// A receipt: the push has arrived and waits for others. In sync the worker keeps the gradient; in rounds and buffers it
+    /// may free it, and makes it again if it has to join again before the push is settled.
     Held { sequence: Sequence, step: Step },
     /// An acknowledgement: what became of the push. The worker may free the gradient.
     Settled { sequence: Sequence, outcome: Outcome },

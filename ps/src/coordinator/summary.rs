@@ -57,7 +57,8 @@ pub(crate) struct Summary {
     servers: u32,
     shards: u32,
     workers: u32,
-    batch: u32,
+    /// Examples per step of a worker or client; null is all that a client has.
+    batch: Option<u32>,
     /// Pushes settled.
     pushes: u64,
     pushes_late: u64,
@@ -137,13 +138,11 @@ impl Tally {
         if !matches!(record.outcome, Outcome::Applied { .. }) {
             self.wasted += record.work;
         }
-        if self.by_client {
-            let client = self.client(record.client);
-            match record.outcome {
-                Outcome::Applied { .. } => client.aggregated += 1,
-                Outcome::Late { .. } => client.late += 1,
-                Outcome::Void => {}
-            }
+        match record.outcome {
+            Outcome::Applied { .. } if self.by_client => self.client(record.client).aggregated += 1,
+            Outcome::Late { .. } if self.by_client => self.client(record.client).late += 1,
+            // Of what is void it may not be known whose it was.
+            _ => {}
         }
         match record.outcome {
             Outcome::Applied { version, .. } => {
@@ -194,7 +193,7 @@ impl Tally {
             servers: plan.cluster.servers,
             shards: plan.cluster.shards(),
             workers: plan.cluster.workers,
-            batch: plan.training.batch,
+            batch: plan.mode.local().map_or(Some(plan.training.batch), |local| local.batch),
             pushes: self.pushes,
             pushes_late: self.late,
             pushes_void: self.void,

@@ -104,6 +104,7 @@ impl Trainer<'_> {
         let mut next = first;
         let mut draw = 0;
         while let Next::Step(step) = next {
+            // Draws run ahead of steps where clients drop out; none is used twice.
             draw = step.0.max(draw);
             let mut client = cohort::next_client(self.seed, worker, draw, &hosted);
             while self.drops_out(client, Step(draw)) {
@@ -112,6 +113,7 @@ impl Trainer<'_> {
                 client = cohort::next_client(self.seed, worker, draw, &hosted);
             }
             let (push, work) = self.trained(client, step)?;
+            draw += 1;
             next = self.client.push_pull(push, work, &mut self.values).map_err(failure)?;
         }
         Ok(())
