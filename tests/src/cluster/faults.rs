@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use windlass_common::ids::WorkerId;
-use windlass_ps_core::{coordinator, shard};
+use windlass_ps_core::{Time, coordinator, shard};
 
 use super::config::{JOIN_DEADLINE_S, REJOIN_DEADLINE_S};
 use super::driver::{Driver, State};
 use super::history::Entry;
 use super::links::{Link, Message, Node};
-use super::{Cluster, Seat};
+use super::{Cluster, DELIVERY_US, Seat};
 
 impl Cluster<'_> {
     pub(super) fn kill_who_is_due(&mut self) {
@@ -58,8 +58,17 @@ impl Cluster<'_> {
 
     /// Nothing is on its way: the next thing that was planned happens, or time passes until a deadline.
     pub(super) fn idle(&mut self) {
-        if let Some(next) = self.restarts.iter().map(|(at, _)| *at).min() {
-            self.deliveries = self.deliveries.max(next);
+        let restart = self.restarts.iter().map(|(at, _)| (*at).max(self.deliveries)).min();
+        let restart = restart.map(|at| (at, Time(self.now.0 + (at - self.deliveries) * DELIVERY_US)));
+        if let Some(deadline) = self.coordinator.deadline()
+            && restart.is_none_or(|(_, at)| deadline <= at)
+        {
+            self.now = self.now.max(deadline);
+            self.coordinate(coordinator::Event::Tick);
+            return;
+        }
+        if let Some((deliveries, now)) = restart {
+            (self.deliveries, self.now) = (deliveries, now);
             return;
         }
         let done = |seat: &Seat| seat.driver.as_ref().is_none_or(|d| d.state == State::Done);

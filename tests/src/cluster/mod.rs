@@ -12,17 +12,17 @@ mod result;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Version, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Step, Version, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Order, Record, Report, Stop, WorkerReport};
+use windlass_common::wire::{self, Body, Order, Record, Report, Stop, Task, WorkerReport};
 use windlass_ps_core::coordinator::{self, Coordinator};
 use windlass_ps_core::shard::{self, Reply, Shard};
 use windlass_ps_core::store::Snapshot;
 use windlass_ps_core::{SessionId, Time};
 
-pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant};
+pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
 pub use history::{Entry, History};
 pub use links::{Link, Node, Pace};
@@ -102,6 +102,8 @@ struct Cluster<'a> {
     /// When a dead worker is started again.
     restarts: Vec<(u64, WorkerId)>,
     gradients: Gradients,
+    opened: Vec<(Step, Vec<Task>)>,
+    closed: Vec<(Step, Vec<wire::Entry>)>,
     results: BTreeMap<ShardId, (Snapshot, u64)>,
     stop: Option<Stop>,
 }
@@ -133,6 +135,8 @@ impl<'a> Cluster<'a> {
             kills: config.kills.clone(),
             restarts: Vec::new(),
             gradients: Gradients::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
             results: BTreeMap::new(),
             stop: None,
             plan,
@@ -193,6 +197,9 @@ impl<'a> Cluster<'a> {
             (Node::Server(_), Message::Control(..)) => {}
             (to, message) => panic!("{to:?} takes no {message:?}"),
         }
+        if self.coordinator.deadline().is_some_and(|deadline| self.now >= deadline) {
+            self.coordinate(coordinator::Event::Tick);
+        }
         if self.deliveries.is_multiple_of(DELIVERIES_PER_TICK) {
             self.report_records();
             self.coordinate(coordinator::Event::Tick);
@@ -223,6 +230,10 @@ impl<'a> Cluster<'a> {
                 Wish::Request(shard, request) => {
                     let link = Link { from: node, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Request(request)));
+                }
+                Wish::Dropped(client, step) => {
+                    let session = self.seats[&worker].session;
+                    self.tell_coordinator(node, coordinator::Event::Dropped { session, client, step });
                 }
                 Wish::Leave { steps } => {
                     let session = self.seats[&worker].session;
@@ -316,11 +327,18 @@ impl<'a> Cluster<'a> {
         for effect in effects {
             match effect {
                 coordinator::Effect::Order { shard, order } => {
+                    if let (ShardId(0), Order::Close { step, cohort }) = (shard, &order) {
+                        self.closed.push((*step, cohort.clone()));
+                    }
                     let link = Link { from: Node::Coordinator, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Order(order)));
                 }
                 coordinator::Effect::Send { session, body } => self.send(session, body),
-                coordinator::Effect::Membership { .. } => {}
+                coordinator::Effect::Opened { step, tasks } => self.opened.push((step, tasks)),
+                coordinator::Effect::Membership { .. }
+                | coordinator::Effect::Started
+                | coordinator::Effect::Dropped { .. }
+                | coordinator::Effect::Closed { .. } => {}
                 coordinator::Effect::Store => {
                     self.tell_coordinator(Node::Coordinator, coordinator::Event::Stored(Ok(())));
                 }
