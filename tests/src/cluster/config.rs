@@ -102,7 +102,11 @@ impl Config {
 
     /// Rounds of federated averaging over so many clients, whose mean is added as it is.
     pub fn federated(seed: u64, fedavg: Fedavg, workers: u32, clients: u32) -> Self {
-        Self { clients: Some(clients), schedule: constant(1.0), ..Self::new(seed, Mode::Fedavg(fedavg), workers, 1) }
+        Self {
+            clients: Some(clients),
+            schedule: constant(1.0),
+            ..Self::new(seed, Mode::Fedavg(fedavg), workers, 1)
+        }
     }
 
     /// The plan of this run.
