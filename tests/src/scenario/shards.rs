@@ -35,7 +35,7 @@ pub(super) struct Shards {
     /// The last incarnation of each worker, of those who have gone too.
     incarnations: BTreeMap<WorkerId, Incarnation>,
     streams: Vec<Stream>,
-    /// The newest push of each client by each worker.
+    /// The newest push of each client by each worker that waits to be closed.
     pushed: BTreeMap<Task, Sequence>,
 }
 
@@ -262,6 +262,10 @@ impl Shards {
         let mut recorded = Vec::new();
         let mut answered = false;
         for effect in &effects {
+            if let Effect::Report(Report::Arrived { entry, .. }) = effect {
+                let Entry { client, worker, sequence } = *entry;
+                self.pushed.insert(Task { client, worker }, sequence);
+            }
             if let Effect::Record(record) = effect {
                 recorded.push((record.worker, record.sequence));
             }
@@ -354,11 +358,6 @@ impl Stage for Shards {
         let mut lines = Vec::new();
         match command.name.as_str() {
             "push" | "pull" => {
-                if let Some(sequence) = command.find("seq")? {
-                    let worker = command.worker()?;
-                    let client = ClientId(command.or("client", worker.0)?);
-                    self.pushed.insert(Task { client, worker }, Sequence(sequence));
-                }
                 for shard in shards {
                     let event = self.request(command, shard)?;
                     lines.extend(self.handle(shard, event));
