@@ -133,6 +133,56 @@ fn fedavg_with_deaths_is_fedavg_without() {
 }
 
 #[test]
+fn fedavg_over_connections_that_break_is_fedavg() {
+    let problem = Network::uneven(12, 4, 3);
+    let mut lost = 0;
+    let base = Config::federated(0, fedavg(8, 5, 0.1), 3, 9);
+    let plan = base.plan(&problem);
+    let expected = oracle::federated(&plan, &problem, Order::Rising, Weigh::AsPlanned);
+    for (seed, shards) in each(60) {
+        let cuts = deaths(seed, 3, 150 + 100 * u64::from(shards));
+        let kills = if seed.is_multiple_of(3) { deaths(seed + 1, 3, 400) } else { Vec::new() };
+        let config = Config { seed, shards, cuts, kills, pace: pace(seed), ..base.clone() };
+        let run = completed(&config, &problem);
+        lost += run.losses;
+        assert_same(&run.values, &expected, &format!("{shards} shards"));
+        assert_eq!(assert_closed_as_logged(&run), (0, 0));
+    }
+    println!("{lost} workers cut off");
+    assert!(lost > 150 || !all_seeds(), "workers were cut off {lost} times");
+}
+
+#[test]
+fn every_mode_goes_on_over_connections_that_break() {
+    let problem = Network::uneven(17, 4, 2);
+    let none = StalenessScaling::None;
+    let mut lost = 0;
+    for (seed, shards) in each(60) {
+        let [kept, late, fedbuff] = buffered(1 + seed as u32 % 3, StalenessScaling::Inverse);
+        let rounds = Fedavg { asked: 4, quorum: 1, deadline_ms: Some(150), ..fedavg(8, 3, 0.1) };
+        for mode in [
+            Mode::Sync { backup: 0 },
+            Mode::Sync { backup: 1 },
+            Mode::Async { scaling: none },
+            Mode::Ssp { staleness: Some(1), scaling: none },
+            Mode::Fedasync { scaling: none, local: local(0.1) },
+            Mode::Fedavg(rounds),
+            kept,
+            late,
+            fedbuff,
+        ] {
+            let cuts = deaths(seed, 3, 100 * u64::from(shards) + 50);
+            let config = Config { cuts, shards, clients: Some(5), ..Config::new(seed, mode, 3, 150) };
+            let run = completed(&config, &problem);
+            assert_replays(&run, &problem);
+            lost += run.losses;
+        }
+    }
+    println!("{lost} workers cut off");
+    assert!(lost > 1_500 || !all_seeds(), "workers were cut off {lost} times");
+}
+
+#[test]
 fn what_a_round_misses_does_not_count() {
     let problem = Network::uneven(13, 4, 3);
     let (mut died, mut late, mut void, mut empty, mut small) = (0, 0, 0, 0, 0);

@@ -43,12 +43,14 @@ pub struct Config {
     pub silent: Vec<WorkerId>,
     /// Workers that die.
     pub kills: Vec<Kill>,
+    /// Workers that lose every connection and join again as what they are, with what they have at hand.
+    pub cuts: Vec<Kill>,
 }
 
-/// The death of a worker.
+/// The death of a worker, or the loss of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kill {
-    /// Who dies.
+    /// Whose.
     pub worker: WorkerId,
     /// After so many deliveries since the start of the run.
     pub at: u64,
@@ -97,6 +99,7 @@ impl Config {
             pace: if seed.is_multiple_of(2) { Pace::Even } else { Pace::Skewed },
             silent: Vec::new(),
             kills: Vec::new(),
+            cuts: Vec::new(),
         }
     }
 

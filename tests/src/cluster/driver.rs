@@ -125,10 +125,25 @@ impl Driver {
         }
     }
 
+    /// The same worker with new connections.
+    pub(super) fn again(self, sessions: Vec<SessionId>) -> Self {
+        Self { sessions, state: State::Joining, ..self }
+    }
+
     /// Takes in what the coordinator says.
-    pub(super) fn control(&mut self, body: Body, incarnation: Incarnation, wishes: &mut Vec<Wish>) {
+    pub(super) fn control(
+        &mut self,
+        body: Body,
+        incarnation: Incarnation,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         match body {
-            Body::Welcome(welcome) => self.welcome(welcome, incarnation, wishes),
+            Body::Welcome(welcome) => {
+                let before = std::mem::replace(&mut self.incarnation, incarnation);
+                self.welcome(welcome, before, problem, gradients, wishes);
+            }
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
             Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
             Body::NotYet { .. } => {}
@@ -136,17 +151,36 @@ impl Driver {
         }
     }
 
-    fn welcome(&mut self, welcome: Welcome, incarnation: Incarnation, wishes: &mut Vec<Wish>) {
+    fn welcome(
+        &mut self,
+        welcome: Welcome,
+        before: Incarnation,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
         assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
         assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
-        self.incarnation = incarnation;
         self.state = State::Training;
         let mut effects = Vec::new();
         self.core.handle(Event::Joined { next: welcome.next }, &mut effects);
-        self.core.handle(Event::Pull, &mut effects);
-        for effect in effects {
-            self.carry_out(effect, wishes);
+        if before == Incarnation(0) {
+            self.core.handle(Event::Pull, &mut effects);
+        }
+        self.keep_what_is_sent_again(before, &effects, gradients);
+        self.carry_on(effects, problem, gradients, wishes);
+    }
+
+    /// Who was cut off may send a push again, in its new life and with its old number.
+    fn keep_what_is_sent_again(&self, before: Incarnation, effects: &[Effect], gradients: &mut Gradients) {
+        let again = effects.iter().find_map(|effect| match effect {
+            Effect::Send { push: Some(push), .. } => Some(push.sequence),
+            _ => None,
+        });
+        if let Some(sequence) = again {
+            let pushed = gradients[&(self.id, before, sequence)].clone();
+            gradients.insert((self.id, self.incarnation, sequence), pushed);
         }
     }
 
@@ -180,6 +214,17 @@ impl Driver {
         };
         let mut effects = Vec::new();
         self.core.handle(Event::Reply { shard: shard.index(), reply: told }, &mut effects);
+        self.carry_on(effects, problem, gradients, wishes);
+    }
+
+    /// Does what the core asks for, and what comes of that.
+    fn carry_on(
+        &mut self,
+        mut effects: Vec<Effect>,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
                 match effect {

@@ -20,6 +20,12 @@ impl Cluster<'_> {
                 self.restarts.push((deliveries + after, kill.worker));
             }
         }
+        for cut in self.cuts.extract_if(.., |cut| cut.at <= deliveries).collect::<Vec<_>>() {
+            self.cut_off(cut.worker);
+            if let Some(after) = cut.back_after {
+                self.restarts.push((deliveries + after, cut.worker));
+            }
+        }
         for (_, worker) in self.restarts.extract_if(.., |(at, _)| *at <= deliveries).collect::<Vec<_>>() {
             // Two deaths in a row may ask for it twice.
             if self.seats[&worker].driver.is_none() {
@@ -31,10 +37,27 @@ impl Cluster<'_> {
     /// A worker dies. One that has nothing more to do is left in peace.
     pub(super) fn kill(&mut self, worker: WorkerId) {
         let Some(seat) = self.seats.get_mut(&worker) else { return };
-        if seat.driver.take_if(|driver| driver.state != State::Done).is_none() {
-            return;
+        if seat.driver.take_if(|driver| driver.state != State::Done).is_some() {
+            self.deaths += 1;
+            self.sever(worker);
         }
-        self.deaths += 1;
+    }
+
+    /// A worker at work loses every connection, and keeps what it has.
+    fn cut_off(&mut self, worker: WorkerId) {
+        let Some(seat) = self.seats.get_mut(&worker) else { return };
+        let is_silent = self.config.silent.contains(&worker);
+        let at_work = |driver: &mut Driver| driver.state == State::Training && !is_silent;
+        if let Some(driver) = seat.driver.take_if(at_work) {
+            seat.away = Some(driver);
+            self.losses += 1;
+            self.sever(worker);
+        }
+    }
+
+    /// What a worker has sent gets out in part, and nothing reaches it any more.
+    fn sever(&mut self, worker: WorkerId) {
+        let seat = &self.seats[&worker];
         let (node, control) = (Node::Worker(worker, seat.life), seat.session);
         self.links.cut(node);
         self.histories.iter_mut().for_each(|history| history.push(Entry::Gone { worker }));
@@ -49,7 +72,7 @@ impl Cluster<'_> {
                 }
                 _ => Message::Coordinator(coordinator::Event::Lost {
                     session: control,
-                    why: "it was killed".into(),
+                    why: "it is gone".into(),
                 }),
             };
             self.links.send(link, ended);
@@ -65,6 +88,12 @@ impl Cluster<'_> {
         {
             self.now = self.now.max(deadline);
             self.coordinate(coordinator::Event::Tick);
+            let next = self.coordinator.deadline();
+            assert!(
+                next != Some(deadline),
+                "a round goes on after its deadline: {}",
+                self.who_waits_for_whom()
+            );
             return;
         }
         if let Some((deliveries, now)) = restart {

@@ -74,6 +74,8 @@ struct Seat {
     life: u32,
     /// `None` while it is dead.
     driver: Option<Driver>,
+    /// A worker that has lost its connections.
+    away: Option<Driver>,
     session: SessionId,
 }
 
@@ -88,6 +90,7 @@ struct Cluster<'a> {
     now: Time,
     deliveries: u64,
     deaths: u64,
+    losses: u64,
     links: Links,
     coordinator: Coordinator,
     shards: Vec<Shard<Vec<f32>>>,
@@ -99,7 +102,8 @@ struct Cluster<'a> {
     sessions: BTreeMap<SessionId, Link>,
     next_session: u64,
     kills: Vec<Kill>,
-    /// When a dead worker is started again.
+    cuts: Vec<Kill>,
+    /// When a dead worker is started again, or one that is cut off joins again.
     restarts: Vec<(u64, WorkerId)>,
     gradients: Gradients,
     opened: Vec<(Step, Vec<Task>)>,
@@ -124,6 +128,7 @@ impl<'a> Cluster<'a> {
             now: Time(1_000_000_000),
             deliveries: 0,
             deaths: 0,
+            losses: 0,
             links: Links::new(config.seed, config.pace),
             coordinator: Coordinator::new(plan.clone(), run, Time(1_000_000_000)),
             histories: vec![History::default(); shards.len()],
@@ -133,6 +138,7 @@ impl<'a> Cluster<'a> {
             sessions: BTreeMap::new(),
             next_session: 0,
             kills: config.kills.clone(),
+            cuts: config.cuts.clone(),
             restarts: Vec::new(),
             gradients: Gradients::new(),
             opened: Vec::new(),
@@ -165,14 +171,18 @@ impl<'a> Cluster<'a> {
 
     /// Starts a worker, or starts it again.
     fn start(&mut self, worker: WorkerId) {
-        let life = self.seats.get(&worker).map_or(0, |seat| seat.life + 1);
+        let seat = self.seats.remove(&worker);
+        let life = seat.as_ref().map_or(0, |seat| seat.life + 1);
         let node = Node::Worker(worker, life);
         let shards = 0..self.config.shards;
-        let sessions = shards.map(|shard| self.open(Node::Shard(ShardId(shard)), node)).collect();
+        let sessions: Vec<_> = shards.map(|shard| self.open(Node::Shard(ShardId(shard)), node)).collect();
         let session = self.open(Node::Coordinator, node);
         let silent = self.config.silent.contains(&worker);
-        let driver = Some(Driver::new(worker, self.run, &self.plan, sessions, silent));
-        self.seats.insert(worker, Seat { life, driver, session });
+        let driver = match seat.and_then(|seat| seat.away) {
+            Some(away) => away.again(sessions),
+            None => Driver::new(worker, self.run, &self.plan, sessions, silent),
+        };
+        self.seats.insert(worker, Seat { life, driver: Some(driver), away: None, session });
         self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker });
     }
 
@@ -217,7 +227,9 @@ impl<'a> Cluster<'a> {
             (Node::Shard(shard), Message::Reply(reply)) => {
                 driver.reply(shard, reply, self.problem, &mut self.gradients, &mut wishes);
             }
-            (_, Message::Control(body, incarnation)) => driver.control(body, incarnation, &mut wishes),
+            (_, Message::Control(body, incarnation)) => {
+                driver.control(body, incarnation, self.problem, &mut self.gradients, &mut wishes);
+            }
             (from, message) => panic!("{worker} takes no {message:?} from {from:?}"),
         }
         if driver.state == State::Succeeded {

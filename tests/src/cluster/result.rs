@@ -31,6 +31,8 @@ pub struct Run {
     pub deliveries: u64,
     /// Workers that died.
     pub deaths: u64,
+    /// Times that a worker lost its connections.
+    pub losses: u64,
 }
 
 impl Cluster<'_> {
@@ -59,6 +61,7 @@ impl Cluster<'_> {
             partial,
             deliveries: self.deliveries,
             deaths: self.deaths,
+            losses: self.losses,
         }
     }
 }
