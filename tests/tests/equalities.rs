@@ -137,9 +137,9 @@ fn one_worker_is_sequential_sgd_in_every_mode() {
     for optimizer in optimizers() {
         let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
         let expected = oracle::sequential(&base.plan(&problem), &problem);
-        for mode in [SYNC, ASYNC, inverse, ssp(None), ssp(Some(0)), ssp(Some(3))] {
+        for mode in [SYNC, ASYNC, inverse.clone(), ssp(None), ssp(Some(0)), ssp(Some(3))] {
             for (seed, shards) in each(3) {
-                let run = completed(&Config { seed, shards, mode, ..base.clone() }, &problem);
+                let run = completed(&Config { seed, shards, mode: mode.clone(), ..base.clone() }, &problem);
                 assert_same(&run.values, &expected, &format!("{optimizer} in {mode} on {shards} shards"));
                 assert!(run.histories.iter().all(|h| mean_staleness(h, 1) == 0.0));
             }
@@ -232,7 +232,8 @@ fn async_and_ssp_with_deaths_count_each_push_once_or_void() {
     for (mode, bound) in [(ASYNC, None), (ssp(Some(0)), Some(0)), (ssp(Some(2)), Some(2))] {
         for (seed, shards) in each(100) {
             let kills = deaths(seed, 4, 100 * u64::from(shards) + 50);
-            let run = completed(&Config { kills, shards, ..Config::new(seed, mode, 4, 200) }, &problem);
+            let run =
+                completed(&Config { kills, shards, ..Config::new(seed, mode.clone(), 4, 200) }, &problem);
             assert_replays(&run, &problem);
             bound.map(|bound| assert_bound(&run, bound));
             died += run.deaths;
@@ -274,8 +275,9 @@ fn where_nothing_rounds_batches_may_be_cut_over_workers() {
         assert!(expected.iter().any(|w| *w != 0.0));
         for (seed, shards) in each(4) {
             for mode in [SYNC, ASYNC, ssp(Some(1))] {
+                let what = format!("one worker in {mode}");
                 let run = completed(&Config { seed, shards, mode, ..base.clone() }, &one);
-                assert_same(&run.values, &expected, &format!("one worker in {mode}"));
+                assert_same(&run.values, &expected, &what);
             }
             for workers in [2, 4, 8] {
                 let many = Quadratic { workers, batch: 32 / workers };

@@ -89,13 +89,13 @@ impl Copy {
         // A part of the seeds is enough to notice.
         cargo.env("WINDLASS_SEED_TIMES", "0.25").env_remove("WINDLASS_SEED").env_remove("UPDATE_SCENARIOS");
         cargo.args(["test", "--offline", "--no-fail-fast", "-p", "windlass-tests"]);
-        cargo.args(["--test", "equalities", "--test", "scenarios"]);
+        cargo.args(["--test", "equalities", "--test", "federated", "--test", "scenarios"]);
         let done = cargo.output().expect("cargo can be run");
         let (out, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         let failed = |line: &str| Some(line.strip_prefix("test ")?.strip_suffix(" ... FAILED")?.to_owned());
         let failed: Vec<String> = out.lines().filter_map(failed).collect();
         let ran = out.matches("test result:").count();
-        assert_eq!(ran, 2, "{name} cannot be built or run:\n{errors}\n{out}");
+        assert_eq!(ran, 3, "{name} cannot be built or run:\n{errors}\n{out}");
         assert_eq!(done.status.success(), failed.is_empty(), "{name}:\n{errors}\n{out}");
         failed
     }

@@ -57,6 +57,10 @@ pub enum Reject {
     NotStarted,
     #[error("{worker} has pushed for step {step} already")]
     AlreadyPushed { worker: WorkerId, step: Step },
+    #[error(
+        "of the last {most} pushes of {worker} the first is still held; the next may follow when it is settled"
+    )]
+    TooManyHeld { worker: WorkerId, most: u64 },
     #[error("{most} observers are connected, and no more are possible")]
     TooManyObservers { most: u32 },
     #[error("the message cannot be read: {reason}")]

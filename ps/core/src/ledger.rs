@@ -135,6 +135,11 @@ impl Ledger {
             return Admission::Refused(Reject::SequenceGap { expected, found: sequence });
         }
         if sequence == expected {
+            // Room is made by forgetting the oldest outcome, which has to be known by then.
+            if entry.outcomes.len() == self.outcomes_max && entry.outcomes.front() == Some(&None) {
+                let most = self.outcomes_max as u64;
+                return Admission::Refused(Reject::TooManyHeld { worker, most });
+            }
             return Admission::New;
         }
         let age = (expected.0 - sequence.0) as usize;
@@ -231,6 +236,21 @@ mod tests {
         ledger.settle(W, Sequence(0), applied(1), Step(1));
         assert_eq!(ledger.admit(W, Sequence(0)), Admission::Settled(applied(1)));
         assert_eq!(ledger.clock(W), Some(Step(1)));
+    }
+
+    #[test]
+    fn what_is_held_is_not_forgotten() {
+        let mut ledger = ledger();
+        ledger.take(W, Step(1));
+        for n in 1..OUTCOMES_MAX as u64 {
+            ledger.take(W, Step(1));
+            ledger.settle(W, Sequence(n), Outcome::Late { step: Step(1) }, Step(1));
+        }
+        let most = OUTCOMES_MAX as u64;
+        let refused = Admission::Refused(Reject::TooManyHeld { worker: W, most });
+        assert_eq!(ledger.admit(W, Sequence(most)), refused);
+        ledger.settle(W, Sequence(0), applied(1), Step(1));
+        assert_eq!(ledger.admit(W, Sequence(most)), Admission::New);
     }
 
     #[test]

@@ -98,6 +98,19 @@ impl Apply {
         matches!(self, Self::Round { .. } | Self::Buffer { .. })
     }
 
+    /// Where nobody waits for others: a worker with so many pushes held gets its next values when some of them have been
+    /// taken out. By itself it has filled the buffer then, and only the coordinator's word is missing; without a limit,
+    /// one that is faster than that word would fill the shard's memory.
+    pub fn held_max(self) -> Option<usize> {
+        match self {
+            Self::Buffer { size, stale: Stale::Kept, .. } => Some(size as usize),
+            // A push may be late on one shard and held on another, where it waits in vain until the next step: there has
+            // to be room for one that is complete.
+            Self::Buffer { size, stale: Stale::Late, .. } => Some(size as usize + 1),
+            Self::Hold { .. } | Self::Immediate { .. } | Self::Mix { .. } | Self::Round { .. } => None,
+        }
+    }
+
     /// Whether a worker that comes back goes on with the first push that some shard lacks; otherwise after the last that
     /// any shard has.
     pub fn resumes_at_first(self) -> bool {

@@ -1,8 +1,11 @@
 //! Says what a simulated run consists of, in one line that replays it.
 
-use windlass_common::ids::WorkerId;
+use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::optimizer::{Optimizer, Sgd};
-use windlass_common::plan::{Cluster, Data, FORMAT, Membership, Mode, Model, Plan, Training};
+use windlass_common::plan::{
+    Clients, Cluster, Data, FORMAT, Fedavg, Heterogeneity, Hosting, LocalWork, Membership, Mode, Model,
+    Partition, Plan, Sampler, Training, Weights,
+};
 use windlass_common::schedule::{Schedule, Shape};
 
 use super::links::Pace;
@@ -22,6 +25,10 @@ pub struct Config {
     pub mode: Mode,
     /// Workers.
     pub workers: u32,
+    /// Owners of data; without a number there is one for each worker.
+    pub clients: Option<u32>,
+    /// The chance of a client to drop out of a round.
+    pub dropout: f64,
     /// Server processes, each with one shard.
     pub shards: u32,
     /// What the shards do with a gradient.
@@ -36,17 +43,39 @@ pub struct Config {
     pub silent: Vec<WorkerId>,
     /// Workers that die.
     pub kills: Vec<Kill>,
+    /// Workers that lose every connection and join again as what they are, with what they have at hand.
+    pub cuts: Vec<Kill>,
 }
 
-/// The death of a worker.
+/// The death of a worker, or the loss of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kill {
-    /// Who dies.
+    /// Whose.
     pub worker: WorkerId,
     /// After so many deliveries since the start of the run.
     pub at: u64,
     /// It is started again after so many more, or when nothing else can happen; `None` is never.
     pub back_after: Option<u64>,
+}
+
+/// The work of a client with this learning rate; how many steps it takes is up to the problem.
+pub fn local(rate: f64) -> LocalWork {
+    LocalWork { rate, ..LocalWork::default() }
+}
+
+/// Rounds that wait for all whom they ask, each an equal chance.
+pub fn fedavg(rounds: u64, cohort: u32, rate: f64) -> Fedavg {
+    Fedavg {
+        rounds,
+        cohort,
+        asked: cohort,
+        quorum: cohort,
+        deadline_ms: None,
+        sampler: Sampler::Uniform,
+        weights: Weights::Examples,
+        hosting: Hosting::Balanced,
+        local: local(rate),
+    }
 }
 
 /// A rate that never changes.
@@ -61,6 +90,8 @@ impl Config {
             seed,
             mode,
             workers,
+            clients: None,
+            dropout: 0.0,
             shards: 1,
             optimizer: Optimizer::Sgd(Sgd::default()),
             schedule: constant(0.1),
@@ -68,6 +99,16 @@ impl Config {
             pace: if seed.is_multiple_of(2) { Pace::Even } else { Pace::Skewed },
             silent: Vec::new(),
             kills: Vec::new(),
+            cuts: Vec::new(),
+        }
+    }
+
+    /// Rounds of federated averaging over so many clients, whose mean is added as it is.
+    pub fn federated(seed: u64, fedavg: Fedavg, workers: u32, clients: u32) -> Self {
+        Self {
+            clients: Some(clients),
+            schedule: constant(1.0),
+            ..Self::new(seed, Mode::Fedavg(fedavg), workers, 1)
         }
     }
 
@@ -76,12 +117,13 @@ impl Config {
     /// # Panics
     /// If the plan is not possible: then the test is wrong.
     pub fn plan(&self, problem: &dyn Problem) -> Plan {
+        let clients = self.clients.unwrap_or(self.workers);
         let plan = Plan {
             format: FORMAT,
             name: "simulated".into(),
             // The initial values are the same whatever the order of delivery.
             seed: 1,
-            mode: self.mode,
+            mode: self.mode.clone(),
             cluster: Cluster {
                 servers: self.shards,
                 shards_per_server: 1,
@@ -90,12 +132,21 @@ impl Config {
                 join_deadline_s: JOIN_DEADLINE_S,
                 rejoin_deadline_s: REJOIN_DEADLINE_S,
             },
+            clients: Clients {
+                count: clients,
+                partition: Partition::Iid,
+                held_out: 0.0,
+                feature_noise: 0.0,
+                sizes: (0..clients).map(|c| problem.client(ClientId(c)).examples).collect(),
+            },
+            heterogeneity: Heterogeneity { dropout: self.dropout, ..Heterogeneity::default() },
             training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 1 << 40 },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
             data: Data {
                 path: String::new(),
                 label_column: String::new(),
+                validation: 0,
                 train_examples: self.target,
                 fingerprint: "0".repeat(16),
             },

@@ -1,17 +1,20 @@
 //! Drives one worker's core: holds its values, computes its gradients and forms its messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, Version, WorkerId};
+use windlass_common::ids::{
+    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
+};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Mode, Plan};
+use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::{Body, Codec, Part, Pull, Push, Reject, Welcome};
 use windlass_ps_core::shard::{Reply, Request};
 use windlass_ps_core::{SessionId, shard};
-use windlass_worker_core::{Effect, Event, Worker};
+use windlass_worker_core::{Effect, Event, Taken, Until, Work, Worker};
 
-use crate::problem::Problem;
+use crate::problem::{self, Problem};
 
 /// A gradient that was pushed, and what it was computed on.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,8 +23,8 @@ pub struct Pushed {
     pub gradient: Vec<f32>,
     /// For each shard the version of the values at hand, as the shard named it.
     pub bases: Vec<Version>,
-    /// Size of the batch.
-    pub examples: u32,
+    /// Whose data it was computed on, and what it counts.
+    pub work: Work,
 }
 
 /// Every gradient of a run, by who pushed it, in which life, under which number.
@@ -32,6 +35,8 @@ pub type Gradients = BTreeMap<(WorkerId, Incarnation, Sequence), Pushed>;
 pub(super) enum Wish {
     /// Send a request to a shard.
     Request(ShardId, Request<Vec<f32>>),
+    /// Tell the coordinator that a client has gone from a round.
+    Dropped(ClientId, Step),
     /// Tell the coordinator that it goes.
     Leave {
         /// Steps computed.
@@ -51,6 +56,17 @@ pub(super) enum State {
     Succeeded,
 }
 
+/// What a worker computes for a push.
+#[derive(Clone, Debug)]
+enum Way {
+    /// The gradient of a batch of its own data.
+    Batch,
+    /// What the clients that it is told of make of the values, one push after the other.
+    Rounds { seed: u64, rate: f32, dropout: f64 },
+    /// What any one of its own clients makes of the values.
+    AtWill { seed: u64, rate: f32, hosted: Vec<ClientId> },
+}
+
 /// One life of a worker.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -63,7 +79,9 @@ pub(super) struct Driver {
     values: Vec<f32>,
     versions: Vec<Version>,
     gradient: Vec<f32>,
-    examples: u32,
+    way: Way,
+    /// Clients that are yet to be trained in this round.
+    rest: VecDeque<ClientId>,
     steps: u64,
     /// Where shards answer this life, one session per shard.
     sessions: Vec<SessionId>,
@@ -76,17 +94,30 @@ impl Driver {
         let layout = plan.layout().expect("a checked plan has a layout");
         let placement = plan.placement().expect("a checked plan can be placed");
         let (total, shards) = (layout.total() as usize, sessions.len());
+        let seed = plan.seed;
+        let way = match &plan.mode {
+            Mode::Sync { .. } | Mode::Async { .. } | Mode::Ssp { .. } | Mode::Softsync { .. } => Way::Batch,
+            Mode::Fedavg(fedavg) => {
+                Way::Rounds { seed, rate: fedavg.local.rate as f32, dropout: plan.heterogeneity.dropout }
+            }
+            Mode::Fedbuff { local, .. } | Mode::Fedasync { local, .. } => {
+                let (first, workers) = (id.0, plan.cluster.workers as usize);
+                let hosted = (first..plan.clients.count).step_by(workers).map(ClientId).collect();
+                Way::AtWill { seed, rate: local.rate as f32, hosted }
+            }
+        };
         Self {
             id,
             run,
             incarnation: Incarnation(0),
-            core: Worker::new(shards),
+            core: Worker::new(shards, Until::of(plan)),
             layout,
             placement,
             values: vec![f32::NAN; total],
             versions: vec![Version(0); shards],
             gradient: vec![0.0; total],
-            examples: 0,
+            way,
+            rest: VecDeque::new(),
             steps: 0,
             sessions,
             silent,
@@ -94,10 +125,25 @@ impl Driver {
         }
     }
 
+    /// The same worker with new connections.
+    pub(super) fn again(self, sessions: Vec<SessionId>) -> Self {
+        Self { sessions, state: State::Joining, ..self }
+    }
+
     /// Takes in what the coordinator says.
-    pub(super) fn control(&mut self, body: Body, incarnation: Incarnation, wishes: &mut Vec<Wish>) {
+    pub(super) fn control(
+        &mut self,
+        body: Body,
+        incarnation: Incarnation,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         match body {
-            Body::Welcome(welcome) => self.welcome(welcome, incarnation, wishes),
+            Body::Welcome(welcome) => {
+                let before = std::mem::replace(&mut self.incarnation, incarnation);
+                self.welcome(welcome, before, problem, gradients, wishes);
+            }
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
             Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
             Body::NotYet { .. } => {}
@@ -105,17 +151,36 @@ impl Driver {
         }
     }
 
-    fn welcome(&mut self, welcome: Welcome, incarnation: Incarnation, wishes: &mut Vec<Wish>) {
+    fn welcome(
+        &mut self,
+        welcome: Welcome,
+        before: Incarnation,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
         assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
         assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
-        self.incarnation = incarnation;
         self.state = State::Training;
         let mut effects = Vec::new();
         self.core.handle(Event::Joined { next: welcome.next }, &mut effects);
-        self.core.handle(Event::Pull, &mut effects);
-        for effect in effects {
-            self.carry_out(effect, wishes);
+        if before == Incarnation(0) {
+            self.core.handle(Event::Pull, &mut effects);
+        }
+        self.keep_what_is_sent_again(before, &effects, gradients);
+        self.carry_on(effects, problem, gradients, wishes);
+    }
+
+    /// Who was cut off may send a push again, in its new life and with its old number.
+    fn keep_what_is_sent_again(&self, before: Incarnation, effects: &[Effect], gradients: &mut Gradients) {
+        let again = effects.iter().find_map(|effect| match effect {
+            Effect::Send { push: Some(push), .. } => Some(push.sequence),
+            _ => None,
+        });
+        if let Some(sequence) = again {
+            let pushed = gradients[&(self.id, before, sequence)].clone();
+            gradients.insert((self.id, self.incarnation, sequence), pushed);
         }
     }
 
@@ -135,12 +200,12 @@ impl Driver {
         let told = match reply {
             Reply::Held { sequence, .. } => Told::Held { sequence },
             Reply::Settled { sequence, outcome } => Told::Settled { sequence, outcome },
-            Reply::Values { step, snapshot, have, slices } => {
+            Reply::Values { step, snapshot, have, slices, clients } => {
                 for (part, values) in snapshot.changed_since(have, &slices) {
                     self.take_values(part, &values);
                 }
                 self.versions[shard.index()] = snapshot.version;
-                Told::Values { step, version: snapshot.version }
+                Told::Values { step, version: snapshot.version, clients }
             }
             Reply::Finished { .. } => Told::Finished,
             Reply::Waiting { .. } => return,
@@ -149,13 +214,34 @@ impl Driver {
         };
         let mut effects = Vec::new();
         self.core.handle(Event::Reply { shard: shard.index(), reply: told }, &mut effects);
+        self.carry_on(effects, problem, gradients, wishes);
+    }
+
+    /// Does what the core asks for, and what comes of that.
+    fn carry_on(
+        &mut self,
+        mut effects: Vec<Effect>,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         while !effects.is_empty() {
-            let ready = effects.iter().any(|e| matches!(e, Effect::Ready { .. }));
             for effect in std::mem::take(&mut effects) {
-                self.carry_out(effect, wishes);
-            }
-            if ready && !self.silent {
-                self.compute(problem, &mut effects, gradients);
+                match effect {
+                    Effect::Ready { .. } if self.silent => {}
+                    Effect::Ready { step } => {
+                        self.begin(step, wishes);
+                        self.go_on(problem, &mut effects, gradients);
+                    }
+                    Effect::Taken(taken) if matches!(self.way, Way::Rounds { .. }) => {
+                        if taken == Taken::Unused {
+                            // The round is closed, or has to be begun again.
+                            self.rest.clear();
+                        }
+                        self.go_on(problem, &mut effects, gradients);
+                    }
+                    other => self.carry_out(other, wishes),
+                }
             }
         }
     }
@@ -166,27 +252,72 @@ impl Driver {
         self.values[start..start + part.values as usize].copy_from_slice(values);
     }
 
-    fn compute(&mut self, problem: &dyn Problem, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
+    /// Values for a step are at hand: who is to be trained on them?
+    fn begin(&mut self, step: Step, wishes: &mut Vec<Wish>) {
+        let Way::Rounds { seed, dropout, .. } = self.way else { return };
+        let clients = self.core.clients();
+        assert!(!clients.is_empty(), "{} is given values in a round in which it has a client", self.id);
+        let gone = |client: &ClientId| {
+            let purpose = Purpose::Dropout { client: client.0, round: step.0 };
+            Rng::new(seed, purpose).unit() < dropout
+        };
+        self.rest = clients.iter().copied().filter(|client| !gone(client)).collect();
+        wishes.extend(clients.iter().copied().filter(gone).map(|client| Wish::Dropped(client, step)));
+    }
+
+    /// Pushes what comes next, or asks for the next values.
+    fn go_on(&mut self, problem: &dyn Problem, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
         let step = self.core.step();
         assert!(self.values.iter().all(|w| !w.is_nan()), "{} has all values before it computes", self.id);
-        let loss = problem.gradient(self.id, step, &self.values, &mut self.gradient);
-        self.examples = problem.examples(self.id, step);
+        match self.way.clone() {
+            Way::Batch => {
+                let loss = problem.gradient(self.id, step, &self.values, &mut self.gradient);
+                let examples = problem.examples(self.id, step);
+                let work = Work { client: ClientId(self.id.0), examples, work: examples.into(), loss };
+                self.push(work, true, effects, gradients);
+            }
+            Way::Rounds { rate, .. } => match self.rest.pop_front() {
+                Some(client) => {
+                    let work = self.train(problem, client, step, rate);
+                    self.push(work, false, effects, gradients);
+                }
+                None => self.core.handle(Event::Pull, effects),
+            },
+            Way::AtWill { seed, rate, hosted } => {
+                let mut draw = Rng::new(seed, Purpose::NextClient { worker: self.id.0, step: step.0 });
+                let client = hosted[draw.below(hosted.len() as u64) as usize];
+                let work = self.train(problem, client, step, rate);
+                self.push(work, true, effects, gradients);
+            }
+        }
+    }
+
+    fn train(&mut self, problem: &dyn Problem, client: ClientId, round: Step, rate: f32) -> Work {
+        let problem::Trained { push, work, loss } =
+            problem::train(problem, client, round, rate, &self.values);
+        self.gradient = push;
+        Work { client, examples: problem.client(client).examples, work, loss }
+    }
+
+    fn push(&mut self, work: Work, pull: bool, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
         self.steps += 1;
-        self.core.handle(Event::Push { examples: self.examples, loss, pull: true }, effects);
-        let sequence = effects.iter().find_map(|effect| match effect {
+        let mut sent = Vec::new();
+        self.core.handle(Event::Push { work, pull }, &mut sent);
+        let sequence = sent.iter().find_map(|effect| match effect {
             Effect::Send { push: Some(push), .. } => Some(push.sequence),
             _ => None,
         });
+        effects.extend(sent);
         let key = (self.id, self.incarnation, sequence.expect("a push is sent to every shard"));
         let (gradient, bases) = (self.gradient.clone(), self.versions.clone());
-        let before = gradients.insert(key, Pushed { gradient, bases, examples: self.examples });
+        let before = gradients.insert(key, Pushed { gradient, bases, work });
         assert_eq!(before, None, "a life computes each push once: {key:?}");
     }
 
     fn carry_out(&mut self, effect: Effect, wishes: &mut Vec<Wish>) {
         match effect {
             Effect::Send { shard, push, pull } => wishes.push(self.request(shard, push, pull)),
-            Effect::Ready { .. } | Effect::Settled { .. } => {}
+            Effect::Ready { .. } | Effect::Taken(_) => {}
             Effect::Finished => {
                 self.state = State::Done;
                 wishes.push(Wish::Leave { steps: self.steps });
@@ -208,8 +339,11 @@ impl Driver {
         let push = push.map(|push| {
             let (parts, floats) = self.cut(id);
             let payload_bytes = floats.len() as u64 * 4;
-            let windlass_worker_core::Push { sequence, step, base, examples, loss } = push;
-            let push = Push { sequence, step, base, examples, loss, codec: Codec::F32, parts, payload_bytes };
+            let windlass_worker_core::Push { sequence, step, base, work } = push;
+            let Work { client, examples, work, loss } = work;
+            let codec = Codec::F32;
+            let push =
+                Push { sequence, step, base, client, examples, work, loss, codec, parts, payload_bytes };
             (push, floats)
         });
         let pull = pull.map(|p| Pull { step: p.step, have: p.have, slices: Vec::new(), codec: Codec::F32 });

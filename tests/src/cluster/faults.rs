@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use windlass_common::ids::WorkerId;
-use windlass_ps_core::{coordinator, shard};
+use windlass_ps_core::{Time, coordinator, shard};
 
 use super::config::{JOIN_DEADLINE_S, REJOIN_DEADLINE_S};
 use super::driver::{Driver, State};
 use super::history::Entry;
 use super::links::{Link, Message, Node};
-use super::{Cluster, Seat};
+use super::{Cluster, DELIVERY_US, Seat};
 
 impl Cluster<'_> {
     pub(super) fn kill_who_is_due(&mut self) {
@@ -18,6 +18,12 @@ impl Cluster<'_> {
             self.kill(kill.worker);
             if let Some(after) = kill.back_after {
                 self.restarts.push((deliveries + after, kill.worker));
+            }
+        }
+        for cut in self.cuts.extract_if(.., |cut| cut.at <= deliveries).collect::<Vec<_>>() {
+            self.cut_off(cut.worker);
+            if let Some(after) = cut.back_after {
+                self.restarts.push((deliveries + after, cut.worker));
             }
         }
         for (_, worker) in self.restarts.extract_if(.., |(at, _)| *at <= deliveries).collect::<Vec<_>>() {
@@ -31,10 +37,27 @@ impl Cluster<'_> {
     /// A worker dies. One that has nothing more to do is left in peace.
     pub(super) fn kill(&mut self, worker: WorkerId) {
         let Some(seat) = self.seats.get_mut(&worker) else { return };
-        if seat.driver.take_if(|driver| driver.state != State::Done).is_none() {
-            return;
+        if seat.driver.take_if(|driver| driver.state != State::Done).is_some() {
+            self.deaths += 1;
+            self.sever(worker);
         }
-        self.deaths += 1;
+    }
+
+    /// A worker at work loses every connection, and keeps what it has.
+    fn cut_off(&mut self, worker: WorkerId) {
+        let Some(seat) = self.seats.get_mut(&worker) else { return };
+        let is_silent = self.config.silent.contains(&worker);
+        let at_work = |driver: &mut Driver| driver.state == State::Training && !is_silent;
+        if let Some(driver) = seat.driver.take_if(at_work) {
+            seat.away = Some(driver);
+            self.losses += 1;
+            self.sever(worker);
+        }
+    }
+
+    /// What a worker has sent gets out in part, and nothing reaches it any more.
+    fn sever(&mut self, worker: WorkerId) {
+        let seat = &self.seats[&worker];
         let (node, control) = (Node::Worker(worker, seat.life), seat.session);
         self.links.cut(node);
         self.histories.iter_mut().for_each(|history| history.push(Entry::Gone { worker }));
@@ -49,7 +72,7 @@ impl Cluster<'_> {
                 }
                 _ => Message::Coordinator(coordinator::Event::Lost {
                     session: control,
-                    why: "it was killed".into(),
+                    why: "it is gone".into(),
                 }),
             };
             self.links.send(link, ended);
@@ -58,8 +81,23 @@ impl Cluster<'_> {
 
     /// Nothing is on its way: the next thing that was planned happens, or time passes until a deadline.
     pub(super) fn idle(&mut self) {
-        if let Some(next) = self.restarts.iter().map(|(at, _)| *at).min() {
-            self.deliveries = self.deliveries.max(next);
+        let restart = self.restarts.iter().map(|(at, _)| (*at).max(self.deliveries)).min();
+        let restart = restart.map(|at| (at, Time(self.now.0 + (at - self.deliveries) * DELIVERY_US)));
+        if let Some(deadline) = self.coordinator.deadline()
+            && restart.is_none_or(|(_, at)| deadline <= at)
+        {
+            self.now = self.now.max(deadline);
+            self.coordinate(coordinator::Event::Tick);
+            let next = self.coordinator.deadline();
+            assert!(
+                next != Some(deadline),
+                "a round goes on after its deadline: {}",
+                self.who_waits_for_whom()
+            );
+            return;
+        }
+        if let Some((deliveries, now)) = restart {
+            (self.deliveries, self.now) = (deliveries, now);
             return;
         }
         let done = |seat: &Seat| seat.driver.as_ref().is_none_or(|d| d.state == State::Done);

@@ -12,17 +12,17 @@ mod result;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Version, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Step, Version, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Order, Record, Report, Stop, WorkerReport};
+use windlass_common::wire::{self, Body, Order, Record, Report, Stop, Task, WorkerReport};
 use windlass_ps_core::coordinator::{self, Coordinator};
 use windlass_ps_core::shard::{self, Reply, Shard};
 use windlass_ps_core::store::Snapshot;
 use windlass_ps_core::{SessionId, Time};
 
-pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant};
+pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
 pub use history::{Entry, History};
 pub use links::{Link, Node, Pace};
@@ -74,6 +74,8 @@ struct Seat {
     life: u32,
     /// `None` while it is dead.
     driver: Option<Driver>,
+    /// A worker that has lost its connections.
+    away: Option<Driver>,
     session: SessionId,
 }
 
@@ -88,6 +90,7 @@ struct Cluster<'a> {
     now: Time,
     deliveries: u64,
     deaths: u64,
+    losses: u64,
     links: Links,
     coordinator: Coordinator,
     shards: Vec<Shard<Vec<f32>>>,
@@ -99,9 +102,12 @@ struct Cluster<'a> {
     sessions: BTreeMap<SessionId, Link>,
     next_session: u64,
     kills: Vec<Kill>,
-    /// When a dead worker is started again.
+    cuts: Vec<Kill>,
+    /// When a dead worker is started again, or one that is cut off joins again.
     restarts: Vec<(u64, WorkerId)>,
     gradients: Gradients,
+    opened: Vec<(Step, Vec<Task>)>,
+    closed: Vec<(Step, Vec<wire::Entry>)>,
     results: BTreeMap<ShardId, (Snapshot, u64)>,
     stop: Option<Stop>,
 }
@@ -122,6 +128,7 @@ impl<'a> Cluster<'a> {
             now: Time(1_000_000_000),
             deliveries: 0,
             deaths: 0,
+            losses: 0,
             links: Links::new(config.seed, config.pace),
             coordinator: Coordinator::new(plan.clone(), run, Time(1_000_000_000)),
             histories: vec![History::default(); shards.len()],
@@ -131,8 +138,11 @@ impl<'a> Cluster<'a> {
             sessions: BTreeMap::new(),
             next_session: 0,
             kills: config.kills.clone(),
+            cuts: config.cuts.clone(),
             restarts: Vec::new(),
             gradients: Gradients::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
             results: BTreeMap::new(),
             stop: None,
             plan,
@@ -161,14 +171,18 @@ impl<'a> Cluster<'a> {
 
     /// Starts a worker, or starts it again.
     fn start(&mut self, worker: WorkerId) {
-        let life = self.seats.get(&worker).map_or(0, |seat| seat.life + 1);
+        let seat = self.seats.remove(&worker);
+        let life = seat.as_ref().map_or(0, |seat| seat.life + 1);
         let node = Node::Worker(worker, life);
         let shards = 0..self.config.shards;
-        let sessions = shards.map(|shard| self.open(Node::Shard(ShardId(shard)), node)).collect();
+        let sessions: Vec<_> = shards.map(|shard| self.open(Node::Shard(ShardId(shard)), node)).collect();
         let session = self.open(Node::Coordinator, node);
         let silent = self.config.silent.contains(&worker);
-        let driver = Some(Driver::new(worker, self.run, &self.plan, sessions, silent));
-        self.seats.insert(worker, Seat { life, driver, session });
+        let driver = match seat.and_then(|seat| seat.away) {
+            Some(away) => away.again(sessions),
+            None => Driver::new(worker, self.run, &self.plan, sessions, silent),
+        };
+        self.seats.insert(worker, Seat { life, driver: Some(driver), away: None, session });
         self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker });
     }
 
@@ -193,6 +207,9 @@ impl<'a> Cluster<'a> {
             (Node::Server(_), Message::Control(..)) => {}
             (to, message) => panic!("{to:?} takes no {message:?}"),
         }
+        if self.coordinator.deadline().is_some_and(|deadline| self.now >= deadline) {
+            self.coordinate(coordinator::Event::Tick);
+        }
         if self.deliveries.is_multiple_of(DELIVERIES_PER_TICK) {
             self.report_records();
             self.coordinate(coordinator::Event::Tick);
@@ -210,7 +227,9 @@ impl<'a> Cluster<'a> {
             (Node::Shard(shard), Message::Reply(reply)) => {
                 driver.reply(shard, reply, self.problem, &mut self.gradients, &mut wishes);
             }
-            (_, Message::Control(body, incarnation)) => driver.control(body, incarnation, &mut wishes),
+            (_, Message::Control(body, incarnation)) => {
+                driver.control(body, incarnation, self.problem, &mut self.gradients, &mut wishes);
+            }
             (from, message) => panic!("{worker} takes no {message:?} from {from:?}"),
         }
         if driver.state == State::Succeeded {
@@ -223,6 +242,10 @@ impl<'a> Cluster<'a> {
                 Wish::Request(shard, request) => {
                     let link = Link { from: node, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Request(request)));
+                }
+                Wish::Dropped(client, step) => {
+                    let session = self.seats[&worker].session;
+                    self.tell_coordinator(node, coordinator::Event::Dropped { session, client, step });
                 }
                 Wish::Leave { steps } => {
                     let session = self.seats[&worker].session;
@@ -316,11 +339,18 @@ impl<'a> Cluster<'a> {
         for effect in effects {
             match effect {
                 coordinator::Effect::Order { shard, order } => {
+                    if let (ShardId(0), Order::Close { step, cohort }) = (shard, &order) {
+                        self.closed.push((*step, cohort.clone()));
+                    }
                     let link = Link { from: Node::Coordinator, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Order(order)));
                 }
                 coordinator::Effect::Send { session, body } => self.send(session, body),
-                coordinator::Effect::Membership { .. } => {}
+                coordinator::Effect::Opened { step, tasks } => self.opened.push((step, tasks)),
+                coordinator::Effect::Membership { .. }
+                | coordinator::Effect::Started
+                | coordinator::Effect::Dropped { .. }
+                | coordinator::Effect::Closed { .. } => {}
                 coordinator::Effect::Store => {
                     self.tell_coordinator(Node::Coordinator, coordinator::Event::Stored(Ok(())));
                 }

@@ -1,8 +1,8 @@
 //! Holds what a simulated run came to.
 
-use windlass_common::ids::ShardId;
+use windlass_common::ids::{ShardId, Step};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Outcome, Record, Stop};
+use windlass_common::wire::{Entry, Outcome, Record, Stop, Task};
 
 use super::Cluster;
 use super::driver::Gradients;
@@ -21,12 +21,18 @@ pub struct Run {
     pub histories: Vec<History>,
     /// Every gradient that was computed.
     pub gradients: Gradients,
+    /// The rounds that were opened, and whom they asked.
+    pub opened: Vec<(Step, Vec<Task>)>,
+    /// The steps that the coordinator closed, and with which pushes.
+    pub closed: Vec<(Step, Vec<Entry>)>,
     /// For each shard the pushes that count elsewhere and not on it.
     pub partial: Vec<u64>,
     /// Messages delivered.
     pub deliveries: u64,
     /// Workers that died.
     pub deaths: u64,
+    /// Times that a worker lost its connections.
+    pub losses: u64,
 }
 
 impl Cluster<'_> {
@@ -50,9 +56,12 @@ impl Cluster<'_> {
             values,
             histories: self.histories,
             gradients: self.gradients,
+            opened: self.opened,
+            closed: self.closed,
             partial,
             deliveries: self.deliveries,
             deaths: self.deaths,
+            losses: self.losses,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Poses a small classification by a network of two layers, in which every operation rounds.
 
-use windlass_common::ids::{Step, WorkerId};
+use windlass_common::ids::{ClientId, Step, WorkerId};
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::rng::{self, Purpose, Rng};
 
-use super::Problem;
+use super::{Client, Problem};
 
 const INPUTS: usize = 23;
 const HIDDEN: usize = 47;
@@ -22,6 +22,9 @@ pub struct Network {
     /// How much larger the batch of each further worker is.
     more: u32,
 }
+
+/// A client has some examples of all, beginning with one of its own.
+const CLIENT_STRIDE: usize = 37;
 
 impl Network {
     /// A problem with batches of `batch` examples for every worker.
@@ -46,26 +49,9 @@ impl Network {
     }
 }
 
-impl Problem for Network {
-    fn variables(&self) -> Vec<Variable> {
-        let layer = |name: &str, shape: &[usize], initial| {
-            let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
-            Variable::new(name, &shape, initial)
-        };
-        let he = |fan_in: usize| Initial::HeNormal { fan_in: fan_in as u64 };
-        vec![
-            layer("hidden/weight", &[INPUTS, HIDDEN], he(INPUTS)),
-            layer("hidden/bias", &[HIDDEN], Initial::Zeros),
-            layer("output/weight", &[HIDDEN, CLASSES], he(HIDDEN)),
-            layer("output/bias", &[CLASSES], Initial::Zeros),
-        ]
-    }
-
-    fn examples(&self, worker: WorkerId, _: Step) -> u32 {
-        self.batch + worker.0 * self.more
-    }
-
-    fn gradient(&self, worker: WorkerId, step: Step, values: &[f32], gradient: &mut [f32]) -> f32 {
+impl Network {
+    /// The mean gradient over these examples, and their mean loss.
+    fn over(&self, examples: &[usize], values: &[f32], gradient: &mut [f32]) -> f32 {
         let (hidden_weight, rest) = values.split_at(INPUTS * HIDDEN);
         let (hidden_bias, rest) = rest.split_at(HIDDEN);
         let (output_weight, output_bias) = rest.split_at(HIDDEN * CLASSES);
@@ -74,11 +60,8 @@ impl Problem for Network {
         let (to_hidden_bias, rest) = rest.split_at_mut(HIDDEN);
         let (to_output_weight, to_output_bias) = rest.split_at_mut(HIDDEN * CLASSES);
 
-        let examples = self.examples(worker, step);
-        let mut draw = Rng::new(self.seed, Purpose::Shuffle { worker: worker.0, pass: step.0 });
         let mut loss = 0.0;
-        for _ in 0..examples {
-            let example = draw.below(EXAMPLES as u64) as usize;
+        for &example in examples {
             let input = &self.inputs[example * INPUTS..][..INPUTS];
             let mut hidden = [0.0_f32; HIDDEN];
             hidden.copy_from_slice(hidden_bias);
@@ -106,8 +89,58 @@ impl Problem for Network {
             }
             to_output_bias.iter_mut().zip(&errors).for_each(|(g, e)| *g += e);
         }
-        gradient.iter_mut().for_each(|g| *g /= examples as f32);
-        loss / examples as f32
+        gradient.iter_mut().for_each(|g| *g /= examples.len() as f32);
+        loss / examples.len() as f32
+    }
+}
+
+impl Problem for Network {
+    fn variables(&self) -> Vec<Variable> {
+        let layer = |name: &str, shape: &[usize], initial| {
+            let shape: Vec<u64> = shape.iter().map(|&d| d as u64).collect();
+            Variable::new(name, &shape, initial)
+        };
+        let he = |fan_in: usize| Initial::HeNormal { fan_in: fan_in as u64 };
+        vec![
+            layer("hidden/weight", &[INPUTS, HIDDEN], he(INPUTS)),
+            layer("hidden/bias", &[HIDDEN], Initial::Zeros),
+            layer("output/weight", &[HIDDEN, CLASSES], he(HIDDEN)),
+            layer("output/bias", &[CLASSES], Initial::Zeros),
+        ]
+    }
+
+    fn examples(&self, worker: WorkerId, _: Step) -> u32 {
+        self.batch + worker.0 * self.more
+    }
+
+    fn gradient(&self, worker: WorkerId, step: Step, values: &[f32], gradient: &mut [f32]) -> f32 {
+        let mut draw = Rng::new(self.seed, Purpose::Shuffle { worker: worker.0, pass: step.0 });
+        let example = |_| draw.below(EXAMPLES as u64) as usize;
+        let examples: Vec<usize> = (0..self.examples(worker, step)).map(example).collect();
+        self.over(&examples, values, gradient)
+    }
+
+    /// Clients have 20 examples and more, and do one to three steps.
+    fn client(&self, client: ClientId) -> Client {
+        let examples = 20 + client.0 * self.more;
+        Client { examples, steps: 1 + u64::from(client.0 % 3), batch: self.batch.min(examples) }
+    }
+
+    fn local_gradient(
+        &self,
+        client: ClientId,
+        round: Step,
+        step: u64,
+        values: &[f32],
+        gradient: &mut [f32],
+    ) -> f32 {
+        let of = self.client(client);
+        let purpose = Purpose::ClientShuffle { client: client.0, round: round.0 * of.steps + step };
+        let mut draw = Rng::new(self.seed, purpose);
+        let own = |i| (client.index() * CLIENT_STRIDE + i) % EXAMPLES;
+        let example = |_| own(draw.below(u64::from(of.examples)) as usize);
+        let examples: Vec<usize> = (0..of.batch).map(example).collect();
+        self.over(&examples, values, gradient)
     }
 }
 

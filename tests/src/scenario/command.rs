@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use windlass_common::ids::{Sequence, Step, WorkerId};
+use windlass_common::ids::{ClientId, Sequence, Step, WorkerId};
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{Mode, StalenessScaling};
-use windlass_common::wire::Resume;
+use windlass_common::plan::{Fedavg, Hosting, Mode, Sampler, Stale, StalenessScaling, Weights};
+use windlass_common::wire::{Resume, Task};
+
+use crate::cluster::local;
 
 /// One line.
 #[derive(Debug)]
@@ -81,8 +83,41 @@ impl Command {
             "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
             "async" => Ok(Mode::Async { scaling }),
             "ssp" => Ok(Mode::Ssp { staleness: self.find("staleness")?, scaling }),
-            other => Err(format!("mode is {other:?}; it is sync, async or ssp")),
+            "softsync" => Ok(Mode::Softsync {
+                buffer: self.need("buffer")?,
+                scaling,
+                stale: self.one_of("stale", &[("kept", Stale::Kept), ("late", Stale::Late)])?,
+            }),
+            "fedbuff" => Ok(Mode::Fedbuff { buffer: self.need("buffer")?, scaling, local: local(0.1) }),
+            "fedasync" => Ok(Mode::Fedasync { scaling, local: local(0.1) }),
+            "fedavg" => self.fedavg().map(Mode::Fedavg),
+            other => Err(format!(
+                "mode is {other:?}; it is sync, async, ssp, softsync, fedavg, fedbuff or fedasync"
+            )),
         }
+    }
+
+    fn fedavg(&self) -> Result<Fedavg, String> {
+        let cohort = self.need("cohort")?;
+        Ok(Fedavg {
+            rounds: self.or("rounds", 100)?,
+            cohort,
+            asked: self.or("asked", cohort)?,
+            quorum: self.or("quorum", cohort)?,
+            deadline_ms: self.find("deadline_ms")?,
+            sampler: Sampler::RoundRobin,
+            weights: self
+                .one_of("weights", &[("examples", Weights::Examples), ("uniform", Weights::Uniform)])?,
+            hosting: self.one_of("hosting", &[("fixed", Hosting::Fixed), ("balanced", Hosting::Balanced)])?,
+            local: local(0.1),
+        })
+    }
+
+    /// A setting that is one of these words; without it the first.
+    fn one_of<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<T, String> {
+        let Some(text) = self.find::<String>(key)? else { return Ok(words[0].1) };
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| format!("{key} is {text:?}, which it cannot be"))
     }
 
     pub(super) fn optimizer(&self) -> Result<Optimizer, String> {
@@ -105,7 +140,18 @@ pub(super) fn worker(word: &str) -> Result<WorkerId, String> {
     number.map(WorkerId).ok_or_else(|| format!("{word:?} is not a worker, such as w0"))
 }
 
-/// `w0,w2` are two workers.
-pub(super) fn workers(list: &str) -> Result<Vec<WorkerId>, String> {
-    list.split(',').map(worker).collect()
+/// `c3@w0` is client 3, which worker 0 trains; `w0` is a worker that pushes for itself.
+pub(super) fn task(word: &str) -> Result<Task, String> {
+    let Some((client, trains)) = word.split_once('@') else {
+        let worker = worker(word)?;
+        return Ok(Task { client: ClientId(worker.0), worker });
+    };
+    let number = client.strip_prefix('c').and_then(|n| n.parse().ok());
+    let client = number.map(ClientId).ok_or_else(|| format!("{word:?} is no client, such as c3@w0"))?;
+    Ok(Task { client, worker: worker(trains)? })
+}
+
+/// `w0,c3@w2` are two; `nobody` is none.
+pub(super) fn tasks(list: &str) -> Result<Vec<Task>, String> {
+    if list == "nobody" { Ok(Vec::new()) } else { list.split(',').map(task).collect() }
 }

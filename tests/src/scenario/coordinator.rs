@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Examples, Incarnation, RunId, ServerId, ShardId, Step, Version, WorkerId};
-use windlass_common::wire::{Body, Order, Report, Resume, WorkerReport};
+use windlass_common::ids::{
+    ClientId, Examples, Incarnation, RunId, Sequence, ServerId, ShardId, Step, Version, WorkerId,
+};
+use windlass_common::wire::{Body, Entry, Order, Report, Resume, Task, WorkerReport};
 use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
 use windlass_ps_core::{SessionId, Time};
 
@@ -89,9 +91,19 @@ impl Played {
                 Event::Report { shard: shard()?, report: Report::Settled { worker, incarnation } }
             }
             "arrived" => {
-                let (worker, step) = (command.worker()?, Step(command.need("step")?));
-                Event::Report { shard: shard()?, report: Report::Arrived { worker, step } }
+                let Task { client, worker } = command::task(&first()?)?;
+                let entry = Entry { client, worker, sequence: Sequence(command.or("seq", 0)?) };
+                let newest = self.coordinator.incarnation(worker);
+                let incarnation = Incarnation(command.or("incarnation", newest.0)?);
+                let step = Step(command.need("step")?);
+                Event::Report { shard: shard()?, report: Report::Arrived { entry, incarnation, step } }
             }
+            "dropped" => Event::Dropped {
+                session: self.session(&first()?)?,
+                client: ClientId(command.need("client")?),
+                step: Step(command.need("step")?),
+            },
+            "conclude" => Event::Conclude { session: self.session(&first()?)? },
             "final" => {
                 let (version, examples) = (Version(1), Examples(1));
                 let report = Report::Final { version, examples, partial: 0, payload_bytes: 8 };
@@ -167,14 +179,19 @@ impl Played {
             Order::Settle { worker, incarnation, .. } => {
                 vec![Report::Settled { worker: *worker, incarnation: *incarnation }]
             }
-            Order::Start | Order::Close { .. } | Order::Finalize => Vec::new(),
+            Order::Start | Order::Open { .. } | Order::Close { .. } | Order::Conclude | Order::Finalize => {
+                Vec::new()
+            }
         };
         reports.into_iter().map(|report| Event::Report { shard, report }).collect()
     }
 
     fn words(&self, effect: Effect) -> Option<String> {
         Some(match effect {
-            Effect::Order { .. } => return None,
+            Effect::Order { .. } | Effect::Started => return None,
+            // The orders to the shards say the same.
+            Effect::Opened { .. } | Effect::Closed { .. } => return None,
+            Effect::Dropped { step, client } => format!("log c{} dropped out of round {step}", client.0),
             Effect::Send { session, body } => {
                 let who = &self.sessions[session.0 as usize];
                 match body {

@@ -4,10 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId};
+use windlass_common::ids::{
+    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
+};
 use windlass_common::layout::{Initial, Variable};
-use windlass_common::plan::{Cluster, Data, FORMAT, Membership, Model, Plan, Training};
-use windlass_common::wire::{Codec, Member, Order, Outcome, Part, Pull, Push, Report};
+use windlass_common::plan::{
+    Clients, Cluster, Data, FORMAT, Heterogeneity, Membership, Model, Partition, Plan, Training,
+};
+use windlass_common::wire::{Codec, Entry, Member, Order, Outcome, Part, Pull, Push, Report, Task};
 use windlass_ps_core::shard::{Effect, Event, Reply, Request, Shard};
 use windlass_ps_core::store::{SliceValues, Snapshot};
 use windlass_ps_core::{SessionId, Time};
@@ -31,6 +35,8 @@ pub(super) struct Shards {
     /// The last incarnation of each worker, of those who have gone too.
     incarnations: BTreeMap<WorkerId, Incarnation>,
     streams: Vec<Stream>,
+    /// The newest push of each client by each worker that waits to be closed.
+    pushed: BTreeMap<Task, Sequence>,
 }
 
 /// A plan from settings, for shards and for a coordinator.
@@ -42,6 +48,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
         }
         None => vec![2; (servers * shards_per_server) as usize],
     };
+    let workers = command.need("workers")?;
     let variable = |(i, &len): (usize, &u64)| Variable::new(format!("v{i}"), &[len], Initial::Zeros);
     let plan = Plan {
         format: FORMAT,
@@ -51,11 +58,19 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
         cluster: Cluster {
             servers,
             shards_per_server,
-            workers: command.need("workers")?,
+            workers,
             membership: Membership::Fixed,
             join_deadline_s: command.or("join_deadline", 10)?,
             rejoin_deadline_s: command.or("rejoin_deadline", 30)?,
         },
+        clients: Clients {
+            count: command.or("clients", workers)?,
+            partition: Partition::Iid,
+            held_out: 0.0,
+            feature_noise: 0.0,
+            sizes: Vec::new(),
+        },
+        heterogeneity: Heterogeneity::default(),
         training: Training {
             batch: 4,
             passes: 1.0,
@@ -67,6 +82,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
         data: Data {
             path: String::new(),
             label_column: String::new(),
+            validation: 0,
             train_examples: command.or("target", 1000)?,
             fingerprint: "0".repeat(16),
         },
@@ -91,6 +107,7 @@ impl Shards {
             members: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             streams: Vec::new(),
+            pushed: BTreeMap::new(),
         })
     }
 
@@ -171,11 +188,14 @@ impl Shards {
         if let Some(count) = command.find("floats")? {
             floats.resize(count, 0.0);
         }
+        let examples = command.or("examples", 4)?;
         let push = Push {
             sequence: Sequence(command.need("seq")?),
             step: Step(command.need("step")?),
             base: Version(command.or("base", newest.0)?),
-            examples: command.or("examples", 4)?,
+            client: ClientId(command.or("client", command.worker()?.0)?),
+            examples,
+            work: command.or("work", examples.into())?,
             loss: 0.0,
             codec: Codec::F32,
             parts,
@@ -213,8 +233,18 @@ impl Shards {
             }
             "close" => {
                 let cohort: String = command.need("cohort")?;
-                Order::Close { step: Step(command.need("step")?), cohort: command::workers(&cohort)? }
+                let entry = |Task { client, worker }| {
+                    let sequence = self.pushed.get(&Task { client, worker }).copied().unwrap_or_default();
+                    Entry { client, worker, sequence }
+                };
+                let cohort = command::tasks(&cohort)?.into_iter().map(entry).collect();
+                Order::Close { step: Step(command.need("step")?), cohort }
             }
+            "open" => {
+                let tasks: String = command.need("tasks")?;
+                Order::Open { step: Step(command.need("step")?), tasks: command::tasks(&tasks)? }
+            }
+            "conclude" => Order::Conclude,
             "finalize" => Order::Finalize,
             other => return Err(format!("shards know no {other:?}")),
         })
@@ -232,6 +262,10 @@ impl Shards {
         let mut recorded = Vec::new();
         let mut answered = false;
         for effect in &effects {
+            if let Effect::Report(Report::Arrived { entry, .. }) = effect {
+                let Entry { client, worker, sequence } = *entry;
+                self.pushed.insert(Task { client, worker }, sequence);
+            }
             if let Effect::Record(record) = effect {
                 recorded.push((record.worker, record.sequence));
             }
@@ -260,8 +294,8 @@ impl Shards {
             Effect::Report(Report::Settled { worker, incarnation }) => {
                 format!("settled {} incarnation={incarnation}", words::name(*worker))
             }
-            Effect::Report(Report::Arrived { worker, step }) => {
-                format!("arrived {} step={step}", words::name(*worker))
+            Effect::Report(Report::Arrived { entry, step, .. }) => {
+                format!("arrived {} step={step}", words::client(entry.client, entry.worker))
             }
             Effect::Report(other) => format!("{other:?}"),
             // Nobody is told of these; of all others the reply speaks.
@@ -289,10 +323,11 @@ impl Shards {
                 let new = recorded.iter().any(|push| Some(push.0) == worker && push.1 == *sequence);
                 if new { told } else { told + " (again)" }
             }
-            Reply::Values { step, snapshot, have, slices } => {
+            Reply::Values { step, snapshot, have, slices, clients } => {
                 let Snapshot { version, examples, .. } = snapshot;
                 let values = values(snapshot, *have, slices);
-                format!("values {who} step={step} version={version} examples={examples} {values}")
+                let told = format!("values {who} step={step} version={version} examples={examples} {values}");
+                if clients.is_empty() { told } else { format!("{told} for {}", words::clients(clients)) }
             }
             Reply::Finished { examples } => format!("finished {who} examples={examples}"),
             Reply::Waiting { step, wait } => format!("wait {who} step={step} ({})", words::wait(wait)),

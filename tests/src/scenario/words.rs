@@ -1,7 +1,7 @@
 //! Puts into words what the cores answer.
 
-use windlass_common::ids::{Sequence, WorkerId};
-use windlass_common::wire::{Member, Order, Outcome, Resume, Stop, Wait};
+use windlass_common::ids::{ClientId, Sequence, WorkerId};
+use windlass_common::wire::{Entry, Member, Order, Outcome, Resume, Stop, Task, Wait};
 
 pub(super) fn name(worker: WorkerId) -> String {
     format!("w{}", worker.0)
@@ -9,6 +9,26 @@ pub(super) fn name(worker: WorkerId) -> String {
 
 pub(super) fn names(workers: &[WorkerId]) -> String {
     workers.iter().map(|w| name(*w)).collect::<Vec<_>>().join(",")
+}
+
+/// `w0` pushes for itself, and `c3@w0` is client 3 that it trains.
+pub(super) fn client(client: ClientId, worker: WorkerId) -> String {
+    if client.0 == worker.0 { name(worker) } else { format!("c{}@{}", client.0, name(worker)) }
+}
+
+pub(super) fn clients(clients: &[ClientId]) -> String {
+    clients.iter().map(|c| format!("c{}", c.0)).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn cohort(entries: &[Entry]) -> String {
+    if entries.is_empty() {
+        return "nobody".into();
+    }
+    entries.iter().map(|e| client(e.client, e.worker)).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn tasks(tasks: &[Task]) -> String {
+    tasks.iter().map(|t| format!("c{}@{}", t.client.0, name(t.worker))).collect::<Vec<_>>().join(",")
 }
 
 pub(super) fn next(resume: Resume) -> String {
@@ -30,6 +50,7 @@ pub(super) fn wait(wait: &Wait) -> String {
         Wait::Start => "not everyone has joined".into(),
         Wait::Pushes { step, missing } => format!("step {step} lacks the push of {}", names(missing)),
         Wait::Close { step } => format!("step {step} is complete here and not closed yet"),
+        Wait::Cohort { step } => format!("none of its clients is asked in round {step}"),
         Wait::Slowest { worker, clock, needed } => {
             format!("slowest is {} at clock {clock}, needed {needed}", name(*worker))
         }
@@ -47,7 +68,9 @@ pub(super) fn order(order: &Order) -> String {
             format!("settle {}@{incarnation} {}{missing}", name(*worker), next(*at))
         }
         Order::Start => "start".into(),
-        Order::Close { step, cohort } => format!("close step={step} with {}", names(cohort)),
+        Order::Open { step, tasks: asked } => format!("open step={step} for {}", tasks(asked)),
+        Order::Close { step, cohort: entries } => format!("close step={step} with {}", cohort(entries)),
+        Order::Conclude => "conclude".into(),
         Order::Finalize => "finalize".into(),
     }
 }

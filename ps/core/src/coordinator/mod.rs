@@ -380,9 +380,10 @@ impl Coordinator {
             return;
         };
         let Some(rounds) = &mut self.rounds else { return };
-        rounds.dropped(client, worker, step);
-        out.push(Effect::Dropped { step, client });
-        self.close_if_due(now, out);
+        if rounds.dropped(client, worker, step) {
+            out.push(Effect::Dropped { step, client });
+            self.close_if_due(now, out);
+        }
     }
 
     fn conclude(&mut self, now: Time, session: SessionId, out: &mut Vec<Effect>) {

@@ -55,7 +55,7 @@ impl Rounds {
         self.open.is_none() && (self.concluded || self.closed >= self.fedavg.rounds)
     }
 
-    /// The open round is the last. Whether none is open, so that it is over now.
+    /// The open round is the last.
     pub(crate) fn conclude(&mut self) {
         self.concluded = true;
     }
@@ -83,14 +83,15 @@ impl Rounds {
         self.open.as_ref()?.deadline
     }
 
-    /// A client will not push in this round.
-    pub(crate) fn dropped(&mut self, client: ClientId, worker: WorkerId, step: Step) {
+    /// A client will not push in this round. Whether that is news: it was asked, of this worker, and the round is open.
+    pub(crate) fn dropped(&mut self, client: ClientId, worker: WorkerId, step: Step) -> bool {
         if step == Step(self.closed)
             && let Some(open) = &mut self.open
             && open.tasks.contains(&Task { client, worker })
         {
-            open.dropped.insert(client);
+            return open.dropped.insert(client);
         }
+        false
     }
 
     /// With which pushes the open round is to be closed; `None` if it goes on. `complete` are those that every shard has,

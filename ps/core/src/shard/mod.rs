@@ -341,6 +341,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.held.keys().any(|e| e.worker == worker)
     }
 
+    fn held_of(&self, worker: WorkerId) -> usize {
+        self.held.keys().filter(|e| e.worker == worker).count()
+    }
+
     /// Applies the open step with the pushes of this cohort. Of the others, those that were for this step alone are late.
     fn close(&mut self, now: Time, cohort: &[Entry], out: &mut Vec<Effect>) {
         let held = std::mem::take(&mut self.held);
@@ -537,6 +541,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         if !self.started {
             return Some(Wait::Start);
         }
+        if self.apply.held_max().is_some_and(|most| self.held_of(worker) >= most) {
+            return Some(Wait::Close { step: self.open });
+        }
         let has_task = || !self.remaining(worker).is_empty();
         self.release.wait(step, self.open, &self.ledger, has_task, || match self.apply {
             Apply::Round { .. } => {
@@ -582,7 +589,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 }
             }
             Order::Close { step, cohort } => {
-                if step == self.open {
+                // Where the end is a number of examples the coordinator learns of it later, and may by then have closed
+                // a step with pushes that are late here.
+                if step == self.open && !self.is_finished() {
                     self.close(now, &cohort, out);
                 }
             }
@@ -606,7 +615,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
         out: &mut Vec<Effect>,
     ) {
         let missing = self.ledger.void_up_to(worker, next);
-        self.partial += missing.len() as u64;
+        // Where the coordinator closes steps for all shards, what one of them lacks counts on none.
+        if !self.apply.redoes() {
+            self.partial += missing.len() as u64;
+        }
         for Resume { sequence, step } in &missing {
             self.made.pushes += 1;
             out.push(Effect::Record(Record {

@@ -3,12 +3,16 @@
 //! Nothing here calls the kernels, the reductions or the rules that it judges. From the code under test it takes the
 //! initial values, and the learning rate's schedule where a test has one that changes.
 
+mod federated;
+
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Step, WorkerId};
-use windlass_common::optimizer::Optimizer;
+use windlass_common::ids::{Examples, Step, WorkerId};
+use windlass_common::optimizer::{FedAdam, FedYogi, Optimizer};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Outcome, Record};
+
+pub use federated::{Order, Weigh, federated};
 
 use crate::problem::Problem;
 
@@ -26,8 +30,14 @@ pub struct Model {
 impl Model {
     /// A model that begins with these values.
     pub fn new(values: Vec<f32>, optimizer: Optimizer) -> Self {
-        let zeros = vec![0.0; values.len()];
-        Self { first: zeros.clone(), second: zeros, values, optimizer, updates: 0 }
+        let all = |value| vec![value; values.len()];
+        let second = match optimizer {
+            Optimizer::FedAdam(FedAdam { tau, .. }) | Optimizer::FedYogi(FedYogi { tau, .. }) => {
+                (tau * tau) as f32
+            }
+            _ => 0.0,
+        };
+        Self { first: all(0.0), second: all(second), values, optimizer, updates: 0 }
     }
 
     /// The model of a plan, before the first step.
@@ -67,6 +77,21 @@ impl Model {
                     let step = (f64::from(rate) / (1.0 - power(adam.beta1, self.updates))) as f32;
                     let root = (1.0 / (1.0 - power(adam.beta2, self.updates)).sqrt()) as f32;
                     w - step * *m / (v.sqrt() * root + adam.epsilon as f32)
+                }
+                Optimizer::FedAdam(fed) => {
+                    *m = fed.beta1 as f32 * *m + (1.0 - fed.beta1) as f32 * g;
+                    *v = fed.beta2 as f32 * *v + (1.0 - fed.beta2) as f32 * (g * g);
+                    w - rate * *m / (v.sqrt() + fed.tau as f32)
+                }
+                Optimizer::FedYogi(fed) => {
+                    *m = fed.beta1 as f32 * *m + (1.0 - fed.beta1) as f32 * g;
+                    let change = (1.0 - fed.beta2) as f32 * (g * g);
+                    if *v > g * g {
+                        *v -= change;
+                    } else if *v < g * g {
+                        *v += change;
+                    }
+                    w - rate * *m / (v.sqrt() + fed.tau as f32)
                 }
                 other => panic!("the oracle does not know {other}"),
             };
@@ -143,16 +168,15 @@ pub fn sequential(plan: &Plan, problem: &dyn Problem) -> Vec<f32> {
 
 /// What one shard's values were at each of its versions, by its own records.
 ///
-/// `initial` are its values before the first; `gradient` gives the shard's part of what a record is about. `rate` is
-/// the learning rate after so many examples, at that staleness. Pushes that made the same version were averaged.
+/// `model` has its values before the first. `step` makes the next version of the pushes that it names, in the order of
+/// their clients; it is also told what was applied before them, and every version so far.
 ///
 /// # Panics
 /// If the records tell no history: versions not in order, or counts that do not add up.
 pub fn replay<'r>(
-    model: Model,
+    mut model: Model,
     records: impl Iterator<Item = &'r Record>,
-    gradient: impl Fn(&Record) -> Vec<f32>,
-    rate: impl Fn(u64, u64) -> f32,
+    step: impl Fn(&mut Model, &[&'r Record], Examples, &[Vec<f32>]),
 ) -> Vec<Vec<f32>> {
     let mut by_version: BTreeMap<u64, Vec<&Record>> = BTreeMap::new();
     let mut last = 0;
@@ -168,17 +192,14 @@ pub fn replay<'r>(
             by_version.entry(version.0).or_default().push(record);
         }
     }
-    let (mut model, mut examples) = (model, 0);
+    let mut examples = Examples(0);
     let mut versions = vec![model.values.clone()];
     for (number, mut pushes) in by_version {
         assert_eq!(number, versions.len() as u64, "no version is left out");
-        pushes.sort_by_key(|r| r.worker);
-        let gradients: Vec<Vec<f32>> = pushes.iter().map(|r| gradient(r)).collect();
-        let borrowed: Vec<(u32, &[f32])> =
-            pushes.iter().zip(&gradients).map(|(r, g)| (r.examples, g.as_slice())).collect();
-        model.step(&mean(&borrowed), rate(examples, number - 1 - pushes[0].base.0));
-        examples += pushes.iter().map(|r| u64::from(r.examples)).sum::<u64>();
-        assert!(pushes.iter().all(|r| r.examples_applied.0 == examples), "examples add up: {pushes:?}");
+        pushes.sort_by_key(|r| (r.client, r.worker, r.sequence));
+        step(&mut model, &pushes, examples, &versions);
+        examples.0 += pushes.iter().map(|r| r.work).sum::<u64>();
+        assert!(pushes.iter().all(|r| r.examples_applied == examples), "examples add up: {pushes:?}");
         versions.push(model.values.clone());
     }
     versions
@@ -202,6 +223,18 @@ mod tests {
         assert_eq!(stepped(Optimizer::Momentum(momentum), &[2.0, 1.0], 0.25), 0.0);
         // The first step of Adam is the rate, whatever the gradient.
         assert!((stepped(Optimizer::Adam(Adam::default()), &[123.0], 0.1) - 0.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn federated_steps_by_hand() {
+        // Reddi et al. 2021, algorithm 2, on w = 0 with differences 1, 0.5, -0.25.
+        let last = |optimizer| {
+            let mut model = Model::new(vec![0.0], optimizer);
+            [-1.0, -0.5, 0.25].iter().for_each(|&g| model.step(&[g], 0.1));
+            model.values[0]
+        };
+        assert!((last(Optimizer::FedAdam(FedAdam::default())) - 0.311_747_7).abs() < 1e-6);
+        assert!((last(Optimizer::FedYogi(FedYogi::default())) - 0.310_503_7).abs() < 1e-6);
     }
 
     #[test]

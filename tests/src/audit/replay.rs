@@ -1,0 +1,131 @@
+//! Makes each shard's values anew from its records and the pushes that were computed.
+
+use windlass_common::ids::{Examples, ShardId};
+use windlass_common::plan::{Mode, StalenessScaling, Weights};
+use windlass_common::wire::{Outcome, Record};
+
+use super::assert_same;
+use crate::cluster::{Pushed, Run};
+use crate::oracle::{self, Model, mean};
+use crate::problem::{Problem, train};
+
+/// Asserts that each shard's values are what its records make of the pushes, and that each push was computed on the
+/// versions that its records name.
+///
+/// # Panics
+/// If not.
+pub fn assert_replays(run: &Run, problem: &dyn Problem) {
+    let initial = Model::of(&run.plan).values;
+    let shards = (0..run.plan.cluster.shards()).map(ShardId);
+    let versions: Vec<Vec<Vec<f32>>> = shards.clone().map(|shard| replayed(run, shard, &initial)).collect();
+    for (shard, versions) in shards.clone().zip(&versions) {
+        let last = versions.last().expect("there is a first version");
+        assert_same(&run.part_of(shard, &run.values), last, &format!("{shard} against its records"));
+    }
+    for ((worker, incarnation, sequence), pushed) in &run.gradients {
+        let mut step = None;
+        for (shard, history) in run.histories.iter().enumerate() {
+            let same =
+                |r: &&Record| (r.worker, r.sequence) == (*worker, *sequence) && r.incarnation == *incarnation;
+            let applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
+            if let Some(record) = history.records().filter(applied).find(same) {
+                assert_eq!(record.base, pushed.bases[shard], "{record:?} names what it was computed on");
+                step = Some(record.step);
+            }
+        }
+        let Some(step) = step else { continue };
+        let mut values = vec![f32::NAN; initial.len()];
+        for shard in shards.clone() {
+            let base = pushed.bases[shard.index()];
+            scatter(run, shard, &versions[shard.index()][base.index()], &mut values);
+        }
+        let computed = match run.plan.mode.local() {
+            Some(local) => train(problem, pushed.work.client, step, local.rate as f32, &values).push,
+            None => {
+                let mut gradient = vec![0.0; values.len()];
+                problem.gradient(*worker, step, &values, &mut gradient);
+                gradient
+            }
+        };
+        assert_same(&pushed.gradient, &computed, &format!("what {worker} pushed for step {step}"));
+    }
+}
+
+/// The versions of one shard, each made of the one before as the mode's definition says.
+fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
+    let model = Model::new(run.part_of(shard, initial), run.plan.optimizer);
+    let part = |r: &Record| run.part_of(shard, &pushed(run, r).gradient);
+    let goal = run.plan.goal();
+    let step = |model: &mut Model, pushes: &[&Record], applied: Examples, versions: &[Vec<f32>]| {
+        let newest = versions.len() as u64 - 1;
+        let position = goal.position(pushes[0].step, applied);
+        let rate = run.plan.schedule.rate(position, goal.total());
+        let parts: Vec<Vec<f32>> = pushes.iter().map(|r| part(r)).collect();
+        let weighted = |count: fn(&Record) -> u32| -> Vec<f32> {
+            let weighted = pushes.iter().zip(&parts).map(|(r, part)| (count(r), part.as_slice()));
+            mean(&weighted.collect::<Vec<_>>())
+        };
+        match &run.plan.mode {
+            Mode::Sync { .. } => model.step(&weighted(|r| r.examples), rate),
+            Mode::Fedavg(fedavg) => {
+                let count = match fedavg.weights {
+                    Weights::Examples => |r: &Record| r.examples,
+                    Weights::Uniform => |_: &Record| 1,
+                };
+                model.step(&weighted(count), rate);
+            }
+            &Mode::Async { scaling } | &Mode::Ssp { scaling, .. } => {
+                assert_eq!(pushes.len(), 1, "each push is a step by itself");
+                model.step(&parts[0], scaled(scaling, rate, newest - pushes[0].base.0));
+            }
+            &Mode::Softsync { buffer, scaling, .. } | &Mode::Fedbuff { buffer, scaling, .. } => {
+                assert_eq!(pushes.len(), buffer as usize, "a buffer is full when it makes a step");
+                let factors: Vec<f32> =
+                    pushes.iter().map(|r| scaled(scaling, 1.0, newest - r.base.0)).collect();
+                let mut sum: Vec<f32> = parts[0].iter().map(|x| factors[0] * x).collect();
+                for (part, factor) in parts.iter().zip(&factors).skip(1) {
+                    sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += factor * x);
+                }
+                sum.iter_mut().for_each(|sum| *sum /= buffer as f32);
+                model.step(&sum, rate);
+            }
+            &Mode::Fedasync { scaling, .. } => {
+                assert_eq!(pushes.len(), 1, "each push is mixed by itself");
+                let share = scaled(scaling, rate, newest - pushes[0].base.0);
+                let base = &versions[pushes[0].base.index()];
+                for (i, x) in model.values.iter_mut().enumerate() {
+                    *x += share * ((base[i] - parts[0][i]) - *x);
+                }
+            }
+        }
+    };
+    oracle::replay(model, run.histories[shard.index()].records(), step)
+}
+
+fn scaled(scaling: StalenessScaling, rate: f32, staleness: u64) -> f32 {
+    match scaling {
+        StalenessScaling::Inverse if staleness > 1 => rate / staleness as f32,
+        StalenessScaling::None | StalenessScaling::Inverse => rate,
+        other => rate * other.factor(staleness),
+    }
+}
+
+fn pushed<'r>(run: &'r Run, r: &Record) -> &'r Pushed {
+    let pushed = run.gradients.get(&(r.worker, r.incarnation, r.sequence));
+    let pushed = pushed.unwrap_or_else(|| panic!("nobody computed {r:?}"));
+    let work = pushed.work;
+    assert_eq!((r.client, r.examples, r.work), (work.client, work.examples, work.work), "{r:?}");
+    pushed
+}
+
+/// Puts one shard's values where they belong in the whole model.
+fn scatter(run: &Run, shard: ShardId, part: &[f32], whole: &mut [f32]) {
+    let layout = run.plan.layout().expect("a checked plan has a layout");
+    let placement = run.plan.placement().expect("a checked plan can be placed");
+    let mut at = 0;
+    for slice in placement.of_shard(shard) {
+        let (start, len) = (layout.range(slice.variable).start + slice.start as usize, slice.len as usize);
+        whole[start..start + len].copy_from_slice(&part[at..at + len]);
+        at += len;
+    }
+}
