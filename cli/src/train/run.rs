@@ -296,6 +296,12 @@ impl Run {
         let (name, sentence) = (name_of(exited.role), exited.sentence());
         let Role::Worker(WorkerId(number)) = exited.role else { return Ok(()) };
         let times = &mut self.seen.restarts[number as usize];
+        if *times >= self.restarts_max && self.plan.goes_on_without_workers() {
+            self.show.notice(&format!(
+                "{sentence}, and its restarts are used up; the rounds go on without its clients"
+            ));
+            return Ok(());
+        }
         if *times >= self.restarts_max {
             let sentence = format!(
                 "{sentence}, and its restarts are used up (--restarts {}): {name} is missing, and the run cannot go on \

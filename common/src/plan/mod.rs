@@ -438,6 +438,11 @@ impl Plan {
         }
     }
 
+    /// Whether a run goes on when a worker does not come back: where a round has a quorum without some of its cohort.
+    pub fn goes_on_without_workers(&self) -> bool {
+        matches!(&self.mode, Mode::Fedavg(fedavg) if fedavg.quorum < fedavg.cohort)
+    }
+
     /// The clients whose data a worker has in every mode but fedavg, where hosting may change from round to round.
     pub fn hosted(&self, worker: WorkerId) -> Vec<ClientId> {
         crate::cohort::hosted(worker, self.clients.count, self.cluster.workers)

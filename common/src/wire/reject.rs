@@ -35,6 +35,8 @@ pub enum Reject {
     StepNotOpen { open: Step, found: Step },
     #[error("the push was computed on version {found}, and version {newest} is the newest")]
     UnknownVersion { newest: u64, found: u64 },
+    #[error("the push was computed on version {found}; this worker was given version {given} last")]
+    OtherBase { given: u64, found: u64 },
     #[error("slice {slice} is not on {shard}: no such variable here")]
     UnknownSlice { shard: ShardId, slice: u32 },
     #[error("slice {slice} has {expected} values, the request says {found}")]

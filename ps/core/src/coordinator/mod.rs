@@ -219,6 +219,9 @@ impl Coordinator {
         if rules::rules(&self.plan.mode).0.redoes() {
             self.closing.forget(id);
         }
+        if let Some(rounds) = &mut self.rounds {
+            rounds.take_back(id);
+        }
         if let Some(earlier) = worker.session.replace(session) {
             let reason =
                 Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
@@ -508,10 +511,10 @@ impl Coordinator {
         match self.phase {
             Phase::Gathering => self.gather(now, out),
             Phase::Training => {
-                if self.deadline().is_some_and(|deadline| now >= deadline) {
+                self.watch(now, out);
+                if self.rounds.is_some() && self.phase == Phase::Training {
                     self.close_if_due(now, out);
                 }
-                self.watch(now, out);
             }
             Phase::Finishing => {
                 let since = *self.finishing.get_or_insert(now);
@@ -534,7 +537,12 @@ impl Coordinator {
     fn watch(&mut self, now: Time, out: &mut Vec<Effect>) {
         let deadline = self.plan.cluster.rejoin_deadline_s;
         let late = |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
-        if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
+        let anyone = self.workers.values().any(|w| w.state == WorkerState::Active);
+        if let Some(rounds) = self.rounds.as_mut().filter(|_| anyone && self.plan.goes_on_without_workers()) {
+            for (&id, _) in self.workers.iter().filter(|(_, w)| late(w)) {
+                rounds.give_up(id);
+            }
+        } else if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
             let why = &worker.why_lost;
             self.fail(format!("{id} was lost ({why}) and did not come back within {deadline} s"), out);
             return;

@@ -20,6 +20,8 @@ pub(crate) struct Rounds {
     open: Option<Open>,
     closed: u64,
     concluded: bool,
+    /// Workers that were away for too long: nobody waits for their clients.
+    given_up: BTreeSet<WorkerId>,
 }
 
 /// The round that is open.
@@ -42,6 +44,7 @@ impl Rounds {
             open: None,
             closed: 0,
             concluded: false,
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -74,8 +77,24 @@ impl Rounds {
         let chosen = cohort::choose(sampler, self.seed, self.closed, self.clients, &self.sizes, *asked);
         let tasks = cohort::deal(*hosting, &chosen, &self.sizes, self.workers);
         let deadline = deadline_ms.map(|ms| Time(now.0.saturating_add(ms.saturating_mul(1000))));
-        self.open = Some(Open { tasks: tasks.clone(), dropped: BTreeSet::new(), deadline });
+        let in_vain = tasks.iter().filter(|t| self.given_up.contains(&t.worker)).map(|t| t.client).collect();
+        self.open = Some(Open { tasks: tasks.clone(), dropped: in_vain, deadline });
         Some((Step(self.closed), tasks))
+    }
+
+    /// A worker was away for too long. From now on its clients are asked in vain.
+    pub(crate) fn give_up(&mut self, worker: WorkerId) {
+        if self.given_up.insert(worker)
+            && let Some(open) = &mut self.open
+        {
+            let its = open.tasks.iter().filter(|t| t.worker == worker).map(|t| t.client);
+            open.dropped.extend(its);
+        }
+    }
+
+    /// A worker has come back; from the next round on its clients are waited for again.
+    pub(crate) fn take_back(&mut self, worker: WorkerId) {
+        self.given_up.remove(&worker);
     }
 
     /// When the open round is over at the latest.
@@ -113,7 +132,7 @@ impl Rounds {
             return Some(complete);
         }
         let has_quorum = complete.len() >= quorum as usize;
-        let has_pushed = |client: ClientId| complete.iter().any(|e| e.client == client);
+        let has_pushed = |client: ClientId| complete.binary_search_by_key(&client, |e| e.client).is_ok();
         let mut missing =
             open.tasks.iter().filter(|t| !has_pushed(t.client) && !open.dropped.contains(&t.client));
         let is_over = open.deadline.is_some_and(|deadline| now >= deadline)
@@ -161,6 +180,7 @@ mod tests {
             open: None,
             closed: 0,
             concluded: false,
+            given_up: BTreeSet::new(),
         };
         rounds.open(Time(0)).unwrap();
         rounds
@@ -203,6 +223,21 @@ mod tests {
         let is_lost = |worker| worker == WorkerId(0);
         assert_eq!(rounds.verdict(Time(0), pushed(&[1]), is_lost), None);
         assert_eq!(rounds.verdict(Time(0), pushed(&[0, 1]), is_lost).map(|c| c.len()), Some(2));
+    }
+
+    #[test]
+    fn who_is_given_up_is_asked_in_vain_until_it_is_back() {
+        let mut rounds = rounds(3, 3, 2, None);
+        rounds.give_up(WorkerId(0));
+        assert_eq!(
+            verdict(&rounds, 0, &[1]),
+            Some(0),
+            "clients 0 and 2 are never heard, and one is no quorum"
+        );
+        rounds.close();
+        rounds.take_back(WorkerId(0));
+        rounds.open(Time(0)).unwrap();
+        assert_eq!(verdict(&rounds, 0, &[3]), None, "clients 4 and 5 are waited for");
     }
 
     #[test]

@@ -239,8 +239,10 @@ impl<B: AsRef<[f32]>> Shard<B> {
             }
             Apply::Mix { scaling } => {
                 self.check_own_step(worker, step)?;
-                let based = self.bases.get(&worker).filter(|b| b.version == base);
-                let based = based.ok_or(Reject::UnknownVersion { newest: newest.0, found: base.0 })?;
+                let based = self.bases.get(&worker).ok_or(Reject::NotStarted)?;
+                if based.version != base {
+                    return Err(Reject::OtherBase { given: based.version.0, found: base.0 });
+                }
                 let share = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
                 self.ledger.take(worker, step.next());
                 self.store.mix(based, held.gradient.as_ref(), share);
