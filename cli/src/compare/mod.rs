@@ -79,6 +79,11 @@ impl Comparing {
         if let Some(rate) = flags.grid.iter().find(|rate| !(**rate > 0.0 && rate.is_finite())) {
             return Err(Failure::usage(format!("--grid holds {rate}; rates are numbers above 0")));
         }
+        if let Some(ModeRate(mode, _)) = flags.mode_rates.iter().find(|rate| !flags.modes.contains(&rate.0)) {
+            return Err(Failure::usage(format!(
+                "--mode-rates gives a rate to {mode}, which --modes does not name"
+            )));
+        }
         flags.grid.sort_by(f64::total_cmp);
         flags.grid.dedup();
         let common_rate = match flags.recipe.rate {
@@ -137,9 +142,7 @@ impl Comparing {
             choice = found.choice;
         }
         for ModeRate(mode, rate) in chosen {
-            let at = rows.iter().position(|row| row.mode == mode).ok_or_else(|| {
-                Failure::usage(format!("--mode-rates gives a rate to {mode}, which --modes does not name"))
-            })?;
+            let at = rows.iter().position(|row| row.mode == mode).expect("the flags name modes of --modes");
             if rows[at].rate != rate {
                 rows.insert(at + 1, Row { mode, rate, was_chosen: true });
             }
