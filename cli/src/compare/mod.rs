@@ -23,7 +23,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::figures::{percent, time};
 use crate::flags::{Cli, Command, CompareFlags, ModeName, ModeRate, RateFlag, RecipeFlags};
 use crate::judge::Judge;
-use crate::signals::Interrupts;
+use crate::signals::{Interrupts, interrupted};
 
 /// The rate of all modes, unless another is given.
 const RATE: f64 = 0.1;
@@ -121,7 +121,7 @@ impl Comparing {
             modes.push(ModeResult { name, rate: row.rate, rate_was_chosen: row.was_chosen, runs });
         }
         let (plan, judge) = first.ok_or_else(|| Failure::usage("--modes names no mode"))?;
-        let baselines = self.baselines(&plan, &judge).await?;
+        let baselines = self.baselines(&plan, &judge, interrupts).await?;
         let comparison = self.comparison(&plan, &judge, modes, baselines, rate_choice);
         self.write(&comparison)
     }
@@ -166,7 +166,12 @@ impl Comparing {
     }
 
     /// The baselines, computed once and kept.
-    async fn baselines(&self, plan: &Plan, judge: &Arc<Judge>) -> Outcome<Vec<Baseline>> {
+    async fn baselines(
+        &self,
+        plan: &Plan,
+        judge: &Arc<Judge>,
+        interrupts: &mut Interrupts,
+    ) -> Outcome<Vec<Baseline>> {
         if self.flags.no_baselines {
             return Ok(Vec::new());
         }
@@ -180,7 +185,10 @@ impl Comparing {
         let compute =
             move || baselines::baselines(&plan, &judge, passes, rate, &mut |what| crate::remark(what));
         let computing = tokio::task::spawn_blocking(compute);
-        let found = computing.await.or_fail(Exit::System, "the baselines failed")??;
+        let found = tokio::select! {
+            found = computing => found.or_fail(Exit::System, "the baselines failed")??,
+            () = interrupts.next() => return Err(interrupted()),
+        };
         write(&file, &serde_json::to_string_pretty(&found).or_exit(Exit::System)?)?;
         Ok(found)
     }
