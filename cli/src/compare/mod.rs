@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use serde::{Deserialize, Serialize};
 use windlass_common::exit::Exit;
 use windlass_common::plan::{Heterogeneity, Plan};
 use windlass_report::{Baseline, Comparison, ModeResult, Outcome as Ended, RateChoice, RunResult};
@@ -62,6 +63,13 @@ struct Row {
     mode: ModeSpec,
     rate: f64,
     was_chosen: bool,
+}
+
+/// Baselines that were computed before, and what they follow from.
+#[derive(Serialize, Deserialize)]
+struct KnownBaselines {
+    of: String,
+    baselines: Vec<Baseline>,
 }
 
 impl Comparing {
@@ -176,12 +184,16 @@ impl Comparing {
             return Ok(Vec::new());
         }
         let file = self.out.join("baselines.json");
-        if let Some(known) = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok())
-        {
-            return Ok(known);
-        }
         let (plan, judge, rate) = (plan.clone(), Arc::clone(judge), self.common_rate);
         let passes = plan.training.passes;
+        // A folder may hold comparisons of other modes with another model, budget or rate.
+        let of = (&plan.model, &plan.data, &plan.clients, plan.seed, passes, rate);
+        let of = serde_json::to_string(&of).or_exit(Exit::System)?;
+        let known = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(KnownBaselines { baselines, .. }) = known.filter(|known: &KnownBaselines| known.of == of)
+        {
+            return Ok(baselines);
+        }
         let compute =
             move || baselines::baselines(&plan, &judge, passes, rate, &mut |what| crate::remark(what));
         let computing = tokio::task::spawn_blocking(compute);
@@ -189,8 +201,9 @@ impl Comparing {
             found = computing => found.or_fail(Exit::System, "the baselines failed")??,
             () = interrupts.next() => return Err(interrupted()),
         };
-        write(&file, &serde_json::to_string_pretty(&found).or_exit(Exit::System)?)?;
-        Ok(found)
+        let known = KnownBaselines { of, baselines: found };
+        write(&file, &serde_json::to_string_pretty(&known).or_exit(Exit::System)?)?;
+        Ok(known.baselines)
     }
 
     fn comparison(
