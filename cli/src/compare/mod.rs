@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use serde::{Deserialize, Serialize};
 use windlass_common::exit::Exit;
 use windlass_common::plan::{Heterogeneity, Partition, Plan};
 use windlass_report::{Baseline, Comparison, ModeResult, Outcome as Ended, RateChoice, RunResult};
@@ -23,7 +24,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::figures::{percent, time};
 use crate::flags::{Cli, Command, CompareFlags, ModeName, ModeRate, RateFlag, RecipeFlags};
 use crate::judge::Judge;
-use crate::signals::Interrupts;
+use crate::signals::{Interrupts, interrupted};
 
 /// The rate of all modes, unless another is given.
 const RATE: f64 = 0.1;
@@ -57,18 +58,18 @@ struct Comparing {
     common_rate: f64,
 }
 
-/// Baselines that have been computed, and what of.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-struct Known {
-    conditions: String,
-    baselines: Vec<Baseline>,
-}
-
 /// A mode at a rate, to be run with every seed.
 struct Row {
     mode: ModeSpec,
     rate: f64,
     was_chosen: bool,
+}
+
+/// Baselines that were computed before, and what they follow from.
+#[derive(Serialize, Deserialize)]
+struct KnownBaselines {
+    of: String,
+    baselines: Vec<Baseline>,
 }
 
 impl Comparing {
@@ -91,6 +92,11 @@ impl Comparing {
         }
         if let Some(rate) = flags.grid.iter().find(|rate| !(**rate > 0.0 && rate.is_finite())) {
             return Err(Failure::usage(format!("--grid holds {rate}; rates are numbers above 0")));
+        }
+        if let Some(ModeRate(mode, _)) = flags.mode_rates.iter().find(|rate| !flags.modes.contains(&rate.0)) {
+            return Err(Failure::usage(format!(
+                "--mode-rates gives a rate to {mode}, which --modes does not name"
+            )));
         }
         flags.grid.sort_by(f64::total_cmp);
         flags.grid.dedup();
@@ -129,7 +135,7 @@ impl Comparing {
             modes.push(ModeResult { name, rate: row.rate, rate_was_chosen: row.was_chosen, runs });
         }
         let (plan, judge) = first.ok_or_else(|| Failure::usage("--modes names no mode"))?;
-        let baselines = self.baselines(&plan, &judge).await?;
+        let baselines = self.baselines(&plan, &judge, interrupts).await?;
         let comparison = self.comparison(&plan, &judge, modes, baselines, rate_choice);
         self.write(&comparison)
     }
@@ -150,9 +156,7 @@ impl Comparing {
             choice = found.choice;
         }
         for ModeRate(mode, rate) in chosen {
-            let at = rows.iter().position(|row| row.mode == mode).ok_or_else(|| {
-                Failure::usage(format!("--mode-rates gives a rate to {mode}, which --modes does not name"))
-            })?;
+            let at = rows.iter().position(|row| row.mode == mode).expect("the flags name modes of --modes");
             if rows[at].rate != rate {
                 rows.insert(at + 1, Row { mode, rate, was_chosen: true });
             }
@@ -176,28 +180,34 @@ impl Comparing {
     }
 
     /// The baselines, computed once and kept.
-    async fn baselines(&self, plan: &Plan, judge: &Arc<Judge>) -> Outcome<Vec<Baseline>> {
+    async fn baselines(
+        &self,
+        plan: &Plan,
+        judge: &Arc<Judge>,
+        interrupts: &mut Interrupts,
+    ) -> Outcome<Vec<Baseline>> {
         if self.flags.no_baselines {
             return Ok(Vec::new());
         }
         let file = self.out.join("baselines.json");
         let (plan, judge, rate) = (plan.clone(), Arc::clone(judge), self.common_rate);
         let passes = plan.training.passes;
-        let conditions = format!(
-            "{} {} {:?} seed {} rate {rate} passes {passes}",
-            plan.model.name, plan.data.fingerprint, plan.clients, plan.seed
-        );
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        if let Ok(known) = serde_json::from_str::<Known>(&text)
-            && known.conditions == conditions
+        // A folder may hold comparisons of other modes with another model, budget or rate.
+        let of = (&plan.model, &plan.data, &plan.clients, plan.seed, passes, rate);
+        let of = serde_json::to_string(&of).or_exit(Exit::System)?;
+        let known = fs::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(KnownBaselines { baselines, .. }) = known.filter(|known: &KnownBaselines| known.of == of)
         {
-            return Ok(known.baselines);
+            return Ok(baselines);
         }
         let compute =
             move || baselines::baselines(&plan, &judge, passes, rate, &mut |what| crate::remark(what));
         let computing = tokio::task::spawn_blocking(compute);
-        let found = computing.await.or_fail(Exit::System, "the baselines failed")??;
-        let known = Known { conditions, baselines: found };
+        let found = tokio::select! {
+            found = computing => found.or_fail(Exit::System, "the baselines failed")??,
+            () = interrupts.next() => return Err(interrupted()),
+        };
+        let known = KnownBaselines { of, baselines: found };
         write(&file, &serde_json::to_string_pretty(&known).or_exit(Exit::System)?)?;
         Ok(known.baselines)
     }

@@ -21,8 +21,9 @@ pub struct LocalWork {
     /// Steps instead of passes; they go on through as many passes as it takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// Examples per step (B); without it all of the client's at once (B = infinity).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Examples per step (B); without it all of the client's at once (B = infinity). Its own default is for that: a text
+    /// that leaves it out does not mean the usual batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,
     /// Learning rate of a local step.
     pub rate: f64,
@@ -272,6 +273,15 @@ mod tests {
         assert!(twice.contains("12 different clients from 0 to 99"), "{twice}");
         let local = LocalWork { stragglers: 0.5, ..LocalWork::default() };
         assert!(sentence(Fedavg { local, ..fedavg() }, 100).contains("--local-passes of 2 or more"));
+    }
+
+    #[test]
+    fn a_text_without_a_batch_means_all_examples() {
+        for batch in [None, Some(10), Some(600)] {
+            let local = LocalWork { batch, ..LocalWork::default() };
+            let text = toml::to_string(&local).unwrap();
+            assert_eq!(toml::from_str::<LocalWork>(&text), Ok(local), "{text}");
+        }
     }
 
     #[test]

@@ -39,6 +39,80 @@ fn wrong_flags() {
 }
 
 #[test]
+fn wrong_flags_of_federated_training_and_emulation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let refused = |arguments: &str, says: &[&str]| {
+        let ended =
+            train_on(&mnist(), &format!("--model softmax {arguments} --run-dir run"), path).failed(2, says);
+        assert!(!path.join("run").exists(), "{arguments} has begun a run");
+        let sentences = ended.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(sentences, 1, "{}", ended.stderr);
+    };
+    let fedavg = |arguments: &str, says: &[&str]| refused(&format!("--mode fedavg {arguments}"), says);
+    fedavg("--clients 60001", &["--clients is 60001", "60000 training examples"]);
+    fedavg("--clients 10 --cohort 3 --quorum 4", &["--quorum is 4", "1 to 3"]);
+    fedavg("--clients 10 --cohort 4 --ask 3", &["--ask is 3", "4 to 10"]);
+    fedavg("--clients 10 --cohort 2 --fraction 0.5", &["--cohort", "--fraction"]);
+    fedavg("--clients 5 --partition labels:1", &["labels:1", "5 labels", "at least 10 clients or labels:2"]);
+    fedavg("--clients 20000 --partition dirichlet-class:0.1", &["20000 clients need 200000", "60000"]);
+    fedavg("--clients 5 --target 2", &["--target is 2"]);
+    fedavg("--clients 5 --rounds 2 --passes 3", &["--rounds", "--passes", "one of them"]);
+    fedavg("--clients 5 --dropout 1", &["--dropout is 1"]);
+    fedavg("--clients 5 --slow-workers 1", &["--slow-workers", "--step-time"]);
+    fedavg("--clients 5 --round-deadline 5", &["--round-deadline", "2s"]);
+    fedavg("--clients 5 --buffer 2", &["--buffer", "fedbuff"]);
+    fedavg("--clients 5 --staleness 2", &["--staleness", "ssp"]);
+    refused("--mode sync --rounds 3", &["--rounds is for --mode fedavg; sync"]);
+    refused("--mode sync --batch inf", &["--batch inf"]);
+    refused("--mode async --target 0.9", &["--target", "fedavg"]);
+    refused("--mode fedbuff --fraction 0.5", &["--fraction", "fedbuff"]);
+    let column = "--mode fedavg --clients 5 --partition column:x --run-dir run";
+    train_on(&mnist(), column, path).failed(3, &["no column x", "CSV"]);
+    assert!(!path.join("run").exists());
+
+    windlass(&format!("plan --model softmax --data {} --out plan.toml", text(&mnist())), path).well();
+    for flag in ["--rounds 4", "--clients 9", "--dropout 0.1", "--step-time const:5ms"] {
+        let name = flag.split(' ').next().unwrap();
+        windlass(&format!("train --quiet --plan plan.toml {flag}"), path).failed(2, &["--plan", name]);
+    }
+}
+
+#[test]
+fn wrong_flags_of_comparisons_and_reproductions() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let refused = |command: &str, code: i32, says: &[&str]| {
+        windlass(&format!("{command} --out out"), path).failed(code, says);
+        assert!(!path.join("out").exists(), "{command} has left something");
+    };
+    let data = format!("--model softmax --data {}", text(&mnist()));
+    refused("compare --modes fast", 2, &["fast", "sync", "fedavg"]);
+    refused("compare --modes async:2", 2, &["async takes no parameter"]);
+    refused(&format!("compare {data} --target 2"), 2, &["--target is 2"]);
+    refused(&format!("compare {data} --mode async"), 2, &["--mode", "--modes"]);
+    refused(&format!("compare {data} --grid 0,1"), 2, &["--grid", "above 0"]);
+    refused(
+        &format!("compare {data} --modes sync --rate auto --mode-rates async=1"),
+        2,
+        &["async", "--modes"],
+    );
+    refused(&format!("compare {data} --clients 60001"), 2, &["--clients is 60001"]);
+    refused("compare --data nowhere", 3, &["nowhere"]);
+    refused("reproduce mcmahan --table 3", 2, &["--table is 3"]);
+    refused("reproduce mcmahan --table 4 --cell E=7", 2, &["no cell with E=7"]);
+    refused("reproduce mcmahan --table 4 --cell rate=7", 2, &["rate=7", "C=0.1"]);
+}
+
+/// It cannot be known before the first step is computed.
+#[test]
+fn a_step_time_that_is_shorter_than_the_computation() {
+    let folder = tempfile::tempdir().unwrap();
+    let short = "--model cnn --workers 1 --servers 1 --batch 256 --step-time const:1ms";
+    train_on(&mnist(), short, folder.path()).failed(5, &["worker 0", "was to take 1ms", "--step-time"]);
+}
+
+#[test]
 fn data_that_is_missing_truncated_or_corrupt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
