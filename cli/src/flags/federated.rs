@@ -47,7 +47,8 @@ pub(crate) struct FederatedFlags {
     /// --round-deadline, --dropout or --straggler-work dropped half of it]
     #[arg(long, value_name = "COUNT", help_heading = "Federated")]
     pub(crate) quorum: Option<u32>,
-    /// fedavg: a round ends after this time, such as 500ms or 2s, whatever has come [default: none]
+    /// fedavg: a round ends after this time, such as 500ms or 2s, whatever has come; the first one's time begins with its
+    /// first push [default: none]
     #[arg(long, value_name = "TIME", help_heading = "Federated")]
     pub(crate) round_deadline: Option<Time>,
     /// fedavg: who is asked: uniform, by-size, round-robin, or list:0,1,2/3,4,5 (one list per round, repeated)

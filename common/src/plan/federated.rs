@@ -87,7 +87,8 @@ pub struct Fedavg {
     pub asked: u32,
     /// A round that is over before its cohort is complete counts if it has so many pushes; otherwise it is abandoned.
     pub quorum: u32,
-    /// A round is over after so many milliseconds, whatever has come by then.
+    /// A round is over after so many milliseconds, whatever has come by then. That of round 0 begins with its first push
+    /// or dropout, since workers load their data before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// Who is asked.

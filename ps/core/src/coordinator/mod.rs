@@ -271,6 +271,9 @@ impl Coordinator {
                 let is_void =
                     rules::rules(&self.plan.mode).0.redoes() && self.incarnation(entry.worker) != incarnation;
                 if !is_void {
+                    if let Some(rounds) = &mut self.rounds {
+                        rounds.heard(now);
+                    }
                     self.closing.arrived(shard, entry, step);
                     self.close_if_due(now, out);
                 }
@@ -384,6 +387,7 @@ impl Coordinator {
         };
         let Some(rounds) = &mut self.rounds else { return };
         if rounds.dropped(client, worker, step) {
+            rounds.heard(now);
             out.push(Effect::Dropped { step, client });
             self.close_if_due(now, out);
         }

@@ -76,7 +76,8 @@ impl Rounds {
         let Fedavg { sampler, asked, hosting, deadline_ms, .. } = &self.fedavg;
         let chosen = cohort::choose(sampler, self.seed, self.closed, self.clients, &self.sizes, *asked);
         let tasks = cohort::deal(*hosting, &chosen, &self.sizes, self.workers);
-        let deadline = deadline_ms.map(|ms| Time(now.0.saturating_add(ms.saturating_mul(1000))));
+        // Workers that have just joined still load their data: the time of round 0 begins with its first word.
+        let deadline = deadline_ms.filter(|_| self.closed > 0).map(|ms| after(now, ms));
         let in_vain = tasks.iter().filter(|t| self.given_up.contains(&t.worker)).map(|t| t.client).collect();
         self.open = Some(Open { tasks: tasks.clone(), dropped: in_vain, deadline });
         Some((Step(self.closed), tasks))
@@ -95,6 +96,13 @@ impl Rounds {
     /// A worker has come back; from the next round on its clients are waited for again.
     pub(crate) fn take_back(&mut self, worker: WorkerId) {
         self.given_up.remove(&worker);
+    }
+
+    /// Somebody has pushed in the open round, or dropped out of it.
+    pub(crate) fn heard(&mut self, now: Time) {
+        if let (Some(open), Some(ms)) = (&mut self.open, self.fedavg.deadline_ms) {
+            open.deadline.get_or_insert(after(now, ms));
+        }
     }
 
     /// When the open round is over at the latest.
@@ -152,6 +160,10 @@ impl Rounds {
     }
 }
 
+fn after(now: Time, ms: u64) -> Time {
+    Time(now.0.saturating_add(ms.saturating_mul(1000)))
+}
+
 #[cfg(test)]
 mod tests {
     use windlass_common::ids::Sequence;
@@ -197,12 +209,18 @@ mod tests {
 
     #[test]
     fn a_round_is_over_with_its_cohort_or_at_its_deadline() {
-        let rounds = rounds(3, 4, 2, Some(5));
+        let mut rounds = rounds(3, 4, 2, Some(5));
+        assert_eq!(rounds.deadline(), None, "nobody has been heard");
+        rounds.heard(Time(0));
         assert_eq!(verdict(&rounds, 4_999, &[0, 1]), None);
         assert_eq!(verdict(&rounds, 0, &[0, 1, 3]), Some(3), "the fourth is not waited for");
         assert_eq!(verdict(&rounds, 5_000, &[0, 1]), Some(2));
         assert_eq!(verdict(&rounds, 5_000, &[0]), Some(0), "without a quorum it is abandoned");
-        assert_eq!(rounds.deadline(), Some(Time(5_000)));
+        rounds.heard(Time(1_000));
+        assert_eq!(rounds.deadline(), Some(Time(5_000)), "it is the first word that counts");
+        rounds.close();
+        rounds.open(Time(7_000)).unwrap();
+        assert_eq!(rounds.deadline(), Some(Time(12_000)), "later rounds begin when they are opened");
     }
 
     #[test]
