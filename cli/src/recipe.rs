@@ -15,6 +15,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::flags::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::problem::{self, Problem};
+pub(crate) use federated::heterogeneity;
 
 /// The bound of ssp, unless another is given.
 const STALENESS: u64 = 4;

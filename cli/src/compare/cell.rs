@@ -137,6 +137,15 @@ impl Cell {
                 self.directory.display()
             )));
         }
+        let is_finished = match &stored.ended {
+            Ended::Completed | Ended::Diverged { .. } => true,
+            // It may go better, or be given more time.
+            Ended::TimedOut { after_s } => *after_s >= self.time_limit.as_secs(),
+            Ended::Failed { .. } => false,
+        };
+        if !is_finished {
+            return Ok(None);
+        }
         Ok(Some((summary::read(&self.directory)?.unwrap_or_default(), stored.ended)))
     }
 }

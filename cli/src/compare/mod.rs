@@ -24,6 +24,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::figures::{percent, time};
 use crate::flags::{Cli, Command, CompareFlags, ModeName, ModeRate, RateFlag, RecipeFlags};
 use crate::judge::Judge;
+use crate::recipe;
 use crate::signals::{Interrupts, interrupted};
 
 /// The rate of all modes, unless another is given.
@@ -83,6 +84,7 @@ impl Comparing {
                  another partition",
             ));
         }
+        check_modes(&flags)?;
         if let Some(target) = flags.target
             && !(target > 0.0 && target <= 1.0)
         {
@@ -236,7 +238,8 @@ impl Comparing {
             target: self.flags.target,
             budget_passes: plan.training.passes,
             seeds: self.seeds(),
-            heterogeneity: in_words(&plan.heterogeneity),
+            // Not that of the first run's plan: some modes know no dropout.
+            heterogeneity: in_words(&recipe::heterogeneity(&self.flags.recipe)),
             machine: machine(),
             rate_choice,
             modes,
@@ -262,6 +265,35 @@ impl Comparing {
         let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
         crate::print(&format!("\nIn {}: {}\n", self.out.display(), names.join(", ")))
     }
+}
+
+/// Refuses flags that none of the modes would take, and modes that are there twice.
+fn check_modes(flags: &CompareFlags) -> Outcome<()> {
+    let (modes, recipe) = (&flags.modes, &flags.recipe);
+    if let Some((_, mode)) = modes.iter().enumerate().find(|(i, mode)| modes[..*i].contains(mode)) {
+        return Err(Failure::usage(format!(
+            "--modes names {mode} twice; once is enough, and --seeds repeats it"
+        )));
+    }
+    for (is_given, flag, example) in [
+        (recipe.staleness.is_some(), "--staleness", "ssp:4"),
+        (recipe.backup.is_some(), "--backup", "sync:1"),
+        (recipe.federated.buffer.is_some(), "--buffer", "fedbuff:4"),
+    ] {
+        if is_given {
+            return Err(Failure::usage(format!(
+                "{flag} belongs to a mode here; write it behind it, as in {example}"
+            )));
+        }
+    }
+    let federated = &recipe.federated;
+    let rounds = federated.rounds.is_some() || federated.fraction.is_some() || federated.cohort.is_some();
+    if rounds && !modes.iter().any(ModeSpec::has_rounds) {
+        return Err(Failure::usage(
+            "--rounds, --fraction and --cohort are for fedavg, which --modes does not name",
+        ));
+    }
+    Ok(())
 }
 
 /// What a person is told of a run that has ended.

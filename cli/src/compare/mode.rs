@@ -50,6 +50,11 @@ impl ModeSpec {
         self.mode.is_federated()
     }
 
+    /// Whether the coordinator opens rounds.
+    pub(crate) fn has_rounds(&self) -> bool {
+        self.mode == ModeName::Fedavg
+    }
+
     /// The flags of a run in this mode at this rate: those given, of which a mode takes what it knows, and `usual` for
     /// the others.
     pub(crate) fn recipe(&self, given: &RecipeFlags, usual: &RecipeFlags, rate: f64) -> RecipeFlags {

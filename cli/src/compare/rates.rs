@@ -51,9 +51,9 @@ pub(super) async fn choose(comparing: &Comparing, interrupts: &mut Interrupts) -
                 break;
             }
             if best == 0 {
-                open.push(round(grid[0].0 / RATIO));
+                open.push(beside(grid[0].0, -1));
             } else if best + 1 == grid.len() {
-                open.push(round(grid[best].0 * RATIO));
+                open.push(beside(grid[best].0, 1));
             } else {
                 break;
             }
@@ -78,9 +78,14 @@ fn best_of(grid: &[(f64, f64)]) -> usize {
     (0..grid.len()).rev().max_by(|&a, &b| grid[a].1.total_cmp(&grid[b].1)).unwrap_or(0)
 }
 
-/// Three digits are enough for a rate, and make names of folders that can be read.
-fn round(rate: f64) -> f64 {
-    format!("{rate:.2e}").parse().unwrap_or(rate)
+/// The rate a third of a decade beside this one, with three digits, which are enough and make names of folders that can be
+/// read. Rates of the usual series stay in it.
+fn beside(rate: f64, steps: i32) -> f64 {
+    let third = (3.0 * rate.log10()).round();
+    let usual = 10_f64.powf(third / 3.0);
+    let from = if (usual / rate - 1.0).abs() < 0.01 { usual } else { rate };
+    let found = from * RATIO.powi(steps);
+    format!("{found:.2e}").parse().unwrap_or(found)
 }
 
 fn trial(comparing: &Comparing, mode: &ModeSpec, rate: f64) -> Cell {
@@ -108,8 +113,9 @@ mod tests {
 
     #[test]
     fn a_grid_grows_by_a_third_of_a_decade() {
-        assert_eq!(round(0.1 * RATIO), 0.215);
-        assert_eq!(round(0.464 * RATIO), 1.0);
-        assert_eq!(round(0.0464 / RATIO), 0.0215);
+        assert_eq!(beside(0.1, 1), 0.215);
+        assert_eq!([beside(0.215, 1), beside(0.464, 1)], [0.464, 1.0]);
+        assert_eq!(beside(0.0464, -1), 0.0215);
+        assert_eq!(beside(0.05, 1), 0.108);
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn clients(recipe: &RecipeFlags) -> Clients {
 }
 
 /// What is emulated.
-pub(super) fn heterogeneity(recipe: &RecipeFlags) -> Heterogeneity {
+pub(crate) fn heterogeneity(recipe: &RecipeFlags) -> Heterogeneity {
     let flags = &recipe.heterogeneity;
     Heterogeneity {
         step_time: flags.step_time,

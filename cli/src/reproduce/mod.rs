@@ -42,6 +42,10 @@ pub(crate) async fn run(flags: ReproduceFlags) -> Outcome<()> {
     }
     let mut grid = flags.grid.clone();
     grid.sort_by(f64::total_cmp);
+    grid.dedup();
+    if flags.rounds_max == Some(0) {
+        return Err(Failure::usage("--rounds-max is 0; a run has at least one round"));
+    }
     let out = flags.out.clone().unwrap_or_else(|| "runs/mcmahan".into());
     let mut interrupts = Interrupts::listen()?;
     let mut found = Vec::new();
