@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds Windlass and compares its modes on MNIST, dealt evenly (iid) and by class (shards:2), in under ten minutes on two
 # cores, with rates that were chosen before. scripts/compare.sh --long lets each mode choose its rate anew and runs three
-# seeds, which takes about an hour and a half. Further flags go to windlass compare.
+# seeds, which takes about half an hour. Further flags go to windlass compare.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

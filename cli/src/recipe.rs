@@ -21,6 +21,9 @@ pub(crate) use federated::heterogeneity;
 const STALENESS: u64 = 4;
 /// In sync the rate grows with the gradients averaged per step, up to this many times.
 const RATE_TIMES_MAX: u32 = 4;
+/// Values of the model that stands for any: enough for every possible number of shards, and so few that the largest
+/// possible cohort can be held.
+const ANY_VALUES: u64 = 1 << 20;
 /// Examples per worker and step, unless another number is given.
 const BATCH: u32 = 64;
 /// Passes over the data, unless another number is given.
@@ -108,7 +111,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
         None => default_rate(&optimizer, &mode, recipe.workers),
     };
     let variable =
-        windlass_common::layout::Variable::new("any", &[1 << 30], windlass_common::layout::Initial::Zeros);
+        windlass_common::layout::Variable::new("any", &[ANY_VALUES], windlass_common::layout::Initial::Zeros);
     let plan = Plan {
         format: FORMAT,
         name: name.to_owned(),
@@ -390,6 +393,8 @@ mod tests {
         assert_eq!((usual.cohort, usual.asked, usual.quorum, usual.deadline_ms), (10, 10, 10, None));
         assert_eq!((usual.local.batch, usual.local.passes, usual.local.rate), (Some(10), 1, 0.1));
         assert_eq!(with(&["--fraction", "0"]).cohort, 1);
+        let many = ["--mode", "fedavg", "--clients", "100000", "--cohort", "16384", "--servers", "1"];
+        assert_eq!(mode(&many).asked, 16_384);
         assert_eq!(with(&["--fraction", "1"]).cohort, 100);
         assert_eq!(with(&["--fraction", "0.125"]).cohort, 13);
         let late = with(&["--round-deadline", "1.5s", "--ask", "13"]);

@@ -54,7 +54,7 @@ pub(crate) struct RecipeFlags {
     #[arg(long, value_name = "COUNT", help_heading = "Mode")]
     pub(crate) backup: Option<u32>,
     /// All but sync and fedavg: what the staleness t of a push does to its rate: none; inverse divides it by max(1, t);
-    /// polynomial[:E] multiplies it by (1 + t)^-E, E = 0.5 unless given; hinge:A:B by 1 / (A (t - B) + 1) beyond B
+    /// polynomial:E multiplies it by (1 + t)^-E, E = 0.5 unless given; hinge:A:B by 1 / (A (t - B) + 1) beyond B
     /// [default: none; fedbuff and fedasync polynomial]
     #[arg(long, value_name = "RULE", help_heading = "Mode")]
     pub(crate) staleness_rate: Option<StalenessScaling>,
