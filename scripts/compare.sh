@@ -3,23 +3,7 @@
 # cores, with rates that were chosen before. scripts/compare.sh --long lets each mode choose its rate anew and runs three
 # seeds, which takes about half an hour. Further flags go to windlass compare.
 set -euo pipefail
-
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-
-if ! command -v cargo >/dev/null; then
-    echo "error: cargo is not installed; get Rust from https://rustup.rs, then open a new shell" >&2
-    exit 6
-fi
-if [[ -z "${WINDLASS_DATA:-}" && ! -e data/mnist ]]; then
-    export WINDLASS_DATA="$root/data/mnist"
-fi
-target="${CARGO_TARGET_DIR:-$root/target}"
-case "$target" in
-    /*) ;;
-    *) target="$PWD/$target" ;;
-esac
-cargo build --manifest-path "$root/Cargo.toml" --target-dir "$target" --release --locked \
-    -p windlass-cli -p windlass-ps -p windlass-worker
+source "$(dirname "${BASH_SOURCE[0]}")/build.sh"
 
 long=()
 if [[ "${1:-}" == --long ]]; then

@@ -9,7 +9,6 @@ use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -375,9 +374,4 @@ fn machine() -> String {
 
 fn terminal_width() -> usize {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(WIDTH, |size| usize::from(size.ws_col).max(60))
-}
-
-/// How long something has taken.
-fn since(began: Instant) -> Duration {
-    began.elapsed()
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use windlass_report::{Outcome as Ended, RateChoice};
 
-use super::{Cell, Comparing, ModeSpec, since};
+use super::{Cell, Comparing, ModeSpec};
 use crate::failure::Outcome;
 use crate::figures::percent;
 use crate::flags::ModeRate;
@@ -64,7 +64,7 @@ pub(super) async fn choose(comparing: &Comparing, interrupts: &mut Interrupts) -
     tried.sort_by(f64::total_cmp);
     tried.dedup();
     // A comparison that goes on has taken most of that time before.
-    let seconds = f64::max(seconds, since(began).as_secs_f64());
+    let seconds = f64::max(seconds, began.elapsed().as_secs_f64());
     let choice = RateChoice::Auto {
         grid: tried,
         validation_examples: VALIDATION,

@@ -201,6 +201,14 @@ impl FromStr for RateFlag {
     }
 }
 
+/// A whole number of something; `None` is infinity.
+fn or_inf<T: FromStr>(text: &str, what: &str) -> Result<Option<T>, String> {
+    match text {
+        "inf" => Ok(None),
+        number => number.parse().map(Some).map_err(|_| format!("write a whole number of {what}, or inf")),
+    }
+}
+
 /// Examples per step; `None` is all that a client has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BatchFlag(pub(crate) Option<u32>);
@@ -209,13 +217,7 @@ impl FromStr for BatchFlag {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "inf" => Ok(Self(None)),
-            number => number
-                .parse()
-                .map(|n| Self(Some(n)))
-                .map_err(|_| "write a whole number of examples, or inf".into()),
-        }
+        or_inf(text, "examples").map(Self)
     }
 }
 
@@ -227,13 +229,7 @@ impl FromStr for Bound {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "inf" => Ok(Self(None)),
-            number => number
-                .parse()
-                .map(|n| Self(Some(n)))
-                .map_err(|_| "write a whole number of steps, or inf".into()),
-        }
+        or_inf(text, "steps").map(Self)
     }
 }
 
