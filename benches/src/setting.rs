@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Heterogeneity, Membership, Mode, Model, Plan, StalenessScaling, Training,
+    Clients, Cluster, Data, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model, Plan, STALL_DEADLINE_S,
+    StalenessScaling, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_ps::{Options, Part};
@@ -32,6 +33,8 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
             membership: Membership::Fixed,
             join_deadline_s: 30,
             rejoin_deadline_s: 30,
+            lease_s: LEASE_S,
+            stall_deadline_s: STALL_DEADLINE_S,
         },
         clients: Clients::one_per_worker(workers),
         heterogeneity: Heterogeneity::default(),

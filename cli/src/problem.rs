@@ -194,7 +194,9 @@ pub(crate) fn text_of(path: &Path) -> Outcome<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use windlass_common::optimizer::Optimizer;
-    use windlass_common::plan::{Clients, Cluster, FORMAT, Membership, Mode, Training};
+    use windlass_common::plan::{
+        Clients, Cluster, FORMAT, LEASE_S, Membership, Mode, STALL_DEADLINE_S, Training,
+    };
 
     use super::*;
 
@@ -212,6 +214,8 @@ pub(crate) mod tests {
                 membership: Membership::Fixed,
                 join_deadline_s: 60,
                 rejoin_deadline_s: 30,
+                lease_s: LEASE_S,
+                stall_deadline_s: STALL_DEADLINE_S,
             },
             clients: Clients::one_per_worker(2),
             heterogeneity: Default::default(),

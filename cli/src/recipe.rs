@@ -12,7 +12,7 @@ use windlass_common::plan::{
 use windlass_common::schedule::{Schedule, Shape};
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, SourceFlags};
+use crate::flags::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::problem::{self, Problem};
 pub(crate) use federated::heterogeneity;
@@ -98,6 +98,11 @@ pub(crate) fn base_name(recipe: &RecipeFlags) -> String {
 /// The plan as far as the flags alone give it: its model and data stand for any. Wrong flags are told from here,
 /// before any data is loaded.
 fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
+    if recipe.workers_max.is_some() && recipe.membership == MembershipFlag::Fixed {
+        return Err(Failure::usage(
+            "--workers-max is for --membership elastic, where workers may join later",
+        ));
+    }
     let mode = mode(recipe)?;
     let optimizer = optimizer(recipe)?;
     let is_federated = recipe.mode.is_federated();
@@ -121,9 +126,11 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
             servers: recipe.servers,
             shards_per_server: recipe.shards_per_server,
             workers: recipe.workers,
-            membership: recipe.membership,
+            membership: recipe.membership(),
             join_deadline_s: recipe.join_deadline,
             rejoin_deadline_s: recipe.rejoin_deadline,
+            lease_s: recipe.lease,
+            stall_deadline_s: recipe.stall_deadline,
         },
         clients: federated::clients(recipe),
         heterogeneity: federated::heterogeneity(recipe),

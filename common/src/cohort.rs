@@ -1,6 +1,9 @@
 //! Chooses which clients take part in a round, and which worker trains each of them.
 //!
-//! Both follow from the plan and the round alone: neither from who is there, nor from how many draws came before.
+//! The choice follows from the plan and the round alone, and who trains whom from the members beside; neither from how
+//! many draws came before.
+
+use std::collections::BTreeMap;
 
 use crate::ids::{ClientId, WorkerId};
 use crate::plan::{Hosting, Sampler};
@@ -54,23 +57,92 @@ pub fn choose(
 }
 
 /// Who trains whom in a round, in order of the clients.
-pub fn deal(hosting: Hosting, cohort: &[ClientId], sizes: &[u32], workers: u32) -> Vec<Task> {
+///
+/// # Panics
+/// If there is no member.
+pub fn deal(
+    hosting: Hosting,
+    cohort: &[ClientId],
+    sizes: &[u32],
+    hosts: &Hosts,
+    members: &[WorkerId],
+) -> Vec<Task> {
     match hosting {
-        Hosting::Fixed => {
-            cohort.iter().map(|&client| Task { client, worker: host(client, workers) }).collect()
-        }
-        Hosting::Balanced => balanced(cohort, sizes, workers),
+        Hosting::Fixed => cohort.iter().map(|&client| Task { client, worker: hosts.of(client) }).collect(),
+        Hosting::Balanced => balanced(cohort, sizes, members),
     }
 }
 
-/// The worker that always trains a client, where that is fixed.
-pub fn host(client: ClientId, workers: u32) -> WorkerId {
-    WorkerId(client.0 % workers)
+/// Which worker has the data of which client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hosts {
+    of: Vec<WorkerId>,
+    /// Data that lie with their worker cannot be dealt anew.
+    own: bool,
 }
 
-/// The clients whose data a worker has, where that is fixed.
-pub fn hosted(worker: WorkerId, clients: u32, workers: u32) -> Vec<ClientId> {
-    (worker.0..clients).step_by(workers as usize).map(ClientId).collect()
+impl Hosts {
+    /// So many clients, dealt to the members in turn.
+    ///
+    /// # Panics
+    /// If there is no member.
+    pub fn dealt(clients: u32, members: &[WorkerId]) -> Self {
+        let of = (0..clients as usize).map(|client| members[client % members.len()]).collect();
+        Self { of, own: false }
+    }
+
+    /// Each client is the worker of the same number.
+    pub fn own(clients: u32) -> Self {
+        Self { of: (0..clients).map(WorkerId).collect(), own: true }
+    }
+
+    /// The worker that has a client's data.
+    pub fn of(&self, client: ClientId) -> WorkerId {
+        self.of[client.index()]
+    }
+
+    /// The clients whose data a worker has, in order.
+    pub fn clients_of(&self, worker: WorkerId) -> Vec<ClientId> {
+        let its = self.of.iter().enumerate().filter(|(_, of)| **of == worker);
+        its.map(|(client, _)| ClientId(client as u32)).collect()
+    }
+
+    /// Deals anew among these members, in order of rank: each has as many clients as any other or one less, and as few as
+    /// possible move. Returns those that have.
+    pub fn deal_anew(&mut self, members: &[WorkerId]) -> Vec<Task> {
+        if self.own || members.is_empty() {
+            return Vec::new();
+        }
+        let mut counts: BTreeMap<WorkerId, usize> = members.iter().map(|&w| (w, 0)).collect();
+        for of in &self.of {
+            if let Some(count) = counts.get_mut(of) {
+                *count += 1;
+            }
+        }
+        // Who has most keeps one more where the clients do not come out even.
+        let (share, mut larger) = (self.of.len() / members.len(), self.of.len() % members.len());
+        let mut order = members.to_vec();
+        order.sort_by_key(|worker| (std::cmp::Reverse(counts[worker]), *worker));
+        let mut room: BTreeMap<WorkerId, usize> = BTreeMap::new();
+        for worker in order {
+            room.insert(worker, share + usize::from(larger > 0));
+            larger = larger.saturating_sub(1);
+        }
+        let mut moving = Vec::new();
+        for (client, of) in self.of.iter().enumerate() {
+            match room.get_mut(of) {
+                Some(places) if *places > 0 => *places -= 1,
+                _ => moving.push(client),
+            }
+        }
+        let mut places = room.into_iter().flat_map(|(worker, places)| std::iter::repeat_n(worker, places));
+        let mut moved = Vec::with_capacity(moving.len());
+        for client in moving {
+            self.of[client] = places.next().expect("there is a place for every client");
+            moved.push(Task { client: ClientId(client as u32), worker: self.of[client] });
+        }
+        moved
+    }
 }
 
 /// The client that a worker trains at its step, where nobody chooses cohorts: any of its own with the same chance.
@@ -83,17 +155,17 @@ pub fn next_client(seed: u64, worker: WorkerId, step: u64, hosted: &[ClientId]) 
 }
 
 /// Largest first, each to the worker that has least (Graham 1969, longest processing time).
-fn balanced(cohort: &[ClientId], sizes: &[u32], workers: u32) -> Vec<Task> {
+fn balanced(cohort: &[ClientId], sizes: &[u32], members: &[WorkerId]) -> Vec<Task> {
     let size = |client: ClientId| sizes.get(client.index()).copied().unwrap_or(1);
     let mut order: Vec<ClientId> = cohort.to_vec();
     order.sort_by_key(|&client| (std::cmp::Reverse(size(client)), client));
-    let mut loads = vec![0_u64; workers as usize];
+    let mut loads = vec![0_u64; members.len()];
     let mut tasks: Vec<Task> = order
         .into_iter()
         .map(|client| {
             let least = (0..loads.len()).min_by_key(|&w| (loads[w], w)).expect("there is a worker");
             loads[least] += u64::from(size(client));
-            Task { client, worker: WorkerId(least as u32) }
+            Task { client, worker: members[least] }
         })
         .collect();
     tasks.sort_unstable();
@@ -154,16 +226,47 @@ mod tests {
     fn every_client_has_one_worker() {
         let sizes = [5, 1, 9, 9, 2, 7];
         let cohort = ids([0, 2, 3, 4, 5]);
-        let tasks = deal(Hosting::Balanced, &cohort, &sizes, 2);
+        let members = [WorkerId(0), WorkerId(1)];
+        let hosts = Hosts::dealt(6, &members);
+        let tasks = deal(Hosting::Balanced, &cohort, &sizes, &hosts, &members);
         assert_eq!(tasks.iter().map(|t| t.client).collect::<Vec<_>>(), cohort);
         let load = |w| {
             tasks.iter().filter(|t| t.worker == WorkerId(w)).map(|t| sizes[t.client.index()]).sum::<u32>()
         };
         assert_eq!((load(0), load(1)), (16, 16));
-        let fixed = deal(Hosting::Fixed, &cohort, &sizes, 2);
+        let fixed = deal(Hosting::Fixed, &cohort, &sizes, &hosts, &members);
         assert!(fixed.iter().all(|t| t.worker.0 == t.client.0 % 2));
-        assert_eq!(hosted(WorkerId(1), 6, 2), ids([1, 3, 5]));
-        assert!(hosted(WorkerId(3), 2, 4).is_empty());
+        assert_eq!(hosts.clients_of(WorkerId(1)), ids([1, 3, 5]));
+        assert!(hosts.clients_of(WorkerId(3)).is_empty());
+    }
+
+    #[test]
+    fn clients_are_dealt_evenly_and_few_of_them_move() {
+        let workers = |numbers: &[u32]| numbers.iter().copied().map(WorkerId).collect::<Vec<_>>();
+        let mut hosts = Hosts::dealt(10, &workers(&[0, 1, 2, 3]));
+        let mut rng = Rng::new(5, Purpose::Partition);
+        for _ in 0..200 {
+            let mut members = workers(&[0, 1, 2, 3, 4, 5]);
+            members.retain(|_| rng.below(3) > 0);
+            let before = hosts.clone();
+            let moved = hosts.deal_anew(&members);
+            if members.is_empty() {
+                assert_eq!(hosts, before);
+                continue;
+            }
+            let counts: Vec<usize> = members.iter().map(|&w| hosts.clients_of(w).len()).collect();
+            assert_eq!(counts.iter().sum::<usize>(), 10);
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+            let kept = |w: &&WorkerId| before.clients_of(**w).len();
+            let over =
+                members.iter().map(|w| kept(&w).saturating_sub(hosts.clients_of(*w).len())).sum::<usize>();
+            let homeless = (0..10).filter(|&c| !members.contains(&before.of(ClientId(c)))).count();
+            assert_eq!(moved.len(), over + homeless, "nobody else moves");
+            assert_eq!(hosts.deal_anew(&members), []);
+        }
+        let mut own = Hosts::own(4);
+        assert_eq!(own.deal_anew(&workers(&[1, 2])), []);
+        assert_eq!(own.clients_of(WorkerId(3)), ids([3]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values}
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
 use windlass_transport::{
-    Connection, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of,
+    Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of,
 };
 
 use crate::shard::ShardLink;
@@ -30,6 +30,13 @@ pub(crate) enum SessionError {
     Frame(#[from] FrameError),
     #[error("{0}")]
     Refused(Reject),
+}
+
+impl SessionError {
+    /// Whether it ended because nothing was heard of the peer.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Frame(FrameError::Lost(ConnectionLost::Silent)))
+    }
 }
 
 /// Serves a stream until it ends. Its first frame, which names the shard, has been read.
@@ -101,8 +108,8 @@ impl Reader {
             },
             None => None,
         };
-        let Header { run, lineage, worker, incarnation, .. } = header;
-        let request = Request { session: self.session, run, lineage, worker, incarnation, push, pull };
+        let Header { run, lineage, term, worker, incarnation, .. } = header;
+        let request = Request { session: self.session, run, lineage, worker, term, incarnation, push, pull };
         self.shard.request(Event::Request(request)).await;
         Ok(())
     }

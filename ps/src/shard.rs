@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use windlass_common::ids::ShardId;
-use windlass_common::wire::{Order, Record, Report};
+use windlass_common::wire::{Order, Record, Report, Standing};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
 use windlass_ps_core::store::{Shape, Snapshot};
@@ -105,17 +105,19 @@ pub(crate) fn spawn(
     let shape = Arc::new(shard.shape().clone());
     let thread = Thread {
         shard,
+        queue: receiver,
         sessions: HashMap::new(),
         records: Vec::with_capacity(RECORDS_MAX),
         effects: Vec::new(),
         tell,
     };
-    std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run(&receiver))?;
+    std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run())?;
     Ok(ShardLink { shape, inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) })
 }
 
 struct Thread<F> {
     shard: Shard<PooledFloats>,
+    queue: Receiver<Input>,
     sessions: HashMap<SessionId, (mpsc::Sender<Reply>, Connection)>,
     records: Vec<Record>,
     effects: Vec<Effect>,
@@ -123,7 +125,8 @@ struct Thread<F> {
 }
 
 impl<F: FnMut(ShardMessage)> Thread<F> {
-    fn run(mut self, inputs: &Receiver<Input>) {
+    fn run(mut self) {
+        let inputs = self.queue.clone();
         let mut next_tick = Instant::now() + TICK;
         loop {
             match inputs.recv_deadline(next_tick) {
@@ -173,6 +176,10 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
                     if self.records.len() >= RECORDS_MAX {
                         self.tell_records();
                     }
+                }
+                Effect::Report(Report::Standing(standing)) => {
+                    let queue = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+                    (self.tell)(ShardMessage::Report(Report::Standing(Standing { queue, ..standing })));
                 }
                 Effect::Report(report) => (self.tell)(ShardMessage::Report(report)),
                 Effect::Final { snapshot, partial } => {

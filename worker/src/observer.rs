@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use windlass_common::ids::{Examples, ShardId, Step};
+use windlass_common::ids::{Examples, ShardId, Step, WorkerId};
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
@@ -106,6 +106,15 @@ impl StatusStream {
         self.session.say(Body::Conclude).await
     }
 
+    /// Says that a worker's process, which whoever observes has started, has ended, and how: nobody then waits until its
+    /// silence is noticed.
+    ///
+    /// # Errors
+    /// If the coordinator is gone.
+    pub async fn exited(&mut self, worker: WorkerId, process: u32, how: String) -> Result<(), ClientError> {
+        self.session.say(Body::Exited { worker, process, how }).await
+    }
+
     /// The run's configuration.
     pub fn plan(&self) -> &Plan {
         &self.session.plan
@@ -122,6 +131,7 @@ impl StatusStream {
             match told {
                 Told::Status(status) => return Ok(Seen::Status(*status)),
                 Told::Stop(stop) => return Ok(Seen::Stopped(stop)),
+                Told::GivenUp(reason) => return Err(ClientError::GivenUp(reason)),
                 Told::Lost(why) => return Err(ClientError::protocol("the coordinator", why)),
                 Told::Nothing if changed.is_err() => {
                     return Err(ClientError::protocol("the coordinator", "it is gone"));

@@ -3,12 +3,13 @@
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Step, WorkerId};
-use windlass_common::plan::Plan;
+use windlass_common::ids::{ClientId, Step, WorkerId};
+use windlass_common::plan::{Membership, Plan};
 use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
 
@@ -59,6 +60,10 @@ pub fn train_with(
         .and_then(|prepared| train_as_planned(&mut client, prepared));
     match trained {
         Ok(report) => client.leave(report).map_err(failure),
+        Err(failure) if failure.exit == Exit::Interrupted && is_elastic(client.plan()) => {
+            tracing::info!("leaving the training, which goes on without this worker");
+            client.leave(WorkerReport::default()).map_err(self::failure)
+        }
         Err(failure) if failure.error.is::<ClientError>() => {
             client.close();
             Err(failure)
@@ -69,6 +74,11 @@ pub fn train_with(
             Err(failure)
         }
     }
+}
+
+/// Whether a worker may leave without ending the run.
+fn is_elastic(plan: &Plan) -> bool {
+    matches!(plan.cluster.membership, Membership::Elastic { .. })
 }
 
 /// The loop of the mode.
@@ -87,8 +97,11 @@ fn steps(
     data: &Owned,
 ) -> Result<WorkerReport, Failure> {
     let plan = client.plan().clone();
-    let own = data.union(&plan.hosted(client.worker()));
-    let mut stream = ExampleStream::new(plan.seed, client.worker(), own).or_exit(Exit::Input)?;
+    let worker = client.worker();
+    let stream_of =
+        |hosted: &[ClientId]| ExampleStream::new(plan.seed, worker, data.union(hosted)).or_exit(Exit::Input);
+    let mut hosted = Arc::clone(client.hosted());
+    let mut stream = stream_of(&hosted)?;
     let batch_size = plan.training.batch as usize;
     let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let mut values = client.values();
@@ -99,6 +112,10 @@ fn steps(
     let began = Instant::now();
     while let Next::Step(step) = next {
         let begun = emulation.begin();
+        if *client.hosted() != hosted {
+            hosted = Arc::clone(client.hosted());
+            stream = stream_of(&hosted)?;
+        }
         stream.batch(step.0, batch_size, &mut indices);
         data.gather(&indices, &mut features, &mut labels);
         let mut gradient = client.gradient();

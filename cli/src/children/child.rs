@@ -70,6 +70,8 @@ pub(super) fn start(
         .kill_on_drop(true)
         .spawn()
         .or_fail(Exit::System, format!("could not start {} ({})", name_of(role), program.file.display()))?;
+    // A process that has been started and not waited for has a number.
+    let process = child.id().unwrap_or_default();
     let leash = child.stdin.take();
     let log = Arc::new(Mutex::new(Log { file, tail: Tail::default() }));
     let (first_sender, first_line) = oneshot::channel();
@@ -93,7 +95,7 @@ pub(super) fn start(
         let last_lines = log.lock().tail.lines();
         // Waiting fails only if somebody else has reaped the process, which nobody here does.
         if let Ok(status) = status {
-            let _ = exits.send(Exited { role, status, last_lines });
+            let _ = exits.send(Exited { role, process, status, last_lines });
         }
     });
     Ok((Child { orders, _leash: leash }, first_line))

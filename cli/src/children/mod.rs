@@ -32,12 +32,19 @@ pub(crate) struct Program {
 #[derive(Debug)]
 pub(crate) struct Exited {
     pub(crate) role: Role,
+    /// Its number.
+    pub(crate) process: u32,
     pub(crate) status: ExitStatus,
     /// The last lines of its log.
     pub(crate) last_lines: Vec<String>,
 }
 
 impl Exited {
+    /// How it ended, in words.
+    pub(crate) fn how(&self) -> String {
+        format!("its process ended {}", how(self.status))
+    }
+
     /// Whose process it was and how it ended, in words.
     pub(crate) fn sentence(&self) -> String {
         format!("{} ended {}", name_of(self.role), how(self.status))

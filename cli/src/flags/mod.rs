@@ -14,7 +14,7 @@ use windlass_common::exit;
 
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
-pub(crate) use recipe::{BatchFlag, Bound, ModeName, RateFlag, RecipeFlags, SourceFlags};
+pub(crate) use recipe::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
 #[derive(Debug, Parser)]

@@ -6,10 +6,31 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{Membership, StalenessScaling};
+use windlass_common::plan::{LEASE_S, Membership, STALL_DEADLINE_S, StalenessScaling};
 use windlass_common::schedule::Shape;
 
 use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
+
+/// Whether workers may come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MembershipFlag {
+    /// The cohort never changes: a worker that dies is restarted and goes on where it stood
+    Fixed,
+    /// Workers join and leave at any time, and the training goes on with those who are there
+    Elastic,
+}
+
+impl RecipeFlags {
+    /// The membership of the plan.
+    pub(crate) fn membership(&self) -> Membership {
+        match self.membership {
+            MembershipFlag::Fixed => Membership::Fixed,
+            MembershipFlag::Elastic => {
+                Membership::Elastic { workers_max: self.workers_max.unwrap_or(self.workers) }
+            }
+        }
+    }
+}
 
 /// Where a plan comes from: a file, or flags.
 #[derive(Args, Clone, Debug)]
@@ -71,15 +92,25 @@ pub(crate) struct RecipeFlags {
     /// Threads that compute one gradient in each worker
     #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]
     pub(crate) compute_threads: u32,
-    /// fixed: the cohort never changes, and a worker that dies is restarted and goes on where it stood
-    #[arg(long, value_name = "RULE", default_value = "fixed", help_heading = "Cluster")]
-    pub(crate) membership: Membership,
+    /// Whether workers may come and go while the training goes on
+    #[arg(long, value_name = "RULE", value_enum, default_value_t = MembershipFlag::Fixed, help_heading = "Cluster")]
+    pub(crate) membership: MembershipFlag,
+    /// elastic: most workers that may take part; --workers of them begin [default: --workers]
+    #[arg(long, value_name = "COUNT", help_heading = "Cluster")]
+    pub(crate) workers_max: Option<u32>,
     /// How long step 0 waits for all servers and workers, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Cluster")]
     pub(crate) join_deadline: u64,
-    /// How long a worker that was lost is waited for, in seconds
+    /// How long a worker that was lost is waited for, in seconds; with elastic membership, how long the training waits for
+    /// somebody when no worker is left
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Cluster")]
     pub(crate) rejoin_deadline: u64,
+    /// A worker of which nothing is heard for so long is silent, and given up with elastic membership, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = LEASE_S, help_heading = "Cluster")]
+    pub(crate) lease: u64,
+    /// A worker that others wait for and that makes no step for so long is given up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = STALL_DEADLINE_S, help_heading = "Cluster")]
+    pub(crate) stall_deadline: u64,
 
     /// Examples per step of a worker or client; inf is all of a client's [default: 64; 10 for a client]
     #[arg(long, value_name = "EXAMPLES", help_heading = "Training")]

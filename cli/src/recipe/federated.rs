@@ -17,7 +17,8 @@ const LOCAL_BATCH: u32 = 10;
 pub(super) fn clients(recipe: &RecipeFlags) -> Clients {
     let flags = &recipe.clients;
     Clients {
-        count: flags.clients.unwrap_or(recipe.workers),
+        // Wherever workers may join later, there has to be something for them to do.
+        count: flags.clients.unwrap_or(recipe.workers_max.unwrap_or(recipe.workers)),
         partition: flags.partition.clone(),
         held_out: flags.client_holdout,
         feature_noise: flags.feature_noise,

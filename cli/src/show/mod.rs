@@ -214,6 +214,9 @@ pub(crate) mod tests {
             first_applied_us: None,
             meter: Meter { wire_up: examples * 3, wire_down: examples, ..Meter::default() },
             workers: Vec::new(),
+            shards: Vec::new(),
+            blocked: Vec::new(),
+            advice: Vec::new(),
             waiting: String::new(),
         }
     }

@@ -44,7 +44,7 @@ impl Crew {
     ) -> Outcome<Self> {
         Ok(Self {
             children: Children::new(directory)?,
-            identities: Identities::make(&plan.name, plan.cluster.servers, plan.cluster.workers)?,
+            identities: Identities::make(&plan.name, plan.cluster.servers, plan.cluster.workers_max())?,
             programs,
             directory: directory.to_owned(),
             connect_deadline,

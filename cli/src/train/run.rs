@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, WorkerId};
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Membership, Plan};
 use windlass_common::wire::{Phase, Status, Stop, WorkerState};
 use windlass_transport::Role;
 use windlass_worker::client::ClientError;
@@ -126,6 +126,9 @@ impl Run {
             if self.has_reached(&happening) {
                 self.conclude().await;
             }
+            if let Happening::Exited(exited) = &happening {
+                self.tell_exit(exited).await;
+            }
             if self.handle(happening)? {
                 return self.finish(interrupts).await;
             }
@@ -174,6 +177,14 @@ impl Run {
             return false;
         };
         evaluation.accuracy >= target
+    }
+
+    /// The coordinator need not wait until the silence of a worker is noticed.
+    async fn tell_exit(&mut self, exited: &Exited) {
+        if let (Role::Worker(worker), Some(statuses)) = (exited.role, &mut self.statuses) {
+            // If it cannot be told it is gone, and the run with it.
+            let _ = statuses.exited(worker, exited.process, exited.how()).await;
+        }
     }
 
     /// Asks the coordinator to open no further round.
@@ -296,6 +307,11 @@ impl Run {
         let (name, sentence) = (name_of(exited.role), exited.sentence());
         let Role::Worker(WorkerId(number)) = exited.role else { return Ok(()) };
         let times = &mut self.seen.restarts[number as usize];
+        let is_elastic = self.plan.cluster.membership != Membership::Fixed;
+        if *times >= self.restarts_max && is_elastic {
+            self.show.notice(&format!("{sentence}, and is not restarted; the training goes on without it"));
+            return Ok(());
+        }
         if *times >= self.restarts_max && self.plan.goes_on_without_workers() {
             self.show.notice(&format!(
                 "{sentence}, and its restarts are used up; the rounds go on without its clients"

@@ -17,7 +17,8 @@ pub use heterogeneity::{
 pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
 pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
-use crate::ids::{ClientId, Examples, ServerId, ShardId, Step, WorkerId};
+use crate::cohort::Hosts;
+use crate::ids::{Examples, ServerId, ShardId, Step, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};
 use crate::optimizer::Optimizer;
 use crate::placement::{Placement, PlacementError};
@@ -79,14 +80,33 @@ pub struct Cluster {
     pub servers: u32,
     /// Shards, each with its thread, per server process.
     pub shards_per_server: u32,
-    /// Worker processes.
+    /// Worker processes at the start.
     pub workers: u32,
     /// What happens when a worker dies.
     pub membership: Membership,
     /// Step 0 waits at most this long for the planned servers and workers. Seconds.
     pub join_deadline_s: u64,
-    /// A worker that was lost is waited for at most this long. Seconds.
+    /// A worker that was lost is waited for at most this long, and a training that lacks all of them for the first. Seconds.
     pub rejoin_deadline_s: u64,
+    /// A worker of which nothing has been heard for so long is silent. Seconds.
+    #[serde(default = "lease_s")]
+    pub lease_s: u64,
+    /// A worker that others wait for, and that makes no step for so long, is given up. Seconds.
+    #[serde(default = "stall_deadline_s")]
+    pub stall_deadline_s: u64,
+}
+
+/// Seconds after which a worker of which nothing is heard is silent, unless a plan says otherwise.
+pub const LEASE_S: u64 = 10;
+/// Seconds after which a worker that makes no step is given up if others wait for it, unless a plan says otherwise.
+pub const STALL_DEADLINE_S: u64 = 600;
+
+fn lease_s() -> u64 {
+    LEASE_S
+}
+
+fn stall_deadline_s() -> u64 {
+    STALL_DEADLINE_S
 }
 
 /// To whom the data belong.
@@ -266,6 +286,11 @@ impl Plan {
         range("--workers", cluster.workers.into(), 1, WORKERS_MAX.into())?;
         range("--join-deadline", cluster.join_deadline_s, 1, 86_400)?;
         range("--rejoin-deadline", cluster.rejoin_deadline_s, 1, 86_400)?;
+        range("--lease", cluster.lease_s, 3, 3600)?;
+        range("--stall-deadline", cluster.stall_deadline_s, 1, 86_400)?;
+        if let Membership::Elastic { workers_max } = cluster.membership {
+            range("--workers-max", workers_max.into(), cluster.workers.into(), WORKERS_MAX.into())?;
+        }
         range("--batch", training.batch.into(), 1, BATCH_MAX.into())?;
         range("--compute-threads", training.compute_threads.into(), 1, 1024)?;
         range("--evaluate-every", training.evaluate_every, 1, i64::MAX as u64)?;
@@ -330,18 +355,16 @@ impl Plan {
         let Clients { count, partition, held_out, feature_noise, sizes } = &self.clients;
         federated::number("--client-holdout", *held_out, 0.0..=0.99)?;
         federated::number("--feature-noise", *feature_noise, 0.0..=1e6)?;
-        if *partition == Partition::Own && *count != self.cluster.workers {
+        let workers = self.cluster.workers_max();
+        if *partition == Partition::Own && *count != workers {
             return Err(PlanError::Range {
                 flag: "--clients",
                 found: count.to_string(),
-                possible: format!(
-                    "with --partition own each of the {} workers is one client",
-                    self.cluster.workers
-                ),
+                possible: format!("with --partition own each of the {workers} workers is one client"),
             });
         }
-        self.heterogeneity.check(self.cluster.workers)?;
-        federated::whole("--clients", (*count).into(), self.cluster.workers.into(), CLIENTS_MAX.into())?;
+        self.heterogeneity.check(workers)?;
+        federated::whole("--clients", (*count).into(), workers.into(), CLIENTS_MAX.into())?;
         if !sizes.is_empty() && sizes.len() != *count as usize {
             return Err(PlanError::Range {
                 flag: "the number of clients' sizes",
@@ -443,9 +466,12 @@ impl Plan {
         matches!(&self.mode, Mode::Fedavg(fedavg) if fedavg.quorum < fedavg.cohort)
     }
 
-    /// The clients whose data a worker has in every mode but fedavg, where hosting may change from round to round.
-    pub fn hosted(&self, worker: WorkerId) -> Vec<ClientId> {
-        crate::cohort::hosted(worker, self.clients.count, self.cluster.workers)
+    /// Who hosts whom when the training begins with these workers.
+    pub fn hosts(&self, members: &[WorkerId]) -> Hosts {
+        match self.clients.partition {
+            Partition::Own => Hosts::own(self.clients.count),
+            _ => Hosts::dealt(self.clients.count, members),
+        }
     }
 }
 
@@ -466,8 +492,21 @@ impl Cluster {
         (first..first + self.shards_per_server).map(ShardId)
     }
 
-    /// All workers, in the order of their ranks.
+    /// The workers of the start, in the order of their ranks.
     pub fn worker_ids(&self) -> impl Iterator<Item = WorkerId> + use<> {
         (0..self.workers).map(WorkerId)
+    }
+
+    /// Most workers that may take part.
+    pub fn workers_max(&self) -> u32 {
+        match self.membership {
+            Membership::Fixed => self.workers,
+            Membership::Elastic { workers_max } => workers_max,
+        }
+    }
+
+    /// All workers that may ever take part, in the order of their ranks.
+    pub fn possible_workers(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        (0..self.workers_max()).map(WorkerId)
     }
 }

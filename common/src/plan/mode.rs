@@ -224,17 +224,11 @@ pub enum Membership {
     /// The cohort never changes; a dead worker is restarted and goes on where it stood.
     #[default]
     Fixed,
-}
-
-impl FromStr for Membership {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "fixed" => Ok(Self::Fixed),
-            other => Err(format!("unknown membership {other}; possible is fixed")),
-        }
-    }
+    /// Workers come and go while the training goes on, and the log of the run says who took part when.
+    Elastic {
+        /// Ids of workers are below this number.
+        workers_max: u32,
+    },
 }
 
 #[cfg(test)]

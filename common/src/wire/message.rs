@@ -34,13 +34,15 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub enum Body {
     // To the coordinator, on the control stream.
-    /// A worker asks to take part.
-    JoinWorker,
+    /// A worker asks to take part; the number of its process, by which whoever started it can say that it has ended.
+    JoinWorker { process: u32 },
     /// A server offers its shards; others reach it at this port of the address it is seen at, or at `address`.
     JoinServer { address: Option<String>, port: u16 },
     /// An observer asks for the plan and then for a status every so often.
     Observe,
-    /// A worker has finished, with what it measured.
+    /// A worker lives, and is at this step; bytes that it has exchanged with all servers.
+    Heartbeat { step: Step, bytes_up: u64, bytes_down: u64 },
+    /// A worker has finished, or goes before the end, with what it measured.
     Leave(WorkerReport),
     /// A worker or server ends the run, and says why.
     Abort { reason: String },
@@ -48,6 +50,8 @@ pub enum Body {
     Dropped { client: ClientId, step: Step },
     /// An observer has seen enough: the open round is the last.
     Conclude,
+    /// An observer that started a worker's process says that this process has ended, and how.
+    Exited { worker: WorkerId, process: u32, how: String },
     /// What a shard of another server tells the coordinator.
     Report { shard: ShardId, report: Report },
     /// What a server has measured so far.
@@ -56,6 +60,8 @@ pub enum Body {
     // From the coordinator, on the control stream.
     /// The sender takes part; the plan and where everyone is.
     Welcome(Welcome),
+    /// From this term on the worker has the data of these clients.
+    Hosts { clients: Vec<ClientId> },
     /// The run is not ready yet.
     NotYet { missing: String },
     /// What the coordinator tells a shard of another server.
@@ -208,13 +214,14 @@ pub enum Wait {
 /// What the coordinator tells a shard.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub enum Order {
-    /// Who takes part from now on, by rank; pushes of earlier incarnations are refused.
-    Membership { term: Term, members: Vec<Member> },
-    /// A worker that came back goes on from here; pushes of it that the shard lacks are void.
+    /// Who takes part from now on, by rank, and who did and has gone; pushes of earlier incarnations are refused.
+    Membership { term: Term, members: Vec<Member>, departed: Vec<Member> },
+    /// A worker that came back goes on from here, or one that has gone has come so far; pushes of it that the shard lacks
+    /// are void.
     Settle { worker: WorkerId, incarnation: Incarnation, next: Resume, void_missing: bool },
     /// Everyone is there: step 0 may begin.
     Start,
-    /// A federated round is open for these clients.
+    /// A federated round is open for these clients; said again when they are dealt anew.
     Open { step: Step, tasks: Vec<Task> },
     /// The step is closed with these pushes, the same on every shard. With none it is abandoned: the values stay.
     Close { step: Step, cohort: Vec<Entry> },
@@ -258,16 +265,38 @@ pub struct Resume {
 /// What a shard tells the coordinator.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub enum Report {
-    /// The shard has learned of this incarnation, and this would be the worker's next push to it.
-    Admitted { worker: WorkerId, incarnation: Incarnation, next: Resume },
-    /// The worker that came back has been settled here, and may go on.
-    Settled { worker: WorkerId, incarnation: Incarnation },
+    /// The shard has learned of this incarnation, and this would be the worker's next push to it. With the slowest clock of
+    /// the other members.
+    Admitted { worker: WorkerId, incarnation: Incarnation, next: Resume, slowest: Option<Step> },
+    /// The worker that came back, or has gone, has been settled here; so many of its pushes are void by that.
+    Settled { worker: WorkerId, incarnation: Incarnation, void: u64 },
     /// A push for the open step is complete here.
     Arrived { entry: Entry, incarnation: Incarnation, step: Step },
     /// What has happened to pushes since the last such report, in order.
     Records(Vec<Record>),
+    /// How the shard stands; sent about once a second.
+    Standing(Standing),
     /// The result; its payload follows, every slice of the shard in order.
     Final { version: Version, examples: Examples, partial: u64, payload_bytes: u64 },
+}
+
+/// How a shard stands.
+#[derive(Clone, Debug, Default, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Standing {
+    /// The newest version of its values.
+    pub version: Version,
+    /// The first step that has not been applied.
+    pub open: Step,
+    /// Requests that wait for the shard's thread.
+    pub queue: u32,
+    /// Pushes held for a step.
+    pub held: u32,
+    /// Bytes of its values, optimizer state, held pushes and snapshots.
+    pub bytes: u64,
+    /// Pulls that are parked.
+    pub parked: u32,
+    /// The first of those: whose, for which step, and whom they wait for.
+    pub blocked: Vec<(WorkerId, Step, Wait)>,
 }
 
 /// What happened to one push on one shard.
@@ -275,6 +304,8 @@ pub enum Report {
 pub struct Record {
     /// Microseconds since 1970, by the clock of the shard's server.
     pub at_us: u64,
+    /// The term whose dealing of clients it was computed under.
+    pub term: Term,
     pub worker: WorkerId,
     pub incarnation: Incarnation,
     pub sequence: Sequence,
@@ -302,6 +333,8 @@ pub struct Welcome {
     pub servers: Vec<String>,
     /// Where a worker goes on; for others the beginning.
     pub next: Resume,
+    /// Whose data the worker has; for others nobody's.
+    pub clients: Vec<ClientId>,
 }
 
 /// What a worker measured of itself.

@@ -11,13 +11,13 @@ use crate::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 
 pub use message::{
     Body, Codec, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume,
-    Stop, Task, Values, Wait, Welcome, WorkerReport,
+    Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
-pub use status::{Phase, Status, WorkerState, WorkerStatus};
+pub use status::{Blocked, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 
@@ -160,7 +160,7 @@ mod tests {
         let missing = vec![WorkerId(1), WorkerId(2)];
         for body in [
             push(),
-            Body::JoinWorker,
+            Body::JoinWorker { process: 9 },
             Body::JoinServer { address: Some("ps1:7171".into()), port: 7171 },
             Body::Waiting { step: Step(3), wait: Wait::Pushes { step: Step(2), missing } },
             Body::Rejected { sequence: Some(Sequence(1)), reason: Reject::NoExamples },
@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_by_name() {
-        let mut other = header(Body::JoinWorker);
+        let mut other = header(Body::JoinWorker { process: 9 });
         other.protocol = 1;
         let error = Header::decode(&encoded(&other)).unwrap_err().to_string();
-        assert_eq!(error, "the peer speaks protocol 1, this program speaks 2");
+        assert_eq!(error, "the peer speaks protocol 1, this program speaks 3");
     }
 
     /// The root of an archive is at its end, so that a part may read as some other message; frames carry lengths.

@@ -25,6 +25,10 @@ pub enum Reject {
     UnknownShard { shard: ShardId },
     #[error("{worker} has not been admitted in term {term}")]
     NotAdmitted { worker: WorkerId, term: Term },
+    #[error("{worker} was given up: nothing was heard of it for {silent_s} s")]
+    LeaseExpired { worker: WorkerId, silent_s: u64 },
+    #[error("{worker} was given up: others waited for it, and it made no step for {still_s} s")]
+    Stalled { worker: WorkerId, still_s: u64 },
     #[error("incarnation {found} of {worker} has been succeeded by incarnation {current}")]
     StaleIncarnation { worker: WorkerId, found: Incarnation, current: Incarnation },
     #[error("push {found} leaves a gap: push {expected} comes first")]

@@ -4,8 +4,8 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::message::Meter;
-use crate::ids::{Examples, Incarnation, Step, Term, WorkerId};
+use super::message::{Meter, Wait};
+use crate::ids::{Examples, Incarnation, ShardId, Step, Term, Version, WorkerId};
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
@@ -31,8 +31,14 @@ pub struct Status {
     pub meter: Meter,
     /// Ordered by worker.
     pub workers: Vec<WorkerStatus>,
+    /// Ordered by shard; those that have reported.
+    pub shards: Vec<ShardStatus>,
+    /// Requests that have waited for others for a second or more, ordered by shard and worker.
+    pub blocked: Vec<Blocked>,
     /// What the run waits for, in a sentence; empty when it moves.
     pub waiting: String,
+    /// What is wrong and what to do, in sentences; empty when nothing is.
+    pub advice: Vec<String>,
 }
 
 /// Where a run is in its life.
@@ -48,13 +54,58 @@ pub enum Phase {
 }
 
 /// How a worker stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub struct WorkerStatus {
     pub worker: WorkerId,
     pub state: WorkerState,
     pub incarnation: Incarnation,
+    /// Whether steps and rounds count on it.
+    pub member: bool,
     /// Steps settled on shard 0.
     pub clock: Step,
+    /// The step that it says it is at.
+    pub step: Step,
+    /// Microseconds since its last word; `None` if there was none.
+    pub silent_us: Option<u64>,
+    /// Mean staleness of its last pushes on shard 0.
+    pub staleness: Option<f32>,
+    /// Bytes that it says it has sent and received, by UDP payload.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    /// Clients whose data it has.
+    pub clients: u32,
+}
+
+/// How a shard stands, by its last report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ShardStatus {
+    pub shard: ShardId,
+    pub version: Version,
+    /// The first step that has not been applied.
+    pub open: Step,
+    /// Requests that wait for its thread.
+    pub queue: u32,
+    /// Pushes held for a step.
+    pub held: u32,
+    /// Pulls that wait for others.
+    pub parked: u32,
+    /// Memory of its values, optimizer state, held pushes and snapshots.
+    pub bytes: u64,
+    /// Microseconds since the report.
+    pub silent_us: u64,
+}
+
+/// A request that waits for others.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Blocked {
+    pub shard: ShardId,
+    pub worker: WorkerId,
+    /// The step that it asks values for.
+    pub step: Step,
+    /// Whom it waits for.
+    pub wait: Wait,
+    /// Microseconds since it was first seen waiting for this.
+    pub since_us: u64,
 }
 
 /// What a worker is doing.
@@ -64,8 +115,10 @@ pub enum WorkerState {
     Expected,
     /// It takes part.
     Active,
-    /// Its connection is gone and it may come back.
-    Lost,
-    /// It has finished.
+    /// Nothing has been heard of it for a lease.
+    Silent,
+    /// Its process has ended, or its connection is closed.
+    Dead,
+    /// It has finished, or has gone before the end of its own will.
     Left,
 }

@@ -54,20 +54,27 @@ impl Ledger {
         Self { outcomes_max, term: Term(0), entries: BTreeMap::new() }
     }
 
-    /// Notes who takes part from now on. Returns those that are new or came back, and what each would push next.
-    pub fn set_members(&mut self, term: Term, members: &[Member]) -> Vec<(Member, Resume)> {
+    /// Notes who takes part from now on, and who did and has gone, under an incarnation that nobody has. Returns those
+    /// that are new, came back or went, and what each would push next.
+    pub fn set_members(
+        &mut self,
+        term: Term,
+        members: &[Member],
+        departed: &[Member],
+    ) -> Vec<(Member, Resume)> {
         self.term = term;
         self.entries.values_mut().for_each(|entry| entry.member = false);
         let mut changed = Vec::new();
-        for &member in members {
+        let all = members.iter().map(|m| (m, true)).chain(departed.iter().map(|m| (m, false)));
+        for (&member, is_member) in all {
             let entry = self.entries.entry(member.worker).or_insert_with(|| Entry {
-                member: true,
+                member: is_member,
                 incarnation: Incarnation(0),
                 next: Resume::default(),
                 clock: Step(0),
                 outcomes: VecDeque::new(),
             });
-            entry.member = true;
+            entry.member = is_member;
             if entry.incarnation < member.incarnation {
                 entry.incarnation = member.incarnation;
                 changed.push((member, entry.next));
@@ -108,6 +115,11 @@ impl Ledger {
     /// The member with the lowest clock, the first of them by rank.
     pub fn slowest(&self) -> Option<(WorkerId, Step)> {
         self.present().map(|(w, e)| (w, e.clock)).min_by_key(|&(w, clock)| (clock, w))
+    }
+
+    /// The lowest clock of the members beside this one.
+    pub fn slowest_beside(&self, worker: WorkerId) -> Option<Step> {
+        self.present().filter(|(w, _)| *w != worker).map(|(_, e)| e.clock).min()
     }
 
     /// Whether a request of this worker in this incarnation is heard at all.
@@ -181,7 +193,7 @@ impl Ledger {
         entry.clock = entry.clock.max(clock);
     }
 
-    /// Settles a worker that came back at `next`: what this shard lacks of it is void. Returns those.
+    /// Settles a worker that came back or has gone at `next`: what this shard lacks of it is void. Returns those.
     ///
     /// # Panics
     /// If the worker has never been a member.
@@ -193,7 +205,10 @@ impl Ledger {
             self.settle(worker, sequence, Outcome::Void, step.next());
             missing.push(lacking);
         }
-        self.entry_mut(worker).next.step = next.step;
+        let entry = self.entry_mut(worker);
+        entry.next.step = next.step;
+        // One that joins where others are further begins with them, and nobody waits for the steps between.
+        entry.clock = entry.clock.max(next.step);
         missing
     }
 
@@ -216,7 +231,7 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(OUTCOMES_MAX);
-        ledger.set_members(Term(1), &[Member { worker: W, incarnation: Incarnation(1) }]);
+        ledger.set_members(Term(1), &[Member { worker: W, incarnation: Incarnation(1) }], &[]);
         ledger
     }
 
@@ -281,7 +296,7 @@ mod tests {
     fn a_new_incarnation_ends_the_one_before() {
         let mut ledger = ledger();
         ledger.take(W, Step(1));
-        let changed = ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(2) }]);
+        let changed = ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(2) }], &[]);
         assert_eq!(changed[0].1, Resume { sequence: Sequence(1), step: Step(1) });
         assert!(ledger.hear(W, Incarnation(2)).is_ok());
         let stale = Reject::StaleIncarnation { worker: W, found: Incarnation(1), current: Incarnation(2) };
@@ -293,17 +308,17 @@ mod tests {
     fn who_has_gone_is_waited_for_no_more_and_not_forgotten() {
         let mut ledger = ledger();
         let other = Member { worker: WorkerId(4), incarnation: Incarnation(1) };
-        ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(1) }, other]);
+        ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(1) }, other], &[]);
         ledger.take(other.worker, Step(1));
         ledger.settle(other.worker, Sequence(0), applied(1), Step(1));
         assert_eq!(ledger.slowest(), Some((W, Step(0))));
-        assert!(ledger.set_members(Term(3), &[other]).is_empty());
+        assert!(ledger.set_members(Term(3), &[other], &[]).is_empty());
         assert_eq!(ledger.slowest(), Some((other.worker, Step(1))));
         assert_eq!(ledger.members().collect::<Vec<_>>(), [other.worker]);
         assert_eq!(ledger.hear(W, Incarnation(1)), Err(Reject::NotAdmitted { worker: W, term: Term(3) }));
-        assert!(ledger.set_members(Term(4), &[]).is_empty());
+        assert!(ledger.set_members(Term(4), &[], &[]).is_empty());
         let back = Member { worker: other.worker, incarnation: Incarnation(2) };
-        assert_eq!(ledger.set_members(Term(5), &[back])[0].1.sequence, Sequence(1));
+        assert_eq!(ledger.set_members(Term(5), &[back], &[])[0].1.sequence, Sequence(1));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Each mode is a pair: how a push changes the model, and when a pull is answered. A new mode is a new pair.
 
 use windlass_common::ids::{Step, WorkerId};
-use windlass_common::plan::{Fedavg, Mode, Plan, Stale, StalenessScaling, Weights};
+use windlass_common::plan::{Fedavg, Membership, Mode, Plan, Stale, StalenessScaling, Weights};
 use windlass_common::wire::Wait;
 
 use crate::ledger::{Ledger, OUTCOMES_MAX};
@@ -11,9 +11,12 @@ use crate::ledger::{Ledger, OUTCOMES_MAX};
 /// How a push changes the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Apply {
-    /// One push per member is held; their weighted mean, in order of rank, makes one optimizer step.
+    /// One push per member is held; their weighted mean, in order of rank, makes one optimizer step. Who the members are
+    /// is known, so that each shard closes the step by itself.
+    HoldAll,
+    /// The same, but the coordinator closes the step for all shards: it knows who takes part in it.
     Hold {
-        /// So many of the slowest are left out of each step, decided once for all shards by the coordinator.
+        /// So many of the slowest are left out of each step.
         backup: u32,
     },
     /// Each push makes an optimizer step at once.
@@ -60,9 +63,33 @@ pub enum Release {
     InCohort,
 }
 
-/// The two rules of a mode.
-pub fn rules(mode: &Mode) -> (Apply, Release) {
-    match mode {
+/// What becomes of the open pushes of a worker that has gone or comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejoin {
+    /// They count. It goes on with the first push that some shard lacks, and computes that again.
+    AtFirst,
+    /// They have been applied where they arrived, and are void on the shards that lack them. It goes on after the last that
+    /// any shard has.
+    AfterLast,
+    /// They are void on every shard, and it numbers new ones after the last that any shard has.
+    Redo,
+}
+
+/// What becomes of the open pushes of a worker that has gone or comes back in this run.
+pub fn rejoin(plan: &Plan) -> Rejoin {
+    match (rules(plan).0, plan.cluster.membership) {
+        (Apply::HoldAll, _) | (Apply::Hold { .. }, Membership::Fixed) => Rejoin::AtFirst,
+        (Apply::Immediate { .. } | Apply::Mix { .. }, _) => Rejoin::AfterLast,
+        (Apply::Hold { .. } | Apply::Round { .. } | Apply::Buffer { .. }, _) => Rejoin::Redo,
+    }
+}
+
+/// The two rules of a run's mode.
+pub fn rules(plan: &Plan) -> (Apply, Release) {
+    match &plan.mode {
+        Mode::Sync { backup: 0 } if plan.cluster.membership == Membership::Fixed => {
+            (Apply::HoldAll, Release::StepApplied)
+        }
         &Mode::Sync { backup } => (Apply::Hold { backup }, Release::StepApplied),
         &Mode::Async { scaling } | &Mode::Ssp { staleness: None, scaling } => {
             (Apply::Immediate { scaling }, Release::AtOnce)
@@ -83,7 +110,7 @@ pub fn rules(mode: &Mode) -> (Apply, Release) {
 
 /// Pushes of one worker whose outcomes a shard remembers: those that may be held at once, and a few more.
 pub fn outcomes_max(plan: &Plan) -> usize {
-    let held = match (rules(&plan.mode).0, &plan.mode) {
+    let held = match (rules(plan).0, &plan.mode) {
         (Apply::Round { .. }, Mode::Fedavg(fedavg)) => fedavg.asked,
         (Apply::Buffer { size, .. }, _) => size,
         _ => 0,
@@ -92,12 +119,6 @@ pub fn outcomes_max(plan: &Plan) -> usize {
 }
 
 impl Apply {
-    /// Whether a worker that comes back computes its open pushes again under new numbers, so that those of its earlier
-    /// life are void. Otherwise it goes on with the same numbers, or with what comes after them.
-    pub fn redoes(self) -> bool {
-        matches!(self, Self::Round { .. } | Self::Buffer { .. })
-    }
-
     /// Where nobody waits for others: a worker with so many pushes held gets its next values when some of them have been
     /// taken out. By itself it has filled the buffer then, and only the coordinator's word is missing; without a limit,
     /// one that is faster than that word would fill the shard's memory.
@@ -107,14 +128,12 @@ impl Apply {
             // A push may be late on one shard and held on another, where it waits in vain until the next step: there has
             // to be room for one that is complete.
             Self::Buffer { size, stale: Stale::Late, .. } => Some(size as usize + 1),
-            Self::Hold { .. } | Self::Immediate { .. } | Self::Mix { .. } | Self::Round { .. } => None,
+            Self::HoldAll
+            | Self::Hold { .. }
+            | Self::Immediate { .. }
+            | Self::Mix { .. }
+            | Self::Round { .. } => None,
         }
-    }
-
-    /// Whether a worker that comes back goes on with the first push that some shard lacks; otherwise after the last that
-    /// any shard has.
-    pub fn resumes_at_first(self) -> bool {
-        matches!(self, Self::Hold { .. })
     }
 }
 
@@ -137,8 +156,10 @@ impl Release {
                 let (worker, clock) = ledger.slowest()?;
                 (clock < needed).then_some(Wait::Slowest { worker, clock, needed })
             }
+            // Clients of a worker that has gone may have been dealt to one that was done with the round.
+            Self::InCohort if has_task() => None,
             Self::InCohort if step > open => Some(missing()),
-            Self::InCohort => (!has_task()).then_some(Wait::Cohort { step: open }),
+            Self::InCohort => Some(Wait::Cohort { step: open }),
         }
     }
 }

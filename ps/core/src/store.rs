@@ -219,6 +219,12 @@ impl Store {
         self.version
     }
 
+    /// Memory of the newest values and the optimizer's state, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let copies = 1 + self.optimizer.state_names().len() as u64;
+        self.slices.iter().map(|s| 4 * s.current.len() as u64 * copies).sum()
+    }
+
     /// The values now, for this step. Made once per version and shared by all who ask.
     pub fn snapshot(&mut self, step: Step, of: Made) -> Snapshot {
         let version = self.version;

@@ -53,7 +53,8 @@ pub(crate) async fn serve(
         let body = Body::Refused(reason.clone());
         tell(&reader.control.inputs, Input::Send { session, body }).await;
     }
-    tell(&reader.control.inputs, Input::Event(Event::Lost { session, why })).await;
+    let silent = result.as_ref().is_err_and(SessionError::is_silence);
+    tell(&reader.control.inputs, Input::Event(Event::Lost { session, why, silent })).await;
     result
 }
 
@@ -81,7 +82,15 @@ impl Reader {
     async fn take(&mut self, body: Body) -> Result<(), SessionError> {
         let session = self.session;
         let event = match (body, self.peer) {
-            (Body::JoinWorker, Role::Worker(worker)) => Event::WorkerJoined { session, worker },
+            (Body::JoinWorker { process }, Role::Worker(worker)) => {
+                Event::WorkerJoined { session, worker, process }
+            }
+            (Body::Heartbeat { step, bytes_up, bytes_down }, Role::Worker(_)) => {
+                Event::Heartbeat { session, step, bytes_up, bytes_down }
+            }
+            (Body::Exited { worker, process, how }, Role::Observer) => {
+                Event::Exited { session, worker, process, how }
+            }
             (Body::Leave(report), Role::Worker(_)) => Event::WorkerLeft { session, report },
             (Body::Dropped { client, step }, Role::Worker(_)) => Event::Dropped { session, client, step },
             (Body::Conclude, Role::Observer) => Event::Conclude { session },

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
-use windlass_common::ids::{ClientId, ShardId, Step, WorkerId};
-use windlass_common::wire::{Entry, Outcome, Record, Stop, Task};
+use windlass_common::ids::{ClientId, ShardId, Step, Term, WorkerId};
+use windlass_common::wire::{Entry, Member, Outcome, Record, Stop, Task};
 use windlass_ps_core::Time;
 
 use crate::run_directory::RunDirectory;
@@ -27,6 +27,7 @@ struct PushLine {
     shard: u32,
     worker: u32,
     incarnation: u32,
+    term: u64,
     sequence: u64,
     step: u64,
     base: u64,
@@ -41,7 +42,19 @@ struct PushLine {
     loss: f32,
 }
 
-/// One line about a federated round: whom it asks, or whose pushes it is closed with, in the order of their reduction.
+/// One line about who takes part from now on, and which clients have another host by that.
+#[derive(Serialize)]
+struct TermLine<'a> {
+    at_us: u64,
+    event: &'static str,
+    term: u64,
+    members: &'a [u32],
+    incarnations: &'a [u32],
+    moved_clients: &'a [u32],
+    moved_to: &'a [u32],
+}
+
+/// One line about a step or round: whom it asks, or whose pushes it is closed with, in the order of their reduction.
 #[derive(Serialize)]
 struct RoundLine<'a> {
     at_us: u64,
@@ -93,6 +106,7 @@ impl EventLog {
             shard: shard.0,
             worker: record.worker.0,
             incarnation: record.incarnation.0,
+            term: record.term.0,
             sequence: record.sequence.0,
             step: record.step.0,
             base: record.base.0,
@@ -110,6 +124,22 @@ impl EventLog {
         self.line(&MemberLine { at_us: now.0, event: "membership", worker: worker.0, what });
     }
 
+    pub(crate) fn term(&mut self, now: Time, term: Term, members: &[Member], moved: &[Task]) {
+        let (members, incarnations): (Vec<u32>, Vec<u32>) =
+            members.iter().map(|m| (m.worker.0, m.incarnation.0)).unzip();
+        let (moved_clients, moved_to): (Vec<u32>, Vec<u32>) =
+            moved.iter().map(|t| (t.client.0, t.worker.0)).unzip();
+        self.line(&TermLine {
+            at_us: now.0,
+            event: "term",
+            term: term.0,
+            members: &members,
+            incarnations: &incarnations,
+            moved_clients: &moved_clients,
+            moved_to: &moved_to,
+        });
+    }
+
     pub(crate) fn started(&mut self, now: Time) {
         self.line(&EndLine { at_us: now.0, event: "started", reason: "" });
     }
@@ -117,6 +147,11 @@ impl EventLog {
     pub(crate) fn opened(&mut self, now: Time, step: Step, tasks: &[Task]) {
         let (clients, workers): (Vec<u32>, Vec<u32>) = tasks.iter().map(|t| (t.client.0, t.worker.0)).unzip();
         self.round(now, "opened", step, &clients, &workers);
+    }
+
+    pub(crate) fn dealt(&mut self, now: Time, step: Step, tasks: &[Task]) {
+        let (clients, workers): (Vec<u32>, Vec<u32>) = tasks.iter().map(|t| (t.client.0, t.worker.0)).unzip();
+        self.round(now, "dealt", step, &clients, &workers);
     }
 
     pub(crate) fn closed(&mut self, now: Time, step: Step, cohort: &[Entry]) {

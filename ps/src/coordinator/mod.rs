@@ -188,6 +188,8 @@ impl Thread {
                 self.tally.started(clock::now());
                 self.log.started(clock::now());
             }
+            Effect::Term { term, members, moved } => self.log.term(clock::now(), term, &members, &moved),
+            Effect::Dealt { step, tasks } => self.log.dealt(clock::now(), step, &tasks),
             Effect::Opened { step, tasks } => {
                 self.tally.opened(&tasks);
                 self.log.opened(clock::now(), step, &tasks);

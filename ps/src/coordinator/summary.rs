@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use windlass_common::ids::{ClientId, RunId, ShardId, WorkerId};
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Mode, Plan};
 use windlass_common::wire::{Entry, Outcome, Record, Status, Stop, Task, WorkerReport};
 use windlass_ps_core::Time;
 
@@ -25,8 +25,8 @@ pub(crate) struct Tally {
     started_us: Option<u64>,
     /// Work computed for pushes that changed nothing.
     wasted: u64,
-    rounds: u64,
-    rounds_abandoned: u64,
+    /// Steps or rounds that were closed with nobody.
+    abandoned: u64,
     clients: BTreeMap<u32, ClientTally>,
 }
 
@@ -73,6 +73,10 @@ pub(crate) struct Summary {
     /// Federated rounds closed, and those of them that were abandoned for want of a quorum.
     rounds: u64,
     rounds_abandoned: u64,
+    /// Steps that were closed with nobody, because all who were there when they began had gone.
+    steps_abandoned: u64,
+    /// Changes of who takes part.
+    terms: u64,
     /// Owners of data.
     clients: u32,
     /// What became of each client's work, where clients train by themselves.
@@ -123,8 +127,7 @@ impl Tally {
     }
 
     pub(crate) fn closed(&mut self, cohort: &[Entry]) {
-        self.rounds += 1;
-        self.rounds_abandoned += u64::from(cohort.is_empty());
+        self.abandoned += u64::from(cohort.is_empty());
     }
 
     pub(crate) fn add(&mut self, shard: ShardId, record: &Record) {
@@ -174,6 +177,7 @@ impl Tally {
             true => count.saturating_sub(first) as f64 / seconds,
             false => 0.0,
         };
+        let has_rounds = matches!(plan.mode, Mode::Fedavg(_));
         let first_examples = self.examples.checked_div(self.steps).unwrap_or(0);
         let first_pushes = self.pushes.checked_div(self.steps).unwrap_or(0);
         let idle =
@@ -201,8 +205,10 @@ impl Tally {
             steps: self.steps,
             examples: self.examples,
             examples_wasted: self.wasted,
-            rounds: self.rounds,
-            rounds_abandoned: self.rounds_abandoned,
+            rounds: status.rounds,
+            rounds_abandoned: if has_rounds { self.abandoned } else { 0 },
+            steps_abandoned: if has_rounds { 0 } else { self.abandoned },
+            terms: status.term.0,
             clients: plan.clients.count,
             client_tallies: self.clients.values().copied().collect(),
             started_us: self.started_us,

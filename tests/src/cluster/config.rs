@@ -131,6 +131,9 @@ impl Config {
                 membership: Membership::Fixed,
                 join_deadline_s: JOIN_DEADLINE_S,
                 rejoin_deadline_s: REJOIN_DEADLINE_S,
+                // Here nobody says that it lives.
+                lease_s: 3600,
+                stall_deadline_s: 86_400,
             },
             clients: Clients {
                 count: clients,

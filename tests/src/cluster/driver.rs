@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use windlass_common::ids::{
-    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
+    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
 };
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -348,6 +348,7 @@ impl Driver {
         });
         let pull = pull.map(|p| Pull { step: p.step, have: p.have, slices: Vec::new(), codec: Codec::F32 });
         let request = shard::Request {
+            term: Term(0),
             session: self.sessions[shard],
             run: self.run,
             lineage: Lineage(0),

@@ -73,6 +73,7 @@ impl Cluster<'_> {
                 _ => Message::Coordinator(coordinator::Event::Lost {
                     session: control,
                     why: "it is gone".into(),
+                    silent: false,
                 }),
             };
             self.links.send(link, ended);

@@ -183,7 +183,7 @@ impl<'a> Cluster<'a> {
             None => Driver::new(worker, self.run, &self.plan, sessions, silent),
         };
         self.seats.insert(worker, Seat { life, driver: Some(driver), away: None, session });
-        self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker });
+        self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker, process: 0 });
     }
 
     /// A new session: what is answered there goes from one node to the other.
@@ -348,6 +348,8 @@ impl<'a> Cluster<'a> {
                 coordinator::Effect::Send { session, body } => self.send(session, body),
                 coordinator::Effect::Opened { step, tasks } => self.opened.push((step, tasks)),
                 coordinator::Effect::Membership { .. }
+                | coordinator::Effect::Term { .. }
+                | coordinator::Effect::Dealt { .. }
                 | coordinator::Effect::Started
                 | coordinator::Effect::Dropped { .. }
                 | coordinator::Effect::Closed { .. } => {}

@@ -71,24 +71,37 @@ impl Played {
             }
             "worker" => {
                 let who = first()?;
-                Event::WorkerJoined { worker: command::worker(&who)?, session: self.open_session(&who) }
+                let (worker, process) = (command::worker(&who)?, command.or("process", 0)?);
+                Event::WorkerJoined { worker, session: self.open_session(&who), process }
             }
             "observer" => Event::ObserverJoined { session: self.open_session(&first()?) },
             "leave" => {
                 let report = WorkerReport { finished: command.has("finished"), ..WorkerReport::default() };
                 Event::WorkerLeft { session: self.session(&first()?)?, report }
             }
-            "lost" => Event::Lost { session: self.session(&first()?)?, why: rest() },
+            "lost" => Event::Lost { session: self.session(&first()?)?, why: rest(), silent: false },
+            "silent" => Event::Lost { session: self.session(&first()?)?, why: rest(), silent: true },
+            "heartbeat" => {
+                let step = Step(command.or("step", 0)?);
+                Event::Heartbeat { session: self.session(&first()?)?, step, bytes_up: 0, bytes_down: 0 }
+            }
+            "exited" => {
+                let session = self.session(&first()?)?;
+                let (worker, process) = (command::worker(&command.words[1])?, command.need("process")?);
+                Event::Exited { session, worker, process, how: "its process ended".into() }
+            }
             "abort" => Event::Abort { session: None, reason: command.words.join(" ") },
             "stored" => Event::Stored(Ok(())),
             "not-stored" => Event::Stored(Err(command.words.join(" "))),
             "admitted" => {
                 let (worker, incarnation, next) = (command.worker()?, incarnation()?, command.next()?);
-                Event::Report { shard: shard()?, report: Report::Admitted { worker, incarnation, next } }
+                let slowest = None;
+                let report = Report::Admitted { worker, incarnation, next, slowest };
+                Event::Report { shard: shard()?, report }
             }
             "settled" => {
                 let (worker, incarnation) = (command.worker()?, incarnation()?);
-                Event::Report { shard: shard()?, report: Report::Settled { worker, incarnation } }
+                Event::Report { shard: shard()?, report: Report::Settled { worker, incarnation, void: 0 } }
             }
             "arrived" => {
                 let Task { client, worker } = command::task(&first()?)?;
@@ -161,11 +174,11 @@ impl Played {
 
     fn answer(&mut self, shard: ShardId, order: &Order) -> Vec<Event> {
         let reports = match order {
-            Order::Membership { members, .. } => {
+            Order::Membership { members, departed, .. } => {
                 let fresh = |m: &&windlass_common::wire::Member| {
                     self.known.insert((shard, m.worker), m.incarnation) != Some(m.incarnation)
                 };
-                let fresh: Vec<_> = members.iter().filter(fresh).copied().collect();
+                let fresh: Vec<_> = members.iter().chain(departed).filter(fresh).copied().collect();
                 let next = |worker| self.next.get(&(shard, worker)).copied().unwrap_or_default();
                 fresh
                     .into_iter()
@@ -173,11 +186,12 @@ impl Played {
                         worker: m.worker,
                         incarnation: m.incarnation,
                         next: next(m.worker),
+                        slowest: None,
                     })
                     .collect()
             }
             Order::Settle { worker, incarnation, .. } => {
-                vec![Report::Settled { worker: *worker, incarnation: *incarnation }]
+                vec![Report::Settled { worker: *worker, incarnation: *incarnation, void: 0 }]
             }
             Order::Start | Order::Open { .. } | Order::Close { .. } | Order::Conclude | Order::Finalize => {
                 Vec::new()
@@ -190,7 +204,9 @@ impl Played {
         Some(match effect {
             Effect::Order { .. } | Effect::Started => return None,
             // The orders to the shards say the same.
-            Effect::Opened { .. } | Effect::Closed { .. } => return None,
+            Effect::Opened { .. } | Effect::Dealt { .. } | Effect::Closed { .. } | Effect::Term { .. } => {
+                return None;
+            }
             Effect::Dropped { step, client } => format!("log c{} dropped out of round {step}", client.0),
             Effect::Send { session, body } => {
                 let who = &self.sessions[session.0 as usize];

@@ -32,6 +32,7 @@ pub(super) struct Shards {
     now: Time,
     term: Term,
     members: BTreeMap<WorkerId, Incarnation>,
+    departed: BTreeMap<WorkerId, Incarnation>,
     /// The last incarnation of each worker, of those who have gone too.
     incarnations: BTreeMap<WorkerId, Incarnation>,
     streams: Vec<Stream>,
@@ -59,9 +60,14 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
             servers,
             shards_per_server,
             workers,
-            membership: Membership::Fixed,
+            membership: match command.or("workers_max", 0)? {
+                0 => Membership::Fixed,
+                workers_max => Membership::Elastic { workers_max },
+            },
             join_deadline_s: command.or("join_deadline", 10)?,
             rejoin_deadline_s: command.or("rejoin_deadline", 30)?,
+            lease_s: command.or("lease", 3600)?,
+            stall_deadline_s: command.or("stall_deadline", 86_400)?,
         },
         clients: Clients {
             count: command.or("clients", workers)?,
@@ -105,6 +111,7 @@ impl Shards {
             now: Time(1_000_000_000),
             term: Term(0),
             members: BTreeMap::new(),
+            departed: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             streams: Vec::new(),
             pushed: BTreeMap::new(),
@@ -158,6 +165,7 @@ impl Shards {
             session,
             run: if command.has("other-run") { RunId(0xb) } else { RUN },
             lineage: Lineage(command.or("lineage", LINEAGE.0)?),
+            term: self.term,
             worker,
             incarnation,
             push: is_push.then(|| self.push(command, shard, newest)).transpose()?,
@@ -206,7 +214,7 @@ impl Shards {
 
     fn order(&mut self, command: &Command) -> Result<Order, String> {
         Ok(match command.name.as_str() {
-            "join" | "gone" => {
+            "join" | "gone" | "depart" => {
                 for worker in command.workers()? {
                     if command.name == "gone" {
                         self.members.remove(&worker);
@@ -214,11 +222,21 @@ impl Shards {
                     }
                     let incarnation = self.incarnations.entry(worker).or_insert(Incarnation(0));
                     *incarnation = incarnation.next();
-                    self.members.insert(worker, *incarnation);
+                    let (to, from) = match command.name.as_str() {
+                        "depart" => (&mut self.departed, &mut self.members),
+                        _ => (&mut self.members, &mut self.departed),
+                    };
+                    from.remove(&worker);
+                    to.insert(worker, *incarnation);
                 }
                 self.term = self.term.next();
                 let member = |(&worker, &incarnation)| Member { worker, incarnation };
-                Order::Membership { term: self.term, members: self.members.iter().map(member).collect() }
+                let (members, departed) = (&self.members, &self.departed);
+                Order::Membership {
+                    term: self.term,
+                    members: members.iter().map(member).collect(),
+                    departed: departed.iter().map(member).collect(),
+                }
             }
             "start" => Order::Start,
             "settle" => {
@@ -288,12 +306,14 @@ impl Shards {
     fn effect(&self, effect: &Effect, recorded: &[(WorkerId, Sequence)]) -> Option<String> {
         Some(match effect {
             Effect::Reply { session, reply } => self.reply(*session, reply, recorded),
-            Effect::Report(Report::Admitted { worker, incarnation, next }) => {
+            Effect::Report(Report::Admitted { worker, incarnation, next, .. }) => {
                 format!("admitted {} incarnation={incarnation} {}", words::name(*worker), words::next(*next))
             }
-            Effect::Report(Report::Settled { worker, incarnation }) => {
-                format!("settled {} incarnation={incarnation}", words::name(*worker))
+            Effect::Report(Report::Settled { worker, incarnation, void }) => {
+                let void = if *void == 0 { String::new() } else { format!(" void={void}") };
+                format!("settled {} incarnation={incarnation}{void}", words::name(*worker))
             }
+            Effect::Report(Report::Standing(_)) => return None,
             Effect::Report(Report::Arrived { entry, step, .. }) => {
                 format!("arrived {} step={step}", words::client(entry.client, entry.worker))
             }

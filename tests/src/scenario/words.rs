@@ -59,9 +59,14 @@ pub(super) fn wait(wait: &Wait) -> String {
 
 pub(super) fn order(order: &Order) -> String {
     match order {
-        Order::Membership { term, members } => {
+        Order::Membership { term, members, departed } => {
             let member = |m: &Member| format!(" {}@{}", name(m.worker), m.incarnation);
-            format!("members term={term}{}", members.iter().map(member).collect::<String>())
+            let gone = |m: &Member| format!(" -{}@{}", name(m.worker), m.incarnation);
+            let (members, gone) = (
+                members.iter().map(member).collect::<String>(),
+                departed.iter().map(gone).collect::<String>(),
+            );
+            format!("members term={term}{members}{gone}")
         }
         Order::Settle { worker, incarnation, next: at, void_missing } => {
             let missing = if *void_missing { ", what is missing is void" } else { "" };

@@ -282,16 +282,17 @@ impl Worker {
             }
             return;
         }
-        let pushed = self.in_flight.map(|p| p.sequence);
-        if pushed.is_some_and(|sequence| sequence >= next.sequence) {
+        let still_counts = |p: &InFlight| p.sequence >= next.sequence && p.step >= next.step;
+        if self.in_flight.as_ref().is_some_and(still_counts) {
             // Some shard lacks it and it still counts: it is sent again to all, who know it by its number.
             self.send_push(out);
             return;
         }
         self.next = next;
-        if self.in_flight.take().is_some() {
-            // It has been settled on every shard while this worker was away.
-            out.push(Effect::Taken(Taken::Applied));
+        if let Some(pushed) = self.in_flight.take() {
+            // It has been settled on every shard while this worker was away, or the others are beyond its step.
+            let is_settled = pushed.sequence < next.sequence;
+            out.push(Effect::Taken(if is_settled { Taken::Applied } else { Taken::Unused }));
         }
         if busy && self.wants_values {
             self.pull_from_all(next.step, out);
@@ -494,6 +495,16 @@ mod tests {
         let pull = Pull { step: Step(1), have: None };
         assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
         assert_eq!(sent.len(), 3);
+    }
+
+    #[test]
+    fn a_push_for_a_step_that_others_are_beyond_is_not_sent_again() {
+        let mut worker = ready();
+        handle(&mut worker, PUSH);
+        let sent = handle(&mut worker, Event::Joined { next: next(0, 4) });
+        assert_eq!(sent[0], Effect::Taken(Taken::Unused));
+        let pull = Pull { step: Step(4), have: None };
+        assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
     }
 
     #[test]

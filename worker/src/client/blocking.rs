@@ -4,7 +4,7 @@
 //! quarter more processor time a step, since packets then wake two threads.
 
 use std::future::Future;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ pub struct BlockingClient {
     answers: std_mpsc::Receiver<Answer>,
     gradients: Vec<Gradient>,
     clients: Vec<ClientId>,
+    hosted: Arc<[ClientId]>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -48,6 +49,7 @@ enum Answer {
         values: Option<Vec<f32>>,
         gradient: Gradient,
         clients: Vec<ClientId>,
+        hosted: Arc<[ClientId]>,
     },
     Said(Result<(), ClientError>),
     Gone(Result<(), ClientError>),
@@ -81,9 +83,9 @@ impl BlockingClient {
                     () = interrupted.as_mut() => Err(ClientError::Interrupted),
                 };
                 match client {
-                    Ok(client) => {
-                        let _ =
-                            joined.send(Ok((client.plan().clone(), client.worker(), client.values().len())));
+                    Ok(mut client) => {
+                        let (values, hosted) = (client.values().len(), client.hosted());
+                        let _ = joined.send(Ok((client.plan().clone(), client.worker(), values, hosted)));
                         serve(client, incoming, answer, interrupted).await;
                     }
                     Err(error) => {
@@ -94,7 +96,7 @@ impl BlockingClient {
         };
         let thread = std::thread::Builder::new().name("windlass-io".into()).spawn(serve);
         let thread = thread.map_err(ClientError::Thread)?;
-        let (plan, worker, values) = admitted.recv().unwrap_or(Err(ClientError::Interrupted))?;
+        let (plan, worker, values, hosted) = admitted.recv().unwrap_or(Err(ClientError::Interrupted))?;
         Ok(Self {
             plan,
             worker,
@@ -103,6 +105,7 @@ impl BlockingClient {
             answers,
             gradients: Vec::new(),
             clients: Vec::new(),
+            hosted,
             thread: Some(thread),
         })
     }
@@ -125,6 +128,11 @@ impl BlockingClient {
     /// A buffer for a gradient of the whole model; what it holds is left from before.
     pub fn gradient(&mut self) -> Gradient {
         self.gradients.pop().unwrap_or_else(|| Gradient::new(self.values))
+    }
+
+    /// As [`Client::hosted`], as of the last request.
+    pub fn hosted(&self) -> &Arc<[ClientId]> {
+        &self.hosted
     }
 
     /// As [`Client::clients`].
@@ -208,12 +216,12 @@ impl BlockingClient {
         let request = Request::Exchange { push, values: values.as_mut().map(|v| std::mem::take(*v)) };
         self.requests.blocking_send(request).map_err(|_| ClientError::Interrupted)?;
         match self.answers.recv() {
-            Ok(Answer::Exchanged { result, values: back, gradient, clients }) => {
+            Ok(Answer::Exchanged { result, values: back, gradient, clients, hosted }) => {
                 if let (Some(values), Some(back)) = (values, back) {
                     *values = back;
                 }
                 self.gradients.push(gradient);
-                self.clients = clients;
+                (self.clients, self.hosted) = (clients, hosted);
                 result
             }
             Ok(Answer::Said(_) | Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
@@ -267,7 +275,8 @@ async fn serve(
                 };
                 let result = result.map(|next| (next, client.taken));
                 let (gradient, clients) = (client.gradient(), client.clients().to_vec());
-                answer.send(Answer::Exchanged { result, values, gradient, clients })
+                let hosted = client.hosted();
+                answer.send(Answer::Exchanged { result, values, gradient, clients, hosted })
             }
             Request::DropOut(gone) => answer.send(Answer::Said(client.drop_out(gone).await)),
             last => {

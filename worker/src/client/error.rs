@@ -19,6 +19,8 @@ pub enum ClientError {
     Silent { who: String, after: Duration },
     #[error("the request was refused: {0}")]
     Rejected(Reject),
+    #[error("this worker takes no part any more: {0}")]
+    GivenUp(Reject),
     #[error("the run has ended: {0}")]
     Ended(String),
     #[error("the plan that the coordinator sent cannot be used: {0}")]
@@ -56,7 +58,12 @@ impl ClientError {
 
     /// Whether the same request may succeed over a new connection.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Lost { .. })
+        matches!(self, Self::Lost { .. } | Self::GivenUp(_))
+    }
+
+    /// Whether a shard has said that this life takes no part any more.
+    pub(crate) fn is_unheard(&self) -> bool {
+        matches!(self, Self::Rejected(Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. }))
     }
 
     pub(crate) fn lost(server: impl ToString, source: impl Into<FrameError>) -> Self {

@@ -19,7 +19,9 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, WorkerReport};
-use windlass_transport::{Connection, Endpoint, Identity, IdentityError, Limits, Meter, Role};
+use windlass_transport::{
+    Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Role,
+};
 use windlass_worker_core::{Effect, Event, Pull, Push, Until, Worker};
 pub use windlass_worker_core::{Taken, Work};
 
@@ -29,10 +31,12 @@ pub use gradient::Gradient;
 
 use crate::client::gradient::Gradients;
 use crate::client::link::{Cuts, Link};
-use crate::client::session::Session;
+use crate::client::session::{Hosted, Session};
 
 /// How often one request is taken up again over new connections.
 const REJOINS_MAX: u32 = 5;
+/// How long the coordinator has to say why shards do not hear this worker any more.
+const WORD: Duration = Duration::from_secs(2);
 /// The pause before the first time; it grows with each.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,11 +104,12 @@ impl Client {
         };
         let endpoint = Endpoint::client(&options.identity, &Limits::default())?;
         let within = options.connect_deadline;
-        let session = Session::join(&endpoint, &options.coordinator, Body::JoinWorker, within).await?;
+        let mut session = Session::join(&endpoint, &options.coordinator, joining(), within).await?;
         endpoint.set_link_rate(session.plan.heterogeneity.link_rate);
         let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
         let placement = session.plan.placement()?;
         let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
+        session.beat(&connections);
         let mut core = Worker::new(links.len(), Until::of(&session.plan));
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
         let gradients = Gradients::new(layout.total() as usize);
@@ -143,6 +148,14 @@ impl Client {
     /// The step that the values at hand are for; after joining, the step to begin with.
     pub fn step(&self) -> Step {
         self.core.step()
+    }
+
+    /// The clients whose data this worker has by the newest dealing; what is pushed from now on is computed by that. Where
+    /// workers come and go this may change, and is to be asked after every pull.
+    pub fn hosted(&mut self) -> Arc<[ClientId]> {
+        let Hosted { term, clients } = self.session.hosted.borrow_and_update().clone();
+        self.session.envelope.term = term;
+        clients
     }
 
     /// In a federated round, the clients that this worker is to train on the values at hand.
@@ -223,7 +236,8 @@ impl Client {
         self.session.say(Body::Dropped { client, step }).await
     }
 
-    /// Leaves the run. Leaving before [`Next::Finished`] ends it for all, as long as its membership is fixed.
+    /// Leaves the run. Leaving before [`Next::Finished`] ends it for all where its membership is fixed; where it is elastic
+    /// the others go on, and this worker may join again.
     ///
     /// # Errors
     /// If the coordinator could not be told.
@@ -264,7 +278,15 @@ impl Client {
         self.core.handle(event, &mut effects);
         let mut rejoins = 0;
         loop {
-            match self.requests(&mut effects, gradient.as_ref(), values.as_deref_mut()).await {
+            let mut answered = self.requests(&mut effects, gradient.as_ref(), values.as_deref_mut()).await;
+            self.session.at(self.core.step());
+            if answered.as_ref().is_err_and(ClientError::is_unheard) {
+                // The coordinator knows why, and is about to say so.
+                let why = tokio::time::timeout(WORD, self.session.ended()).await;
+                let lost = || ClientError::lost("the coordinator", ConnectionLost::Silent);
+                answered = Err(why.unwrap_or_else(|_| lost()));
+            }
+            match answered {
                 Ok(Some(next)) => return Ok(next),
                 Ok(None) if self.core.is_busy() => {}
                 Ok(None) => return Ok(Next::Step(self.core.step())),
@@ -356,17 +378,22 @@ impl Client {
         }
         let within = self.options.connect_deadline;
         let run = self.session.envelope.run;
-        let joining = Session::join(&self.endpoint, &self.options.coordinator, Body::JoinWorker, within);
-        self.session = joining.await?;
+        self.session = Session::join(&self.endpoint, &self.options.coordinator, joining(), within).await?;
         if self.session.envelope.run != run {
             return Err(ClientError::Ended("another one has taken its place".into()));
         }
         (self.connections, self.links) =
             connect(&self.endpoint, &self.session, &self.placement, within).await?;
+        self.session.beat(&self.connections);
         effects.clear();
         self.core.handle(Event::Joined { next: self.session.welcome.next }, effects);
         Ok(())
     }
+}
+
+/// The first message of a worker.
+fn joining() -> Body {
+    Body::JoinWorker { process: std::process::id() }
 }
 
 /// A connection to every server and a stream to every shard.

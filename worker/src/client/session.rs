@@ -1,13 +1,16 @@
 //! Joins a run: the control stream to the coordinator, and a connection to every server.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rkyv::util::AlignedVec;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use windlass_common::ids::{ServerId, WorkerId};
+use windlass_common::ids::{ClientId, ServerId, Step, Term, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Status, Stop, Welcome};
+use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Status, Stop, Welcome};
 use windlass_transport::{Connection, Endpoint, FrameReceiver, FrameSender, Priority, Role, resolve};
 
 use super::error::ClientError;
@@ -17,13 +20,25 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long the last message may take to arrive.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
+/// A worker says at least this often that it lives, and four times in each lease.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(2);
+
 /// What has come on the control stream since joining.
 #[derive(Clone, Debug)]
 pub(crate) enum Told {
     Nothing,
     Status(Box<Status>),
     Stop(Stop),
+    /// This life takes no part any more; the next may.
+    GivenUp(Reject),
     Lost(String),
+}
+
+/// Whose data a worker has, from some term on.
+#[derive(Clone, Debug)]
+pub(crate) struct Hosted {
+    pub(crate) term: Term,
+    pub(crate) clients: Arc<[ClientId]>,
 }
 
 /// Membership in a run.
@@ -33,8 +48,12 @@ pub(crate) struct Session {
     pub(crate) plan: Plan,
     pub(crate) welcome: Welcome,
     pub(crate) told: watch::Receiver<Told>,
+    pub(crate) hosted: watch::Receiver<Hosted>,
     coordinator: Connection,
-    control: FrameSender,
+    control: Arc<Mutex<FrameSender>>,
+    /// The step that is told with each sign of life.
+    step: Arc<AtomicU64>,
+    heart: Option<AbortHandle>,
 }
 
 impl Session {
@@ -60,8 +79,49 @@ impl Session {
             return Err(ClientError::PlanHash);
         }
         let (tell, told) = watch::channel(Told::Nothing);
-        tokio::spawn(listen(receiver, buffer, tell));
-        Ok(Self { envelope, plan, welcome, told, coordinator: connection, control })
+        let clients = welcome.clients.as_slice().into();
+        let (host, hosted) = watch::channel(Hosted { term: envelope.term, clients });
+        tokio::spawn(listen(receiver, buffer, tell, host));
+        let step = Arc::new(AtomicU64::new(welcome.next.step.0));
+        let control = Arc::new(Mutex::new(control));
+        Ok(Self {
+            envelope,
+            plan,
+            welcome,
+            told,
+            hosted,
+            coordinator: connection,
+            control,
+            step,
+            heart: None,
+        })
+    }
+
+    /// Says from now on that this worker lives, as long as this session does.
+    pub(crate) fn beat(&mut self, connections: &[Connection]) {
+        let every = (Duration::from_secs(self.plan.cluster.lease_s) / 4).min(HEARTBEAT_MAX);
+        let (control, step, envelope) = (Arc::clone(&self.control), Arc::clone(&self.step), self.envelope);
+        let connections = connections.to_vec();
+        let heart = tokio::spawn(async move {
+            let mut buffer = AlignedVec::new();
+            loop {
+                tokio::time::sleep(every).await;
+                let meters = connections.iter().map(Connection::stats);
+                let (bytes_up, bytes_down) = meters
+                    .fold((0, 0), |(up, down), meter| (up + meter.wire_sent, down + meter.wire_received));
+                let step = Step(step.load(Ordering::Relaxed));
+                let header = envelope.header(Body::Heartbeat { step, bytes_up, bytes_down });
+                if send(&mut *control.lock().await, &mut buffer, header).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.heart = Some(heart.abort_handle());
+    }
+
+    /// The step that is told with the next sign of life.
+    pub(crate) fn at(&self, step: Step) {
+        self.step.store(step.0, Ordering::Relaxed);
     }
 
     /// A connection to every server, in order. The coordinator is server 0.
@@ -81,9 +141,11 @@ impl Session {
     /// Resolves when the coordinator has ended the run, or is gone.
     pub(crate) async fn ended(&self) -> ClientError {
         let mut told = self.told.clone();
-        let last = told.wait_for(|t| matches!(t, Told::Stop(_) | Told::Lost(_))).await;
+        let is_last = |t: &Told| matches!(t, Told::Stop(_) | Told::GivenUp(_) | Told::Lost(_));
+        let last = told.wait_for(is_last).await;
         match last.as_deref() {
             Ok(Told::Stop(stop)) => ClientError::ended(stop),
+            Ok(Told::GivenUp(reason)) => ClientError::GivenUp(reason.clone()),
             _ => ClientError::lost("the coordinator", self.coordinator.closed().await),
         }
     }
@@ -91,16 +153,24 @@ impl Session {
     /// Tells the coordinator something that has no answer.
     pub(crate) async fn say(&mut self, body: Body) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
-        send(&mut self.control, &mut AlignedVec::new(), header).await
+        send(&mut *self.control.lock().await, &mut AlignedVec::new(), header).await
     }
 
     /// Sends the last message and waits until the coordinator has it.
     pub(crate) async fn say_last(&mut self, body: Body) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
-        send(&mut self.control, &mut AlignedVec::new(), header).await?;
-        let sent = self.control.finish();
-        sent.map_err(|e| ClientError::lost("the coordinator", e))?;
-        self.control.received(FAREWELL).await.map_err(|e| ClientError::lost("the coordinator", e))
+        let mut control = self.control.lock().await;
+        send(&mut control, &mut AlignedVec::new(), header).await?;
+        control.finish().map_err(|e| ClientError::lost("the coordinator", e))?;
+        control.received(FAREWELL).await.map_err(|e| ClientError::lost("the coordinator", e))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(heart) = &self.heart {
+            heart.abort();
+        }
     }
 }
 
@@ -124,12 +194,24 @@ async fn welcome(
 }
 
 /// Follows the control stream until it ends.
-async fn listen(mut receiver: FrameReceiver, mut buffer: AlignedVec<16>, tell: watch::Sender<Told>) {
+async fn listen(
+    mut receiver: FrameReceiver,
+    mut buffer: AlignedVec<16>,
+    tell: watch::Sender<Told>,
+    host: watch::Sender<Hosted>,
+) {
     loop {
         let told = match read(&mut receiver, &mut buffer).await {
             Ok(Some(header)) => match header.body {
                 Body::Status(status) => Told::Status(Box::new(status)),
                 Body::Stop(stop) => Told::Stop(stop),
+                Body::Hosts { clients } => {
+                    host.send_replace(Hosted { term: header.term, clients: clients.into() });
+                    continue;
+                }
+                Body::Refused(reason @ (Reject::LeaseExpired { .. } | Reject::Stalled { .. })) => {
+                    Told::GivenUp(reason)
+                }
                 Body::Refused(reason) => Told::Stop(Stop::Failed { reason: reason.to_string() }),
                 Body::NotYet { .. } => continue,
                 other => Told::Lost(format!("it sent what is not understood: {}", brief(&other))),

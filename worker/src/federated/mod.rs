@@ -2,13 +2,14 @@
 
 mod local;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::anyhow;
 use windlass_common::cohort;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ClientId, Step};
-use windlass_common::plan::{LocalWork, Mode, Plan, StragglerWork};
+use windlass_common::plan::{LocalWork, Mode, StragglerWork};
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
@@ -64,7 +65,7 @@ pub(crate) fn train(
     let began = Instant::now();
     match plan.mode {
         Mode::Fedavg(_) => trainer.rounds(first)?,
-        _ => trainer.at_will(first, &plan)?,
+        _ => trainer.at_will(first)?,
     }
     let microseconds = |time: std::time::Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Ok(WorkerReport {
@@ -98,14 +99,14 @@ impl Trainer<'_> {
     }
 
     /// One of this worker's clients after the other, whenever it is done with the one before.
-    fn at_will(&mut self, first: Next, plan: &Plan) -> Result<(), Failure> {
+    fn at_will(&mut self, first: Next) -> Result<(), Failure> {
         let worker = self.client.worker();
-        let hosted = plan.hosted(worker);
         let mut next = first;
         let mut draw = 0;
         while let Next::Step(step) = next {
             // Draws run ahead of steps where clients drop out; none is used twice.
             draw = step.0.max(draw);
+            let hosted = Arc::clone(self.client.hosted());
             let mut client = cohort::next_client(self.seed, worker, draw, &hosted);
             while self.drops_out(client, Step(draw)) {
                 // It is as if it had never begun; another takes its place.

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::ids::{ShardId, Step, WorkerId};
+use windlass_common::plan::{Membership, Plan, Stale};
 use windlass_common::wire::Entry;
+
+use crate::rules::{self, Apply};
 
 /// What becomes of pushes that a step is closed without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +17,53 @@ pub(crate) enum Rest {
     Kept,
 }
 
+/// Which pushes are enough for a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Enough {
+    /// So many, whoever made them.
+    Count(usize),
+    /// Those of all who were there when the step was opened and still are, but for so many.
+    Members { backup: usize },
+    /// Somebody else decides.
+    Never,
+}
+
 /// What has arrived where, for the step that is open.
 #[derive(Debug)]
 pub(crate) struct Closing {
     shards: usize,
     rest: Rest,
+    enough: Enough,
     open: Step,
+    /// Those who were there when the step was opened and still are.
+    expected: BTreeSet<WorkerId>,
     arrived: BTreeMap<Entry, BTreeSet<ShardId>>,
 }
 
 impl Closing {
-    /// Pushes are complete on this many shards.
-    pub(crate) fn new(shards: u32, rest: Rest) -> Self {
-        Self { shards: shards as usize, rest, open: Step(0), arrived: BTreeMap::new() }
+    /// As the mode and the membership of the plan say.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let (enough, rest) = match (rules::rules(plan).0, plan.cluster.membership) {
+            (Apply::Hold { backup }, Membership::Fixed) => {
+                (Enough::Count((plan.cluster.workers - backup) as usize), Rest::Late)
+            }
+            (Apply::Hold { backup }, Membership::Elastic { .. }) => {
+                (Enough::Members { backup: backup as usize }, Rest::Late)
+            }
+            (Apply::Buffer { size, stale: Stale::Kept, .. }, _) => (Enough::Count(size as usize), Rest::Kept),
+            (Apply::Buffer { size, stale: Stale::Late, .. }, _) => (Enough::Count(size as usize), Rest::Late),
+            (Apply::HoldAll | Apply::Round { .. } | Apply::Immediate { .. } | Apply::Mix { .. }, _) => {
+                (Enough::Never, Rest::Late)
+            }
+        };
+        let shards = plan.cluster.shards() as usize;
+        let (expected, arrived) = (BTreeSet::new(), BTreeMap::new());
+        Self { shards, rest, enough, open: Step(0), expected, arrived }
+    }
+
+    /// The training begins with these.
+    pub(crate) fn begin(&mut self, ready: &[WorkerId]) {
+        self.expected = ready.iter().copied().collect();
     }
 
     /// The step that is open.
@@ -47,8 +84,26 @@ impl Closing {
         self.arrived.iter().filter(|(_, on)| on.len() == self.shards).map(|(&entry, _)| entry).collect()
     }
 
-    /// The step is closed with these pushes.
-    pub(crate) fn close(&mut self, cohort: &[Entry]) {
+    /// With which pushes the open step is to be closed; `None` if it goes on. With none it is abandoned: nobody is left who
+    /// was there when it was opened, and `anyone` may begin with the next.
+    pub(crate) fn verdict(&self, anyone: bool) -> Option<Vec<Entry>> {
+        let complete = self.complete();
+        let is_enough = match self.enough {
+            Enough::Count(count) => complete.len() >= count,
+            Enough::Members { .. } if self.expected.is_empty() => anyone,
+            Enough::Members { backup: 0 } => {
+                let has_pushed = |w: &WorkerId| complete.iter().any(|e| e.worker == *w);
+                self.expected.iter().all(has_pushed)
+            }
+            Enough::Members { backup } => complete.len() >= self.expected.len().saturating_sub(backup).max(1),
+            Enough::Never => false,
+        };
+        is_enough.then_some(complete)
+    }
+
+    /// The step is closed with these pushes; the next is opened for those who are ready.
+    pub(crate) fn close(&mut self, cohort: &[Entry], ready: &[WorkerId]) {
+        self.begin(ready);
         match self.rest {
             Rest::Late => self.arrived.clear(),
             Rest::Kept => self.arrived.retain(|entry, _| !cohort.contains(entry)),
@@ -56,9 +111,12 @@ impl Closing {
         self.open = self.open.next();
     }
 
-    /// What this worker has pushed is void.
-    pub(crate) fn forget(&mut self, worker: WorkerId) {
-        self.arrived.retain(|entry, _| entry.worker != worker);
+    /// A worker leaves the open step. What it has pushed is void, or still counts.
+    pub(crate) fn depart(&mut self, worker: WorkerId, is_void: bool) {
+        self.expected.remove(&worker);
+        if is_void {
+            self.arrived.retain(|entry, _| entry.worker != worker);
+        }
     }
 }
 
@@ -72,36 +130,73 @@ mod tests {
         Entry { client: ClientId(worker), worker: WorkerId(worker), sequence: Sequence(7) }
     }
 
+    fn closing(rest: Rest, enough: Enough) -> Closing {
+        let (expected, arrived) = (BTreeSet::new(), BTreeMap::new());
+        Closing { shards: 2, rest, enough, open: Step(0), expected, arrived }
+    }
+
     fn complete(closing: &Closing) -> Vec<u32> {
         closing.complete().iter().map(|e| e.worker.0).collect()
     }
 
     #[test]
     fn a_push_is_complete_when_every_shard_has_it() {
-        let mut closing = Closing::new(2, Rest::Late);
+        let mut closing = closing(Rest::Late, Enough::Never);
         for (shard, worker) in [(0, 0), (0, 2), (0, 1), (1, 2), (1, 1)] {
             closing.arrived(ShardId(shard), entry(worker), Step(0));
         }
         assert_eq!(complete(&closing), [1, 2], "in order of rank");
-        closing.close(&[entry(1), entry(2)]);
+        closing.close(&[entry(1), entry(2)], &[]);
         closing.arrived(ShardId(1), entry(0), Step(0));
         assert_eq!(complete(&closing), [0; 0], "the step is closed");
         assert_eq!(closing.open(), Step(1));
         closing.arrived(ShardId(0), entry(1), Step(1));
         closing.arrived(ShardId(1), entry(1), Step(1));
         assert_eq!(complete(&closing), [1]);
-        closing.forget(WorkerId(1));
+        closing.depart(WorkerId(1), true);
         assert_eq!(complete(&closing), [0; 0]);
     }
 
     #[test]
     fn what_is_kept_goes_on_to_the_next_step() {
-        let mut closing = Closing::new(2, Rest::Kept);
+        let mut closing = closing(Rest::Kept, Enough::Never);
         for (shard, worker) in [(0, 0), (0, 1), (1, 1)] {
             closing.arrived(ShardId(shard), entry(worker), Step(0));
         }
-        closing.close(&[entry(1)]);
+        closing.close(&[entry(1)], &[]);
         closing.arrived(ShardId(1), entry(0), Step(0));
         assert_eq!(complete(&closing), [0]);
+    }
+
+    #[test]
+    fn a_step_waits_for_those_who_were_there_and_still_are() {
+        let push = |closing: &mut Closing, worker: u32| {
+            let step = closing.open();
+            (0..2).for_each(|shard| closing.arrived(ShardId(shard), entry(worker), step));
+        };
+        let workers = |numbers: &[u32]| numbers.iter().copied().map(WorkerId).collect::<Vec<_>>();
+        let mut all = closing(Rest::Late, Enough::Members { backup: 0 });
+        all.begin(&workers(&[0, 1, 2]));
+        push(&mut all, 0);
+        push(&mut all, 2);
+        assert_eq!(all.verdict(true), None);
+        all.depart(WorkerId(1), true);
+        assert_eq!(all.verdict(true).map(|c| c.len()), Some(2));
+        all.depart(WorkerId(0), true);
+        assert_eq!(all.verdict(true), Some(vec![entry(2)]), "what the departed has pushed is void");
+        all.depart(WorkerId(2), true);
+        assert_eq!(all.verdict(false), None, "nobody could begin the next");
+        assert_eq!(all.verdict(true), Some(vec![]));
+        all.close(&[], &workers(&[5]));
+        assert_eq!((all.open(), all.verdict(true)), (Step(1), None));
+
+        let mut most = closing(Rest::Late, Enough::Members { backup: 1 });
+        most.begin(&workers(&[0, 1, 2]));
+        push(&mut most, 0);
+        assert_eq!(most.verdict(true), None);
+        most.depart(WorkerId(2), true);
+        assert_eq!(most.verdict(true).map(|c| c.len()), Some(1));
+        most.depart(WorkerId(0), true);
+        assert_eq!(most.verdict(true), None, "one push at least");
     }
 }

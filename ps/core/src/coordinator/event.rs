@@ -1,7 +1,7 @@
 //! Lists everything that can happen to the coordinator, and everything it can ask for.
 
-use windlass_common::ids::{ClientId, ServerId, ShardId, Step, WorkerId};
-use windlass_common::wire::{Body, Entry, Meter, Order, Report, Stop, Task, WorkerReport};
+use windlass_common::ids::{ClientId, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::wire::{Body, Entry, Member, Meter, Order, Report, Stop, Task, WorkerReport};
 
 use crate::SessionId;
 
@@ -23,11 +23,35 @@ pub enum Event {
         session: SessionId,
         /// Which it is, as its certificate says.
         worker: WorkerId,
+        /// The number of its process, by its own account.
+        process: u32,
     },
     /// An observer wants to be told how the run stands.
     ObserverJoined {
         /// Its control stream.
         session: SessionId,
+    },
+    /// A worker lives.
+    Heartbeat {
+        /// Its control stream.
+        session: SessionId,
+        /// The step that it is at.
+        step: Step,
+        /// Bytes that it has sent to all servers.
+        bytes_up: u64,
+        /// Bytes that it has received from them.
+        bytes_down: u64,
+    },
+    /// The process of a worker has ended.
+    Exited {
+        /// The control stream of the observer that started it.
+        session: SessionId,
+        /// Whose process it was.
+        worker: WorkerId,
+        /// Its number.
+        process: u32,
+        /// In words.
+        how: String,
     },
     /// A worker has gone of its own will.
     WorkerLeft {
@@ -42,6 +66,8 @@ pub enum Event {
         session: SessionId,
         /// In words.
         why: String,
+        /// Whether it ended because nothing was heard; otherwise the other side, or an error, has ended it.
+        silent: bool,
     },
     /// Somebody ends the run.
     Abort {
@@ -108,11 +134,27 @@ pub enum Effect {
         /// In words.
         what: String,
     },
+    /// Others take part from now on. For the log of the run.
+    Term {
+        /// Which term it is.
+        term: Term,
+        /// Who takes part, in order of rank.
+        members: Vec<Member>,
+        /// The clients that another worker hosts from now on.
+        moved: Vec<Task>,
+    },
     /// Everyone is there, and step 0 begins. For the log of the run.
     Started,
     /// A round is open for these clients. For the log of the run.
     Opened {
         /// Which.
+        step: Step,
+        /// Who is asked, and who trains them.
+        tasks: Vec<Task>,
+    },
+    /// Of the clients of the open round some have another worker now. For the log of the run.
+    Dealt {
+        /// Which round it is.
         step: Step,
         /// Who is asked, and who trains them.
         tasks: Vec<Task>,
@@ -124,7 +166,7 @@ pub enum Effect {
         /// Which.
         client: ClientId,
     },
-    /// A round is closed with these pushes; with none it is abandoned. For the log of the run.
+    /// A step or round is closed with these pushes; with none it is abandoned. For the log of the run.
     Closed {
         /// Which.
         step: Step,

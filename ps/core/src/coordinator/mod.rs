@@ -1,25 +1,29 @@
 //! Decides who takes part in a run, when steps close for all shards, and when the run is over.
 
 mod closing;
+mod ending;
 mod event;
+mod explain;
+mod members;
 mod progress;
 mod rounds;
+mod standing;
 
 use std::collections::BTreeMap;
 
+use windlass_common::cohort::Hosts;
 use windlass_common::ids::{ClientId, Incarnation, RunId, ServerId, ShardId, Step, Term, WorkerId};
-use windlass_common::plan::{Mode, Plan, Stale};
-use windlass_common::wire::{
-    Body, Member, Order, Phase, Reject, Report, Resume, Status, Stop, Welcome, WorkerReport, WorkerState,
-    WorkerStatus,
-};
+use windlass_common::plan::{Mode, Plan};
+use windlass_common::wire::{Body, Order, Phase, Reject, Report, Resume, Stop, Welcome, WorkerReport};
 
 pub use event::{Effect, Event};
 
-use crate::coordinator::closing::{Closing, Rest};
+use crate::coordinator::closing::Closing;
+use crate::coordinator::members::Worker;
 use crate::coordinator::progress::Progress;
 use crate::coordinator::rounds::Rounds;
-use crate::rules::{self, Apply};
+use crate::coordinator::standing::Standings;
+use crate::rules::{self, Rejoin};
 use crate::{SessionId, Time};
 
 /// Observers that may be connected at once.
@@ -38,16 +42,20 @@ pub struct Coordinator {
     run: RunId,
     phase: Phase,
     term: Term,
+    /// When it was told something last.
+    now: Time,
     began: Time,
     told: Time,
     servers: BTreeMap<ServerId, Server>,
     workers: BTreeMap<WorkerId, Worker>,
+    rejoin: Rejoin,
+    /// Who has whose data.
+    hosts: Hosts,
     observers: Vec<SessionId>,
     closing: Closing,
-    /// Pushes that close a step, where no rounds are opened.
-    cohort: usize,
     rounds: Option<Rounds>,
     progress: Progress,
+    standings: Standings,
     results: BTreeMap<ShardId, ()>,
     failure: Option<String>,
     /// When the first worker left, and since when the result is being collected.
@@ -61,57 +69,30 @@ struct Server {
     address: String,
 }
 
-#[derive(Debug)]
-struct Worker {
-    state: WorkerState,
-    session: Option<SessionId>,
-    incarnation: Incarnation,
-    /// While it is being admitted, what each shard would take next of it.
-    admitted: BTreeMap<ShardId, Resume>,
-    settled: BTreeMap<ShardId, ()>,
-    next: Option<Resume>,
-    lost_at: Time,
-    why_lost: String,
-    report: WorkerReport,
-}
-
 impl Coordinator {
     /// A coordinator that waits for the planned servers and workers.
     pub fn new(plan: Plan, run: RunId, now: Time) -> Self {
-        let worker = || Worker {
-            state: WorkerState::Expected,
-            session: None,
-            incarnation: Incarnation(0),
-            admitted: BTreeMap::new(),
-            settled: BTreeMap::new(),
-            next: None,
-            lost_at: now,
-            why_lost: String::new(),
-            report: WorkerReport::default(),
-        };
-        let (cohort, rest) = match rules::rules(&plan.mode).0 {
-            Apply::Hold { backup } => (plan.cluster.workers - backup, Rest::Late),
-            Apply::Buffer { size, stale: Stale::Kept, .. } => (size, Rest::Kept),
-            Apply::Buffer { size, stale: Stale::Late, .. } => (size, Rest::Late),
-            Apply::Round { .. } | Apply::Immediate { .. } | Apply::Mix { .. } => (u32::MAX, Rest::Late),
-        };
         let rounds = match &plan.mode {
             Mode::Fedavg(fedavg) => Some(Rounds::new(&plan, fedavg)),
             _ => None,
         };
+        let planned: Vec<WorkerId> = plan.cluster.worker_ids().collect();
         Self {
             run,
             phase: Phase::Gathering,
             term: Term(0),
+            now,
             began: now,
             told: now,
             servers: BTreeMap::new(),
-            workers: plan.cluster.worker_ids().map(|w| (w, worker())).collect(),
+            workers: plan.cluster.possible_workers().map(|w| (w, Worker::expected(now))).collect(),
+            rejoin: rules::rejoin(&plan),
+            hosts: plan.hosts(&planned),
             observers: Vec::new(),
-            closing: Closing::new(plan.cluster.shards(), rest),
-            cohort: cohort as usize,
+            closing: Closing::new(&plan),
             rounds,
             progress: Progress::default(),
+            standings: Standings::default(),
             results: BTreeMap::new(),
             failure: None,
             ending: None,
@@ -147,14 +128,23 @@ impl Coordinator {
 
     /// Takes in what has happened and adds what is to be done to `out`.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        self.now = now;
         match event {
             Event::ServerJoined { session, server, address } => {
                 self.server_joined(session, server, address, out)
             }
-            Event::WorkerJoined { session, worker } => self.worker_joined(now, session, worker, out),
+            Event::WorkerJoined { session, worker, process } => {
+                self.worker_joined(now, session, worker, process, out)
+            }
             Event::ObserverJoined { session } => self.observer_joined(session, out),
-            Event::WorkerLeft { session, report } => self.worker_left(session, report, out),
-            Event::Lost { session, why } => self.lost(now, session, &why, out),
+            Event::WorkerLeft { session, report } => self.worker_left(now, session, report, out),
+            Event::Heartbeat { session, step, bytes_up, bytes_down } => {
+                self.heard(now, session, step, (bytes_up, bytes_down), out)
+            }
+            Event::Exited { session, worker, process, how } => {
+                self.exited(now, session, worker, process, &how, out)
+            }
+            Event::Lost { session, why, silent } => self.lost(now, session, &why, silent, out),
             Event::Abort { session, reason } => {
                 if session.is_none_or(|s| self.is_current(s)) {
                     self.fail(reason, out);
@@ -197,79 +187,26 @@ impl Coordinator {
             return;
         }
         self.servers.insert(server, Server { session, address });
-        out.push(Effect::Send { session, body: self.welcome(Vec::new(), Resume::default()) });
+        out.push(Effect::Send { session, body: self.welcome(Vec::new(), Resume::default(), Vec::new()) });
         if self.servers.len() == servers as usize {
-            self.admit(out);
+            self.admit(&[], out);
             for &session in &self.observers {
                 self.welcome_observer(session, out);
             }
         }
     }
 
-    fn worker_joined(&mut self, now: Time, session: SessionId, id: WorkerId, out: &mut Vec<Effect>) {
-        if self.is_over() {
-            out.push(Effect::Send { session, body: Body::Refused(Reject::Ended) });
-            return;
-        }
-        let Some(worker) = self.workers.get_mut(&id) else {
-            out.push(Effect::Send { session, body: Body::Refused(Reject::UnknownWorker { worker: id }) });
-            return;
-        };
-        let incarnation = worker.incarnation.next();
-        if rules::rules(&self.plan.mode).0.redoes() {
-            self.closing.forget(id);
-        }
-        if let Some(rounds) = &mut self.rounds {
-            rounds.take_back(id);
-        }
-        if let Some(earlier) = worker.session.replace(session) {
-            let reason =
-                Reject::StaleIncarnation { worker: id, found: worker.incarnation, current: incarnation };
-            out.push(Effect::Send { session: earlier, body: Body::Refused(reason) });
-        }
-        *worker = Worker {
-            state: WorkerState::Active,
-            session: Some(session),
-            incarnation,
-            admitted: BTreeMap::new(),
-            settled: BTreeMap::new(),
-            next: None,
-            lost_at: now,
-            why_lost: String::new(),
-            report: worker.report,
-        };
-        out.push(Effect::Membership { worker: id, what: format!("joined as incarnation {incarnation}") });
-        if self.servers.len() == self.plan.cluster.servers as usize {
-            self.admit(out);
-        }
-    }
-
-    /// Tells every shard who takes part now; they answer for those whom they did not know.
-    fn admit(&mut self, out: &mut Vec<Effect>) {
-        let members: Vec<Member> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.incarnation > Incarnation(0) && w.state != WorkerState::Left)
-            .map(|(&worker, w)| Member { worker, incarnation: w.incarnation })
-            .collect();
-        if members.is_empty() {
-            return;
-        }
-        self.term = self.term.next();
-        let term = self.term;
-        self.to_all_shards(&Order::Membership { term, members }, out);
-    }
-
     fn report(&mut self, now: Time, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
         match report {
-            Report::Admitted { worker, incarnation, next } => {
-                self.admitted(shard, worker, incarnation, next, out)
+            Report::Admitted { worker, incarnation, next, slowest } => {
+                self.admitted(shard, (worker, incarnation), next, slowest, out)
             }
-            Report::Settled { worker, incarnation } => self.settled(now, shard, worker, incarnation, out),
+            Report::Settled { worker, incarnation, void } => {
+                self.settled(now, shard, (worker, incarnation), void, out)
+            }
             Report::Arrived { entry, incarnation, step } => {
                 // Where pushes are made again, those of an earlier life are void by now.
-                let is_void =
-                    rules::rules(&self.plan.mode).0.redoes() && self.incarnation(entry.worker) != incarnation;
+                let is_void = self.rejoin == Rejoin::Redo && self.incarnation(entry.worker) != incarnation;
                 if !is_void {
                     if let Some(rounds) = &mut self.rounds {
                         rounds.heard(now);
@@ -279,6 +216,7 @@ impl Coordinator {
                 }
             }
             Report::Records(records) => self.progress.records(shard, &records),
+            Report::Standing(standing) => self.standings.report(now, shard, standing),
             Report::Final { .. } => {
                 self.results.insert(shard, ());
                 if self.phase == Phase::Finishing && self.results.len() == self.plan.cluster.shards() as usize
@@ -289,64 +227,11 @@ impl Coordinator {
         }
     }
 
-    fn admitted(
-        &mut self,
-        shard: ShardId,
-        id: WorkerId,
-        incarnation: Incarnation,
-        next: Resume,
-        out: &mut Vec<Effect>,
-    ) {
-        let shards = self.plan.cluster.shards() as usize;
-        let holds = rules::rules(&self.plan.mode).0.resumes_at_first();
-        let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
-        worker.admitted.insert(shard, next);
-        if worker.admitted.len() < shards || worker.next.is_some() {
-            return;
-        }
-        // Where a push is held until its step closes, the worker computes again what some shard lacks. Where it is
-        // applied at once, a push that reached only some shards counts there, and is void on the others.
-        let resumes = worker.admitted.values().copied();
-        let next = if holds { resumes.min() } else { resumes.max() }.expect("there is a shard");
-        worker.next = Some(next);
-        let order = Order::Settle { worker: id, incarnation, next, void_missing: !holds };
-        self.to_all_shards(&order, out);
-    }
-
-    fn settled(
-        &mut self,
-        now: Time,
-        shard: ShardId,
-        id: WorkerId,
-        incarnation: Incarnation,
-        out: &mut Vec<Effect>,
-    ) {
-        let shards = self.plan.cluster.shards() as usize;
-        let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
-        worker.settled.insert(shard, ());
-        if self.phase == Phase::Finishing {
-            self.finalize_if_settled(out);
-            return;
-        }
-        let (Some(session), Some(next), true) = (worker.session, worker.next, worker.settled.len() == shards)
-        else {
-            return;
-        };
-        let servers = self.servers.values().map(|s| s.address.clone()).collect();
-        out.push(Effect::Send { session, body: self.welcome(servers, next) });
-        let ready = |w: &Worker| w.state == WorkerState::Active && w.settled.len() == shards;
-        if self.phase == Phase::Gathering && self.workers.values().all(ready) {
-            self.phase = Phase::Training;
-            out.push(Effect::Started);
-            self.to_all_shards(&Order::Start, out);
-            self.open_round(now, out);
-        }
-    }
-
     /// Opens the next round, if the run has rounds.
     fn open_round(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let members = self.members();
         let Some(rounds) = &mut self.rounds else { return };
-        if let Some((step, tasks)) = rounds.open(now) {
+        if let Some((step, tasks)) = rounds.open(now, &self.hosts, &members) {
             out.push(Effect::Opened { step, tasks: tasks.clone() });
             self.to_all_shards(&Order::Open { step, tasks }, out);
         } else if rounds.ended_early() {
@@ -357,19 +242,21 @@ impl Coordinator {
 
     /// Closes the open step if its cohort is complete, or the round is over without.
     fn close_if_due(&mut self, now: Time, out: &mut Vec<Effect>) {
-        let complete = self.closing.complete();
-        let is_lost = |id| self.workers.get(&id).is_none_or(|w| w.state != WorkerState::Active);
+        let ready = self.ready();
         let cohort = match &self.rounds {
-            Some(rounds) => rounds.verdict(now, complete, is_lost),
-            None => (complete.len() >= self.cohort).then_some(complete),
+            Some(rounds) => {
+                let is_lost = |id| self.workers.get(&id).is_none_or(|w| !w.is_active());
+                rounds.verdict(now, self.closing.complete(), is_lost)
+            }
+            None => self.closing.verdict(!ready.is_empty()),
         };
         let Some(cohort) = cohort else { return };
         let step = self.closing.open();
-        self.closing.close(&cohort);
+        self.closing.close(&cohort, &ready);
         if let Some(rounds) = &mut self.rounds {
             rounds.close();
-            out.push(Effect::Closed { step, cohort: cohort.clone() });
         }
+        out.push(Effect::Closed { step, cohort: cohort.clone() });
         self.to_all_shards(&Order::Close { step, cohort }, out);
         self.open_round(now, out);
     }
@@ -382,9 +269,7 @@ impl Coordinator {
         step: Step,
         out: &mut Vec<Effect>,
     ) {
-        let Some((&worker, _)) = self.workers.iter().find(|(_, w)| w.session == Some(session)) else {
-            return;
-        };
+        let Some(worker) = self.worker_at(session) else { return };
         let Some(rounds) = &mut self.rounds else { return };
         if rounds.dropped(client, worker, step) {
             rounds.heard(now);
@@ -424,97 +309,24 @@ impl Coordinator {
 
     fn welcome_observer(&self, session: SessionId, out: &mut Vec<Effect>) {
         let servers = self.servers.values().map(|s| s.address.clone()).collect();
-        out.push(Effect::Send { session, body: self.welcome(servers, Resume::default()) });
+        out.push(Effect::Send { session, body: self.welcome(servers, Resume::default(), Vec::new()) });
     }
 
-    fn welcome(&self, servers: Vec<String>, next: Resume) -> Body {
-        Body::Welcome(Welcome { plan: self.plan.to_text(), plan_hash: self.plan.hash(), servers, next })
-    }
-
-    fn worker_left(&mut self, session: SessionId, report: WorkerReport, out: &mut Vec<Effect>) {
-        let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) else {
-            return;
-        };
-        worker.report = report;
-        worker.session = None;
-        worker.state = WorkerState::Left;
-        out.push(Effect::Membership { worker: id, what: "left".into() });
-        if !report.finished && !self.is_over() {
-            self.fail(format!("{id} left before the training was over"), out);
-            return;
-        }
-        self.finish_if_all_gone(out);
-        if self.phase == Phase::Training {
-            // A shard that has fewer examples than another need not wait for whoever has gone.
-            self.admit(out);
-        }
-    }
-
-    fn lost(&mut self, now: Time, session: SessionId, why: &str, out: &mut Vec<Effect>) {
-        self.observers.retain(|&s| s != session);
-        if let Some((&id, worker)) = self.workers.iter_mut().find(|(_, w)| w.session == Some(session)) {
-            worker.session = None;
-            worker.state = WorkerState::Lost;
-            worker.lost_at = now;
-            worker.why_lost = why.to_owned();
-            out.push(Effect::Membership { worker: id, what: format!("lost: {why}") });
-            self.finish_if_all_gone(out);
-            if self.phase == Phase::Training {
-                self.close_if_due(now, out);
-            }
-        }
-        let server =
-            self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
-        if let Some((id, address)) = server
-            && (!self.is_over() || self.lacks_result_of(id))
-        {
-            self.fail(format!("{id} at {address} is gone: {why}"), out);
-        }
-    }
-
-    /// Whether a shard of this server has not delivered its part of the result.
-    fn lacks_result_of(&self, server: ServerId) -> bool {
-        self.plan.cluster.shards_of(server).any(|shard| !self.results.contains_key(&shard))
-    }
-
-    /// Once a worker was told that the training has all its examples, nobody needs to come back.
-    fn finish_if_all_gone(&mut self, out: &mut Vec<Effect>) {
-        let gone = |w: &Worker| matches!(w.state, WorkerState::Left | WorkerState::Lost);
-        let any_left = self.workers.values().any(|w| w.state == WorkerState::Left);
-        if self.phase == Phase::Training && any_left && self.workers.values().all(gone) {
-            self.phase = Phase::Finishing;
-            self.settle_the_lost(out);
-            self.finalize_if_settled(out);
-        }
-    }
-
-    /// Shuts out what the lost workers have sent and has not arrived yet: it would count on some shards only, and after
-    /// the result was taken. They are given an incarnation that nobody has, and settled like one who came back.
-    fn settle_the_lost(&mut self, out: &mut Vec<Effect>) {
-        let mut any = false;
-        for worker in self.workers.values_mut().filter(|w| w.state == WorkerState::Lost) {
-            worker.incarnation = worker.incarnation.next();
-            worker.admitted.clear();
-            worker.settled.clear();
-            worker.next = None;
-            any = true;
-        }
-        if any {
-            self.admit(out);
-        }
-    }
-
-    fn finalize_if_settled(&self, out: &mut Vec<Effect>) {
-        let shards = self.plan.cluster.shards() as usize;
-        if self.workers.values().all(|w| w.state == WorkerState::Left || w.settled.len() == shards) {
-            self.to_all_shards(&Order::Finalize, out);
-        }
+    fn welcome(&self, servers: Vec<String>, next: Resume, clients: Vec<ClientId>) -> Body {
+        Body::Welcome(Welcome {
+            plan: self.plan.to_text(),
+            plan_hash: self.plan.hash(),
+            servers,
+            next,
+            clients,
+        })
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         match self.phase {
             Phase::Gathering => self.gather(now, out),
             Phase::Training => {
+                self.expire_leases(now, out);
                 self.watch(now, out);
                 if self.rounds.is_some() && self.phase == Phase::Training {
                     self.close_if_due(now, out);
@@ -537,48 +349,8 @@ impl Coordinator {
         }
     }
 
-    /// Gives up who is away for too long, while the training goes on and when it is over.
-    fn watch(&mut self, now: Time, out: &mut Vec<Effect>) {
-        let deadline = self.plan.cluster.rejoin_deadline_s;
-        let late = |w: &Worker| w.state == WorkerState::Lost && now >= w.lost_at.plus_seconds(deadline);
-        let anyone = self.workers.values().any(|w| w.state == WorkerState::Active);
-        if let Some(rounds) = self.rounds.as_mut().filter(|_| anyone && self.plan.goes_on_without_workers()) {
-            for (&id, _) in self.workers.iter().filter(|(_, w)| late(w)) {
-                rounds.give_up(id);
-            }
-        } else if let Some((id, worker)) = self.workers.iter().find(|(_, w)| late(w)) {
-            let why = &worker.why_lost;
-            self.fail(format!("{id} was lost ({why}) and did not come back within {deadline} s"), out);
-            return;
-        }
-        let Some((&left, _)) = self.workers.iter().find(|(_, w)| w.state == WorkerState::Left) else {
-            return;
-        };
-        let since = *self.ending.get_or_insert(now);
-        let is_finished = match &self.rounds {
-            Some(rounds) => rounds.are_over(),
-            None => self.progress.examples() >= self.plan.examples_target(),
-        };
-        if !is_finished && now >= since.plus_seconds(FINISHED_WITHIN_S) {
-            self.fail(format!("{left} left before the training was over"), out);
-        } else if now >= since.plus_seconds(deadline.max(FINISHED_WITHIN_S)) {
-            // It is connected and does not go; the result need not wait for it.
-            for (id, worker) in self.workers.iter_mut().filter(|(_, w)| w.state == WorkerState::Active) {
-                worker.state = WorkerState::Lost;
-                worker.session = None;
-                worker.lost_at = now;
-                worker.why_lost = "it did not leave at the end".into();
-                out.push(Effect::Membership {
-                    worker: *id,
-                    what: "lost: it did not leave at the end".into(),
-                });
-            }
-            self.finish_if_all_gone(out);
-        }
-    }
-
     fn gather(&mut self, now: Time, out: &mut Vec<Effect>) {
-        let missing = match self.missing() {
+        let missing = match explain::missing(self) {
             missing if missing.is_empty() => "a shard is not ready: not all servers".to_owned(),
             missing => missing,
         };
@@ -593,54 +365,6 @@ impl Coordinator {
                 out.push(Effect::Send { session, body: Body::NotYet { missing: missing.clone() } });
             }
         }
-    }
-
-    /// The planned servers and workers that are not there, in words.
-    fn missing(&self) -> String {
-        let servers = (0..self.plan.cluster.servers).map(ServerId).filter(|s| !self.servers.contains_key(s));
-        let workers = self.workers.iter().filter(|(_, w)| w.state != WorkerState::Active).map(|(id, _)| *id);
-        let names: Vec<String> =
-            servers.map(|s| s.to_string()).chain(workers.map(|w| w.to_string())).collect();
-        names.join(", ")
-    }
-
-    /// How the run stands.
-    pub fn status(&self) -> Status {
-        let waiting = match (self.phase, &self.failure) {
-            (_, Some(reason)) => reason.clone(),
-            (Phase::Gathering, _) => match self.missing() {
-                missing if missing.is_empty() => "the shards are being told who takes part".into(),
-                missing => format!("waiting for {missing} to join"),
-            },
-            (Phase::Finishing, _) => {
-                let shards = (0..self.plan.cluster.shards()).map(ShardId);
-                let missing = shards.filter(|shard| !self.results.contains_key(shard));
-                let names: Vec<String> = missing.map(|shard| shard.to_string()).collect();
-                match names.is_empty() {
-                    true => "the result is being written".into(),
-                    false => format!("waiting for the result of {}", names.join(", ")),
-                }
-            }
-            (Phase::Done, _) => String::new(),
-            (Phase::Training | Phase::Failed, _) => {
-                let lost = self.workers.iter().filter(|(_, w)| w.state == WorkerState::Lost);
-                let names: Vec<String> = lost.map(|(id, w)| format!("{id} ({})", w.why_lost)).collect();
-                if names.is_empty() {
-                    String::new()
-                } else {
-                    format!("waiting for {} to come back", names.join(", "))
-                }
-            }
-        };
-        let workers = self.workers.iter().map(|(&worker, w)| WorkerStatus {
-            worker,
-            state: w.state,
-            incarnation: w.incarnation,
-            clock: self.progress.clock(worker),
-        });
-        let phase = self.phase;
-        let rounds = self.rounds.as_ref().map_or(0, Rounds::closed);
-        self.progress.status(phase, self.term, &self.plan, rounds, workers.collect(), waiting)
     }
 
     /// Whether a session is that of somebody who takes part now, and not of an earlier life.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{Examples, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Goal, Plan};
-use windlass_common::wire::{Meter, Outcome, Phase, Record, Status, WorkerStatus};
+use windlass_common::wire::{Meter, Outcome, Phase, Record, Status};
 
 /// The loss shown is a mean over about this many pushes.
 const LOSS_PUSHES: f32 = 50.0;
+/// The staleness shown is a mean over about this many pushes of a worker.
+const STALENESS_PUSHES: f32 = 20.0;
 
 /// How far the run has come. Counts are those of shard 0; every push goes to every shard.
 #[derive(Debug, Default)]
@@ -18,6 +20,8 @@ pub(crate) struct Progress {
     loss: Option<f32>,
     first_applied_us: Option<u64>,
     clocks: BTreeMap<WorkerId, Step>,
+    /// Of each worker's pushes, a mean over about [`STALENESS_PUSHES`].
+    staleness: BTreeMap<WorkerId, f32>,
     meters: BTreeMap<ServerId, Meter>,
 }
 
@@ -34,7 +38,10 @@ impl Progress {
             };
             self.clocks.insert(record.worker, clock);
             self.examples = self.examples.max(record.examples_applied);
-            if let Outcome::Applied { version, .. } = record.outcome {
+            if let Outcome::Applied { version, staleness } = record.outcome {
+                let newest = staleness as f32;
+                let mean = self.staleness.entry(record.worker).or_insert(newest);
+                *mean += (newest - *mean) / STALENESS_PUSHES;
                 self.steps = self.steps.max(version.0);
                 self.first_applied_us.get_or_insert(record.at_us);
                 self.loss = Some(match self.loss {
@@ -57,15 +64,13 @@ impl Progress {
         self.clocks.get(&worker).copied().unwrap_or_default()
     }
 
-    pub(crate) fn status(
-        &self,
-        phase: Phase,
-        term: Term,
-        plan: &Plan,
-        rounds: u64,
-        workers: Vec<WorkerStatus>,
-        waiting: String,
-    ) -> Status {
+    /// Mean staleness of a worker's last pushes, if there were any.
+    pub(crate) fn staleness(&self, worker: WorkerId) -> Option<f32> {
+        self.staleness.get(&worker).copied()
+    }
+
+    /// How far the run has come; of workers and shards it says nothing.
+    pub(crate) fn status(&self, phase: Phase, term: Term, plan: &Plan, rounds: u64) -> Status {
         let sum = |part: fn(&Meter) -> u64| self.meters.values().map(part).sum();
         Status {
             phase,
@@ -87,8 +92,11 @@ impl Progress {
                 wire_up: sum(|m| m.wire_up),
                 wire_down: sum(|m| m.wire_down),
             },
-            workers,
-            waiting,
+            workers: Vec::new(),
+            shards: Vec::new(),
+            blocked: Vec::new(),
+            waiting: String::new(),
+            advice: Vec::new(),
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use windlass_common::cohort;
+use windlass_common::cohort::{self, Hosts};
 use windlass_common::ids::{ClientId, Step, WorkerId};
-use windlass_common::plan::{Fedavg, Plan};
+use windlass_common::plan::{Fedavg, Hosting, Plan};
 use windlass_common::wire::{Entry, Task};
 
 use crate::Time;
@@ -16,7 +16,6 @@ pub(crate) struct Rounds {
     seed: u64,
     clients: u32,
     sizes: Vec<u32>,
-    workers: u32,
     open: Option<Open>,
     closed: u64,
     concluded: bool,
@@ -40,7 +39,6 @@ impl Rounds {
             seed: plan.seed,
             clients: plan.clients.count,
             sizes: plan.clients.sizes.clone(),
-            workers: plan.cluster.workers,
             open: None,
             closed: 0,
             concluded: false,
@@ -68,19 +66,64 @@ impl Rounds {
         self.are_over() && self.closed < self.fedavg.rounds
     }
 
-    /// Opens the next round, if there is one: whom it asks.
-    pub(crate) fn open(&mut self, now: Time) -> Option<(Step, Vec<Task>)> {
-        if self.are_over() {
+    /// Whether a round is to be opened as soon as somebody can take part in it.
+    pub(crate) fn is_none_open(&self) -> bool {
+        self.open.is_none() && !self.are_over()
+    }
+
+    /// Opens the next round, if there is one and somebody to take part in it: whom it asks.
+    pub(crate) fn open(
+        &mut self,
+        now: Time,
+        hosts: &Hosts,
+        members: &[WorkerId],
+    ) -> Option<(Step, Vec<Task>)> {
+        if self.are_over() || members.is_empty() {
             return None;
         }
         let Fedavg { sampler, asked, hosting, deadline_ms, .. } = &self.fedavg;
         let chosen = cohort::choose(sampler, self.seed, self.closed, self.clients, &self.sizes, *asked);
-        let tasks = cohort::deal(*hosting, &chosen, &self.sizes, self.workers);
+        let tasks = cohort::deal(*hosting, &chosen, &self.sizes, hosts, members);
         // Workers that have just joined still load their data: the time of round 0 begins with its first word.
         let deadline = deadline_ms.filter(|_| self.closed > 0).map(|ms| after(now, ms));
-        let in_vain = tasks.iter().filter(|t| self.given_up.contains(&t.worker)).map(|t| t.client).collect();
+        let is_away = |w: WorkerId| self.given_up.contains(&w) || !members.contains(&w);
+        let in_vain = tasks.iter().filter(|t| is_away(t.worker)).map(|t| t.client).collect();
         self.open = Some(Open { tasks: tasks.clone(), dropped: in_vain, deadline });
         Some((Step(self.closed), tasks))
+    }
+
+    /// Deals the clients of the open round whose workers have gone to others; they are trained from the start. Whose data
+    /// nobody else has will not push. Returns whom the round asks now, if that has changed.
+    pub(crate) fn deal_anew(&mut self, hosts: &Hosts, members: &[WorkerId]) -> Option<(Step, Vec<Task>)> {
+        let open = self.open.as_mut().filter(|_| !members.is_empty())?;
+        let is_member = |worker: WorkerId| members.binary_search(&worker).is_ok();
+        let mut loads = vec![0_usize; members.len()];
+        for task in &open.tasks {
+            if let Ok(member) = members.binary_search(&task.worker) {
+                loads[member] += 1;
+            }
+        }
+        let mut has_changed = false;
+        for task in open.tasks.iter_mut().filter(|t| !is_member(t.worker)) {
+            if open.dropped.contains(&task.client) {
+                continue;
+            }
+            let host = hosts.of(task.client);
+            if self.fedavg.hosting == Hosting::Fixed && !is_member(host) {
+                open.dropped.insert(task.client);
+                continue;
+            }
+            task.worker = match self.fedavg.hosting {
+                Hosting::Fixed => host,
+                Hosting::Balanced => {
+                    let least = (0..loads.len()).min_by_key(|&w| (loads[w], w)).expect("there is a member");
+                    loads[least] += 1;
+                    members[least]
+                }
+            };
+            has_changed = true;
+        }
+        has_changed.then(|| (Step(self.closed), open.tasks.clone()))
     }
 
     /// A worker was away for too long. From now on its clients are asked in vain.
@@ -188,14 +231,19 @@ mod tests {
             seed: 1,
             clients: 6,
             sizes: vec![1; 6],
-            workers: 2,
             open: None,
             closed: 0,
             concluded: false,
             given_up: BTreeSet::new(),
         };
-        rounds.open(Time(0)).unwrap();
+        open(&mut rounds, 0).unwrap();
         rounds
+    }
+
+    const MEMBERS: [WorkerId; 2] = [WorkerId(0), WorkerId(1)];
+
+    fn open(rounds: &mut Rounds, now: u64) -> Option<(Step, Vec<Task>)> {
+        rounds.open(Time(now), &Hosts::dealt(6, &MEMBERS), &MEMBERS)
     }
 
     fn pushed(clients: &[u32]) -> Vec<Entry> {
@@ -219,7 +267,7 @@ mod tests {
         rounds.heard(Time(1_000));
         assert_eq!(rounds.deadline(), Some(Time(5_000)), "it is the first word that counts");
         rounds.close();
-        rounds.open(Time(7_000)).unwrap();
+        open(&mut rounds, 7_000).unwrap();
         assert_eq!(rounds.deadline(), Some(Time(12_000)), "later rounds begin when they are opened");
     }
 
@@ -254,7 +302,7 @@ mod tests {
         );
         rounds.close();
         rounds.take_back(WorkerId(0));
-        rounds.open(Time(0)).unwrap();
+        open(&mut rounds, 0).unwrap();
         assert_eq!(verdict(&rounds, 0, &[3]), None, "clients 4 and 5 are waited for");
     }
 
@@ -262,7 +310,7 @@ mod tests {
     fn rounds_end_as_planned_or_earlier() {
         let mut rounds = rounds(3, 3, 3, None);
         rounds.close();
-        assert_eq!(rounds.open(Time(0)).unwrap().0, Step(1));
+        assert_eq!(open(&mut rounds, 0).unwrap().0, Step(1));
         rounds.conclude();
         assert!(!rounds.are_over());
         rounds.close();
@@ -270,6 +318,27 @@ mod tests {
         let mut early = self::rounds(3, 3, 3, None);
         early.conclude();
         early.close();
-        assert!(early.ended_early() && early.open(Time(0)).is_none());
+        assert!(early.ended_early() && open(&mut early, 0).is_none());
+    }
+
+    #[test]
+    fn clients_of_who_has_gone_are_dealt_anew() {
+        let mut rounds = rounds(3, 3, 3, None);
+        assert_eq!(rounds.deal_anew(&Hosts::dealt(6, &MEMBERS), &MEMBERS), None);
+        assert_eq!(rounds.deal_anew(&Hosts::dealt(6, &MEMBERS), &[]), None, "there is nobody to take them");
+        let mut hosts = Hosts::dealt(6, &MEMBERS);
+        hosts.deal_anew(&MEMBERS[1..]);
+        let (step, tasks) = rounds.deal_anew(&hosts, &MEMBERS[1..]).unwrap();
+        assert_eq!((step, tasks.len()), (Step(0), 3));
+        assert!(tasks.iter().all(|t| t.worker == WorkerId(1)));
+        assert_eq!(verdict(&rounds, 0, &[0, 1]), None, "client 2 is waited for");
+
+        let mut own = self::rounds(3, 3, 3, None);
+        assert_eq!(own.deal_anew(&Hosts::own(6), &MEMBERS[..1]), None);
+        assert_eq!(
+            verdict(&own, 0, &[0, 2]),
+            Some(0),
+            "nobody else has the data of client 1, and two are no quorum"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Lists everything that can happen to a shard, and everything it can ask for.
 
 use windlass_common::ids::{
-    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, Step, Version, WorkerId,
+    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, Step, Term, Version, WorkerId,
 };
 use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Wait};
 
@@ -42,6 +42,8 @@ pub struct Request<B> {
     pub lineage: Lineage,
     /// Who it is, as its certificate says.
     pub worker: WorkerId,
+    /// The term whose dealing of clients it goes by.
+    pub term: Term,
     /// Its life.
     pub incarnation: Incarnation,
     /// A gradient and its floats: the shard's slices end to end.

@@ -1,24 +1,25 @@
 //! Decides, for one shard, when a push counts and when a pull is answered.
 
 mod event;
+mod orders;
 mod snapshots;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{
-    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Version, WorkerId,
-};
+use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Goal, Plan, PlanError, Stale, Weights};
 use windlass_common::reduce::{Contribution, Scaled};
 use windlass_common::schedule::Schedule;
-use windlass_common::wire::{Entry, Order, Outcome, Pull, Push, Record, Reject, Report, Resume, Task, Wait};
+use windlass_common::wire::{Entry, Outcome, Pull, Push, Record, Reject, Report, Task, Wait};
 
 pub use event::{Effect, Event, Reply, Request};
 use snapshots::Snapshots;
 pub use snapshots::{SNAPSHOTS_MAX, SNAPSHOTS_MIN, WAITERS_MAX};
+pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 
 use crate::ledger::{Admission, Ledger};
-use crate::rules::{self, Apply, Release};
+use crate::rules::{self, Apply, Rejoin, Release};
 use crate::store::{Combined, Made, Shape, Snapshot, Store};
 use crate::{SessionId, Time};
 
@@ -36,6 +37,7 @@ pub struct Shard<B> {
     shape: Shape,
     apply: Apply,
     release: Release,
+    rejoin: Rejoin,
     /// Whether pushes are those of clients; otherwise each worker pushes for itself.
     by_client: bool,
     schedule: Schedule,
@@ -60,11 +62,14 @@ pub struct Shard<B> {
     previous: Option<Snapshot>,
     snapshots: Snapshots,
     partial: u64,
+    /// When it has last told how it stands.
+    told: Time,
 }
 
 #[derive(Debug)]
 struct Held<B> {
     session: SessionId,
+    term: Term,
     incarnation: Incarnation,
     push: Push,
     gradient: B,
@@ -94,13 +99,14 @@ impl<B: AsRef<[f32]>> Shard<B> {
     /// If the plan cannot be placed; a checked plan can.
     pub fn new(plan: &Plan, run: RunId, lineage: Lineage, id: ShardId) -> Result<Self, PlanError> {
         let (layout, placement) = (plan.layout()?, plan.placement()?);
-        let (apply, release) = rules::rules(&plan.mode);
+        let (apply, release) = rules::rules(plan);
         let mut shard = Self {
             run,
             lineage,
             shape: Shape::new(&placement, id),
             apply,
             release,
+            rejoin: rules::rejoin(plan),
             by_client: plan.mode.local().is_some(),
             schedule: plan.schedule.clone(),
             goal: plan.goal(),
@@ -120,6 +126,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 SNAPSHOT_BYTES / (4 * layout.total()).max(1),
             ),
             partial: 0,
+            told: Time(0),
         };
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
@@ -150,12 +157,12 @@ impl<B: AsRef<[f32]>> Shard<B> {
     }
 
     fn request(&mut self, now: Time, request: Request<B>, out: &mut Vec<Effect>) {
-        let Request { session, worker, incarnation, push, pull, .. } = request;
+        let Request { session, worker, term, incarnation, push, pull, .. } = request;
         let sequence = push.as_ref().map(|(p, _)| p.sequence);
         let heard = self.hear(request.run, request.lineage, worker, incarnation);
         let heard = heard.and_then(|()| match push {
             Some((push, gradient)) => {
-                self.push(now, Held { session, incarnation, push, gradient }, worker, out)
+                self.push(now, Held { session, term, incarnation, push, gradient }, worker, out)
             }
             None => Ok(()),
         });
@@ -227,7 +234,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Err(Reject::UnknownVersion { newest: newest.0, found: base.0 });
         }
         match self.apply {
-            Apply::Hold { .. } | Apply::Round { .. } => self.hold(now, held, worker, out),
+            Apply::HoldAll | Apply::Hold { .. } | Apply::Round { .. } => self.hold(now, held, worker, out),
             Apply::Buffer { stale, .. } => self.buffer(now, held, worker, stale, out),
             Apply::Immediate { scaling } => {
                 self.check_own_step(worker, step)?;
@@ -300,7 +307,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         out.push(Effect::Reply { session: held.session, reply: Reply::Held { sequence, step } });
         self.held.insert(entry, held);
         // The cohort is known, so that this shard may close the step by itself.
-        if self.apply != (Apply::Hold { backup: 0 }) {
+        if self.apply != Apply::HoldAll {
             out.push(Effect::Report(Report::Arrived { entry, incarnation, step }));
         } else if self.ledger.members().all(|w| self.has_pushed(w)) {
             let cohort: Vec<Entry> =
@@ -354,7 +361,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let (members, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
             held.into_iter().partition(|(entry, _)| chosen.contains(entry));
         assert_eq!(members.len(), cohort.len(), "a step is closed when each of its cohort has pushed");
-        if self.apply == (Apply::Hold { backup: 0 }) {
+        if self.apply == Apply::HoldAll {
             self.previous = Some(self.snapshot());
         }
         self.combine(&members);
@@ -406,7 +413,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 let pushes: Vec<_> = members.values().map(|h| h.contribution(weights)).collect();
                 self.store.apply(Combined::Mean(&pushes), rate);
             }
-            Apply::Hold { .. } | Apply::Immediate { .. } | Apply::Mix { .. } => {
+            Apply::HoldAll | Apply::Hold { .. } | Apply::Immediate { .. } | Apply::Mix { .. } => {
                 let pushes: Vec<_> = members.values().map(|h| h.contribution(Weights::Examples)).collect();
                 self.store.apply(Combined::Mean(&pushes), rate);
             }
@@ -441,6 +448,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.made.pushes += 1;
         out.push(Effect::Record(Record {
             at_us: now.0,
+            term: held.term,
             worker,
             incarnation: held.incarnation,
             sequence: push.sequence,
@@ -522,7 +530,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         match self.apply {
             Apply::Immediate { .. } | Apply::Mix { .. } | Apply::Buffer { .. } => (asked, self.snapshot()),
             // A worker that was left behind goes on with the step that is open.
-            Apply::Hold { .. } | Apply::Round { .. } => (self.open, self.snapshot()),
+            Apply::HoldAll | Apply::Hold { .. } | Apply::Round { .. } => (self.open, self.snapshot()),
         }
     }
 
@@ -536,7 +544,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
     /// that was restarted computes its push again.
     fn values_again(&self, asked: Step) -> Option<(Step, Snapshot)> {
         let previous = self.previous.as_ref().filter(|p| p.step == asked)?;
-        (self.apply == Apply::Hold { backup: 0 }).then(|| (asked, previous.clone()))
+        (self.apply == Apply::HoldAll).then(|| (asked, previous.clone()))
     }
 
     fn wait_for(&self, worker: WorkerId, step: Step) -> Option<Wait> {
@@ -559,102 +567,6 @@ impl<B: AsRef<[f32]>> Shard<B> {
         })
     }
 
-    fn order(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
-        match order {
-            Order::Membership { term, members } => {
-                for (member, next) in self.ledger.set_members(term, &members) {
-                    // What the earlier life of this worker waited for, nobody waits for any more.
-                    self.parked.remove(&member.worker);
-                    let (worker, incarnation) = (member.worker, member.incarnation);
-                    if self.apply.redoes() {
-                        self.void_held(now, worker, out);
-                    }
-                    out.push(Effect::Report(Report::Admitted { worker, incarnation, next }));
-                }
-                self.release_parked(now, out);
-            }
-            Order::Settle { worker, incarnation, next, void_missing } => {
-                if void_missing {
-                    self.void_up_to(now, worker, incarnation, next, out);
-                }
-                out.push(Effect::Report(Report::Settled { worker, incarnation }));
-            }
-            Order::Start => {
-                self.started = true;
-                self.release_parked(now, out);
-            }
-            Order::Open { step, tasks } => {
-                if step == self.open {
-                    self.tasks = tasks;
-                    self.tasks.sort_unstable();
-                    self.release_parked(now, out);
-                }
-            }
-            Order::Close { step, cohort } => {
-                // Where the end is a number of examples the coordinator learns of it later, and may by then have closed
-                // a step with pushes that are late here.
-                if step == self.open && !self.is_finished() {
-                    self.close(now, &cohort, out);
-                }
-            }
-            Order::Conclude => {
-                self.concluded = true;
-                self.after_apply(now, out);
-            }
-            Order::Finalize => {
-                let snapshot = self.snapshot();
-                out.push(Effect::Final { snapshot, partial: self.partial });
-            }
-        }
-    }
-
-    fn void_up_to(
-        &mut self,
-        now: Time,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        next: Resume,
-        out: &mut Vec<Effect>,
-    ) {
-        let missing = self.ledger.void_up_to(worker, next);
-        // Where the coordinator closes steps for all shards, what one of them lacks counts on none.
-        if !self.apply.redoes() {
-            self.partial += missing.len() as u64;
-        }
-        for Resume { sequence, step } in &missing {
-            self.made.pushes += 1;
-            out.push(Effect::Record(Record {
-                at_us: now.0,
-                worker,
-                incarnation,
-                sequence: *sequence,
-                step: *step,
-                base: Version(0),
-                client: ClientId(worker.0),
-                examples: 0,
-                work: 0,
-                examples_applied: self.made.examples,
-                loss: 0.0,
-                outcome: Outcome::Void,
-            }));
-        }
-        if !missing.is_empty() {
-            self.release_parked(now, out);
-        }
-    }
-
-    /// What the earlier life of a worker has pushed for the open step never counts: the worker computes it again.
-    fn void_held(&mut self, now: Time, worker: WorkerId, out: &mut Vec<Effect>) {
-        let held = std::mem::take(&mut self.held);
-        let (void, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            held.into_iter().partition(|(entry, _)| entry.worker == worker);
-        self.held = rest;
-        for push in void.values() {
-            let clock = self.ledger.clock(worker).unwrap_or_default();
-            self.settle(now, push, worker, Outcome::Void, clock, out);
-        }
-    }
-
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut parked = std::mem::take(&mut self.parked);
         for (&worker, p) in parked.iter_mut().filter(|(_, p)| now.seconds_since(p.told) >= WAITING_NOTICE_S) {
@@ -664,6 +576,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;
+        self.tell_standing_if_due(now, out);
     }
 
     fn position(&self) -> u64 {

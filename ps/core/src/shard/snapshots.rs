@@ -33,6 +33,11 @@ impl Snapshots {
         Self { every, most, kept: VecDeque::new(), next: 0, waiters: BTreeMap::new(), ended: false }
     }
 
+    /// Evaluation points kept.
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
     /// Whether the next point is reached.
     pub(crate) fn is_due(&self, position: u64) -> bool {
         !self.ended && position / self.every >= self.next

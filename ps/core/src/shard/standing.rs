@@ -1,0 +1,40 @@
+//! Says how one shard stands: how far it is, what it holds, and whom its parked pulls wait for.
+
+use windlass_common::wire::{Report, Standing};
+
+use super::{Effect, Shard};
+use crate::Time;
+
+/// How it stands is told each time this many seconds have passed.
+pub const STANDING_EVERY_S: u64 = 1;
+/// Parked pulls of which it is told whom they wait for.
+pub const BLOCKED_MAX: usize = 16;
+
+impl<B: AsRef<[f32]>> Shard<B> {
+    pub(super) fn tell_standing_if_due(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if now.seconds_since(self.told) >= STANDING_EVERY_S {
+            self.told = now;
+            out.push(Effect::Report(Report::Standing(self.standing())));
+        }
+    }
+
+    /// How the shard stands. Its queue is known to whoever keeps it.
+    fn standing(&self) -> Standing {
+        let blocked = self.parked.iter().take(BLOCKED_MAX).filter_map(|(&worker, parked)| {
+            let step = parked.pull.step;
+            Some((worker, step, self.wait_for(worker, step)?))
+        });
+        let of_values = self.store.bytes();
+        let gradients = self.held.len() as u64 * self.shape.values() * 4;
+        let kept = self.snapshots.len() as u64 * self.shape.values() * 4;
+        Standing {
+            version: self.store.version(),
+            open: self.open,
+            queue: 0,
+            held: u32::try_from(self.held.len()).unwrap_or(u32::MAX),
+            bytes: of_values + gradients + kept,
+            parked: u32::try_from(self.parked.len()).unwrap_or(u32::MAX),
+            blocked: blocked.collect(),
+        }
+    }
+}
