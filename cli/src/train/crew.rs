@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use windlass_common::exit::Exit;
-use windlass_common::ids::ServerId;
+use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_transport::{Identity, Role};
 
@@ -56,9 +56,19 @@ impl Crew {
         &self.identities.observer
     }
 
-    /// Everybody has joined, and nobody needs the identity files any more, but for who is started again.
+    /// Everybody has joined, and nobody needs the identity files any more, but for who is started again or may join later.
     pub(super) fn all_have_joined(&self) {
         self.identities.withdraw();
+    }
+
+    /// How to start a worker that joins the run: the command, with an identity that is there as long as the run is.
+    ///
+    /// # Errors
+    /// If the identity cannot be written.
+    pub(super) fn joining(&self, worker: WorkerId) -> Outcome<String> {
+        let identity = self.identities.file(Role::Worker(worker))?;
+        let (worker, coordinator) = (self.programs.worker.display(), &self.coordinator);
+        Ok(format!("{worker} --coordinator {coordinator} --identity {}", identity.display()))
     }
 
     pub(super) fn coordinator(&self) -> &str {

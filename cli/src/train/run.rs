@@ -212,6 +212,7 @@ impl Run {
                     && self.seen.restarts.iter().all(|&times| times == 0)
                 {
                     self.crew.all_have_joined();
+                    self.say_who_may_join()?;
                 }
                 self.status = Some(status);
             }
@@ -249,6 +250,22 @@ impl Run {
             }
         }
         Ok(false)
+    }
+
+    /// Where workers may join later, says how.
+    fn say_who_may_join(&mut self) -> Outcome<()> {
+        let cluster = self.plan.cluster;
+        let spare: Vec<WorkerId> = cluster.possible_workers().skip(cluster.workers as usize).collect();
+        let Some((&first, others)) = spare.split_first() else { return Ok(()) };
+        let mut sentence = format!("a worker may join: {}", self.crew.joining(first)?);
+        for &other in others {
+            self.crew.joining(other)?;
+        }
+        if let Some(last) = others.last() {
+            sentence += &format!(" (and so on up to worker-{}.pem)", last.0);
+        }
+        self.show.notice(&sentence);
+        Ok(())
     }
 
     fn connected(&mut self, connected: Connected) -> Outcome<()> {
