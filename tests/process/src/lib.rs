@@ -3,6 +3,8 @@
 //! The programs are taken from the folder that the environment variable `WINDLASS_BIN` names, else from the release
 //! folder beside this test's own. Build them first: `cargo build --release --bins`.
 
+pub mod relay;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
