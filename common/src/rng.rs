@@ -231,7 +231,7 @@ mod tests {
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 19);
+        assert_eq!(first.len(), 22);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! The programs are taken from the folder that the environment variable `WINDLASS_BIN` names, else from the release
 //! folder beside this test's own. Build them first: `cargo build --release --bins`.
 
+pub mod by_hand;
+pub mod ledger;
 pub mod relay;
+pub mod schedule;
 
 use std::fs;
 use std::io::Read;
@@ -108,6 +111,30 @@ impl Running {
         Ended { code: status.code(), stdout, stderr, took: start.elapsed() }
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.code().is_some()
+    }
+
+    /// Its exit code, none if a signal ended it; or none at all while it runs.
+    pub fn code(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().ok().flatten().map(|status| status.code())
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Kills it if it still runs, and tells how it ended and all that it said.
+    pub fn last_words(mut self) -> String {
+        let code = self.code();
+        self.kill();
+        let (out, err) = (self.text(true), self.text(false));
+        format!("== {} ended with {code:?}\n{out}{err}", self.what)
+    }
+
     fn text(&mut self, out: bool) -> String {
         let collector = if out { self.stdout.take() } else { self.stderr.take() };
         collector.and_then(|c| c.join().ok()).unwrap_or_default()
@@ -124,8 +151,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -62,19 +62,6 @@ pub struct Counts {
     pub cut: u64,
 }
 
-impl Counts {
-    /// Both together.
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            passed: self.passed + other.passed,
-            dropped: self.dropped + other.dropped,
-            duplicated: self.duplicated + other.duplicated,
-            reordered: self.reordered + other.reordered,
-            cut: self.cut + other.cut,
-        }
-    }
-}
-
 /// A UDP relay on loopback, from any number of clients to one server. It ends when dropped.
 #[derive(Debug)]
 pub struct Relay {
