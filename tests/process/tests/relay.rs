@@ -52,6 +52,13 @@ fn disturbed(servers: u32, flags: &str, seed: u64, (faults, cuts): (Faults, [Dur
     }
     let finished = run.finish();
     println!("seed {seed}: {:?}", finished.counts);
+    for worker in finished.workers.iter().filter(|_| cuts.contains(&BEYOND_IDLE)) {
+        assert!(
+            worker.stderr.contains("joining again"),
+            "a silent connection is given up: {}",
+            worker.stderr
+        );
+    }
     assert_eq!(finished.counts.len(), servers as usize);
     for counts in &finished.counts {
         let &Counts { passed, dropped, duplicated, reordered, cut } = counts;

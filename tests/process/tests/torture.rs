@@ -37,7 +37,7 @@ fn disturbed(servers: u32, flags: &str, seed: u64) -> (Finished, Vec<bool>) {
         match kind {
             0 => {
                 run.signal(worker, Signal::STOP);
-                let beyond_idle = is_long() && flags == SYNC;
+                let beyond_idle = is_long() && flags == SYNC && number == 1;
                 std::thread::sleep(if beyond_idle { Duration::from_secs(12) } else { stopped });
                 run.signal(worker, Signal::CONT);
             }
