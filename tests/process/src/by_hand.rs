@@ -92,7 +92,15 @@ impl ByHand {
             let (identity, listen) = (format!("ids/server-{server}.pem"), addresses[server].to_string());
             let advertise = reached(server).to_string();
             let part = if server == 0 { ["--plan", "plan.toml"] } else { ["--coordinator", &leader] };
-            let common = ["--identity", &identity, "--listen", &listen, "--advertise", &advertise];
+            let common = [
+                "--identity",
+                &identity,
+                "--listen",
+                &listen,
+                "--advertise",
+                &advertise,
+                "--exit-with-stdin",
+            ];
             start("windlass-ps", &[&common[..], &part].concat(), path)
         });
         let servers = servers.collect();
@@ -105,7 +113,8 @@ impl ByHand {
     fn worker(&self, worker: usize) -> Running {
         let identity = format!("ids/worker-{worker}.pem");
         let coordinator = self.coordinator.to_string();
-        let arguments = ["--identity", &identity, "--coordinator", &coordinator, "--connect-deadline", "60"];
+        let reached = ["--identity", &identity, "--coordinator", &coordinator];
+        let arguments = [&reached[..], &["--connect-deadline", "60", "--exit-with-stdin"]].concat();
         start("windlass-worker", &arguments, self.folder.path())
     }
 

@@ -69,7 +69,8 @@ pub struct Ended {
 /// If it cannot be started.
 pub fn start(name: &str, arguments: &[&str], folder: &Path) -> Running {
     let mut command = Command::new(program(name));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    // With --exit-with-stdin it ends with this process, however that ends.
+    command.args(arguments).current_dir(folder).stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is a program");
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
