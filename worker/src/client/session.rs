@@ -14,8 +14,10 @@ use super::error::ClientError;
 
 /// A peer that says nothing for so long is given up. Whoever makes us wait longer says so every other second.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long the last message may take to arrive.
+/// How long the last message may take to arrive, where nobody depends on it.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the word that a worker leaves may take to arrive: the run waits for it. Longer than a silent connection lasts.
+pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(12);
 
 /// What has come on the control stream since joining.
 #[derive(Clone, Debug)]
@@ -94,13 +96,13 @@ impl Session {
         send(&mut self.control, &mut AlignedVec::new(), header).await
     }
 
-    /// Sends the last message and waits until the coordinator has it.
-    pub(crate) async fn say_last(&mut self, body: Body) -> Result<(), ClientError> {
+    /// Sends the last message and waits until the coordinator has it, but no longer than `within`.
+    pub(crate) async fn say_last(&mut self, body: Body, within: Duration) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
         send(&mut self.control, &mut AlignedVec::new(), header).await?;
         let sent = self.control.finish();
         sent.map_err(|e| ClientError::lost("the coordinator", e))?;
-        self.control.received(FAREWELL).await.map_err(|e| ClientError::lost("the coordinator", e))
+        self.control.received(within).await.map_err(|e| ClientError::lost("the coordinator", e))
     }
 }
 
