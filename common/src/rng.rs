@@ -70,6 +70,13 @@ pub enum Purpose<'a> {
     },
     /// The order of delivery in a simulated cluster.
     Delivery,
+    /// What a faulty link does to the datagrams on it.
+    Link {
+        /// The link and its direction.
+        link: u64,
+    },
+    /// When and how processes are disturbed in a schedule of faults.
+    Disturbance,
 }
 
 impl Purpose<'_> {
@@ -87,6 +94,8 @@ impl Purpose<'_> {
             Self::NextClient { worker, step } => (b"nextclnt", u64::from(worker), step),
             Self::StepTime { worker, step } => (b"steptime", u64::from(worker), step),
             Self::Delivery => (b"delivery", 0, 0),
+            Self::Link { link } => (b"link\0\0\0\0", link, 0),
+            Self::Disturbance => (b"disturb\0", 0, 0),
         }
     }
 }
@@ -214,12 +223,15 @@ mod tests {
             Purpose::NextClient { worker: 0, step: 0 },
             Purpose::StepTime { worker: 0, step: 0 },
             Purpose::Delivery,
+            Purpose::Link { link: 0 },
+            Purpose::Link { link: 1 },
+            Purpose::Disturbance,
         ]
         .map(|p| Rng::new(7, p).bits())
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 19);
+        assert_eq!(first.len(), 22);
     }
 
     #[test]

@@ -44,22 +44,23 @@ pub fn endpoint(
     let bind = |source| TransportError::Bind { address, source };
     let socket = socket(address, limits).map_err(bind)?;
     let socket = runtime.wrap_udp_socket(socket).map_err(bind)?;
-    over(socket, identity, limits)
+    over(socket, endpoint_config(limits)?, identity, limits)
 }
 
-/// The same over any socket, such as one end of a simulated network.
+/// The same over any socket, such as one end of a simulated network, with the configuration that [`endpoint_config`]
+/// gives or one that draws its random numbers elsewhere. Time is that of tokio, also where a test has paused it.
 ///
 /// # Errors
 /// When the limits contradict each other, the socket has no address, or there is no tokio runtime.
 pub fn over(
     socket: Arc<dyn AsyncUdpSocket>,
+    config: EndpointConfig,
     identity: &Identity,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
     limits.check()?;
     let transport = Arc::new(transport_config(limits)?);
     let server = server_config(identity, limits, &transport)?;
-    let config = endpoint_config(limits)?;
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime()?)
         .map_err(TransportError::Socket)?;
     endpoint.set_default_client_config(client_config(identity, transport)?);
@@ -70,7 +71,12 @@ fn runtime() -> Result<Arc<dyn Runtime>, TransportError> {
     quinn::default_runtime().ok_or(TransportError::NoRuntime)
 }
 
-fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, TransportError> {
+/// How every endpoint with these limits is set up, apart from TLS and what concerns single connections.
+///
+/// # Errors
+/// When the limits contradict each other.
+pub fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, TransportError> {
+    limits.check()?;
     let mut config = EndpointConfig::default();
     // What a peer's MTU discovery may find depends on this, the *receiver's* setting.
     config.max_udp_payload_size(limits.mtu).map_err(TransportError::tls)?;

@@ -3,6 +3,11 @@
 //! The programs are taken from the folder that the environment variable `WINDLASS_BIN` names, else from the release
 //! folder beside this test's own. Build them first: `cargo build --release --bins`.
 
+pub mod by_hand;
+pub mod ledger;
+pub mod relay;
+pub mod schedule;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -64,7 +69,8 @@ pub struct Ended {
 /// If it cannot be started.
 pub fn start(name: &str, arguments: &[&str], folder: &Path) -> Running {
     let mut command = Command::new(program(name));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    // With --exit-with-stdin it ends with this process, however that ends.
+    command.args(arguments).current_dir(folder).stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is a program");
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
@@ -106,6 +112,30 @@ impl Running {
         Ended { code: status.code(), stdout, stderr, took: start.elapsed() }
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.code().is_some()
+    }
+
+    /// Its exit code, none if a signal ended it; or none at all while it runs.
+    pub fn code(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().ok().flatten().map(|status| status.code())
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Kills it if it still runs, and tells how it ended and all that it said.
+    pub fn last_words(mut self) -> String {
+        let code = self.code();
+        self.kill();
+        let (out, err) = (self.text(true), self.text(false));
+        format!("== {} ended with {code:?}\n{out}{err}", self.what)
+    }
+
     fn text(&mut self, out: bool) -> String {
         let collector = if out { self.stdout.take() } else { self.stderr.take() };
         collector.and_then(|c| c.join().ok()).unwrap_or_default()
@@ -122,8 +152,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -242,7 +242,7 @@ impl Client {
     /// # Errors
     /// If the coordinator could not be told.
     pub async fn leave(mut self, report: WorkerReport) -> Result<(), ClientError> {
-        let told = self.session.say_last(Body::Leave(report)).await;
+        let told = self.session.say_last(Body::Leave(report), session::LEAVE_WITHIN).await;
         self.endpoint.shutdown(session::FAREWELL).await;
         told
     }
@@ -252,7 +252,7 @@ impl Client {
     /// # Errors
     /// If the coordinator could not be told.
     pub async fn abort(mut self, reason: String) -> Result<(), ClientError> {
-        let told = self.session.say_last(Body::Abort { reason }).await;
+        let told = self.session.say_last(Body::Abort { reason }, session::FAREWELL).await;
         self.endpoint.shutdown(session::FAREWELL).await;
         told
     }
@@ -291,10 +291,7 @@ impl Client {
                 Ok(None) if self.core.is_busy() => {}
                 Ok(None) => return Ok(Next::Step(self.core.step())),
                 Err(error) if error.is_passing() && rejoins < REJOINS_MAX => {
-                    tracing::warn!(%error, "joining again");
-                    rejoins += 1;
-                    tokio::time::sleep(REJOIN_PAUSE * rejoins).await;
-                    self.join_again(&mut effects).await?;
+                    self.join_until_joined(error, &mut rejoins, &mut effects).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -370,6 +367,24 @@ impl Client {
             }
         }
         Ok(last)
+    }
+
+    /// Joins again, and once more where the network breaks meanwhile, as long as [`REJOINS_MAX`] allows.
+    async fn join_until_joined(
+        &mut self,
+        mut error: ClientError,
+        rejoins: &mut u32,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ClientError> {
+        loop {
+            tracing::warn!(%error, "joining again");
+            *rejoins += 1;
+            tokio::time::sleep(REJOIN_PAUSE * *rejoins).await;
+            match self.join_again(effects).await {
+                Err(lost) if lost.is_passing() && *rejoins < REJOINS_MAX => error = lost,
+                done => return done,
+            }
+        }
     }
 
     async fn join_again(&mut self, effects: &mut Vec<Effect>) -> Result<(), ClientError> {

@@ -17,8 +17,10 @@ use super::error::ClientError;
 
 /// A peer that says nothing for so long is given up. Whoever makes us wait longer says so every other second.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long the last message may take to arrive.
+/// How long the last message may take to arrive, where nobody depends on it.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the word that a worker leaves may take to arrive: the run waits for it. Longer than a silent connection lasts.
+pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(12);
 
 /// A worker says at least this often that it lives, and four times in each lease.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(2);
@@ -156,21 +158,13 @@ impl Session {
         send(&mut *self.control.lock().await, &mut AlignedVec::new(), header).await
     }
 
-    /// Sends the last message and waits until the coordinator has it.
-    pub(crate) async fn say_last(&mut self, body: Body) -> Result<(), ClientError> {
+    /// Sends the last message and waits until the coordinator has it, but no longer than `within`.
+    pub(crate) async fn say_last(&mut self, body: Body, within: Duration) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
         let mut control = self.control.lock().await;
         send(&mut control, &mut AlignedVec::new(), header).await?;
         control.finish().map_err(|e| ClientError::lost("the coordinator", e))?;
-        control.received(FAREWELL).await.map_err(|e| ClientError::lost("the coordinator", e))
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if let Some(heart) = &self.heart {
-            heart.abort();
-        }
+        control.received(within).await.map_err(|e| ClientError::lost("the coordinator", e))
     }
 }
 

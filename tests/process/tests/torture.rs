@@ -1,0 +1,103 @@
+//! Workers that are killed, stopped and started again at random moments: nothing is lost and nothing counts twice.
+//!
+//! Five schedules are gone through, or as many as `WINDLASS_TORTURE` says; in sync the longer form also stops workers for
+//! longer than the 10 s after which a silent connection is given up. (In async the others would end the run meanwhile.)
+
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use windlass_process_tests::by_hand::{ByHand, Finished};
+use windlass_process_tests::ledger::Ledger;
+use windlass_process_tests::schedule::{Draws, is_long, seeds};
+use windlass_process_tests::{model, summary};
+
+const WORKERS: u64 = 3;
+const SYNC: &str = "--mode sync --model 2nn --passes 1 --seed 5";
+const ASYNC: &str = "--mode async --model 2nn --passes 1.5 --seed 5";
+/// Lines about pushes between two disturbances; a run has over 1,800 of them.
+const BETWEEN: std::ops::Range<u64> = 60..220;
+
+/// Whose processes were killed is told with the end of the run.
+fn disturbed(servers: u32, flags: &str, seed: u64) -> (Finished, Vec<bool>) {
+    let mut draws = Draws::new(seed);
+    let mut run = ByHand::start(servers, WORKERS as u32, flags, None);
+    let (mut lines, mut killed) = (0, vec![false; WORKERS as usize]);
+    for number in 0..4 {
+        lines += draws.number(BETWEEN);
+        let (worker, kind) = (draws.number(0..WORKERS) as usize, draws.number(0..5));
+        let (pause, after) = (draws.milliseconds(0..200), draws.milliseconds(0..400));
+        let stopped = draws.milliseconds(50..1500);
+        run.pushes(lines as usize);
+        // The log is written a few times a second; this takes the moment away from its rhythm.
+        std::thread::sleep(pause);
+        println!("seed {seed}: disturbance {number} of kind {kind} for worker {worker} after {lines} lines");
+        killed[worker] |= kind != 0;
+        match kind {
+            0 => {
+                run.signal(worker, Signal::STOP);
+                let beyond_idle = is_long() && flags == SYNC && number == 1;
+                std::thread::sleep(if beyond_idle { Duration::from_secs(12) } else { stopped });
+                run.signal(worker, Signal::CONT);
+            }
+            1 => {
+                run.signal(worker, Signal::STOP);
+                std::thread::sleep(stopped);
+                run.restart(worker);
+            }
+            2 => {
+                // Its new life is killed, too, perhaps before it has joined.
+                run.restart(worker);
+                std::thread::sleep(after);
+                run.restart(worker);
+            }
+            3 => {
+                let another = (worker + 1) % WORKERS as usize;
+                killed[another] = true;
+                run.signal(another, Signal::STOP);
+                run.restart(worker);
+                std::thread::sleep(after);
+                run.restart(another);
+            }
+            _ => {
+                run.signal(worker, Signal::KILL);
+                std::thread::sleep(after);
+                run.restart(worker);
+            }
+        }
+    }
+    (run.finish(), killed)
+}
+
+fn servers(seed: u64) -> u32 {
+    1 + (seed % 2) as u32
+}
+
+#[test]
+fn sync_ends_in_the_same_bytes() {
+    let calm = ByHand::start(1, WORKERS as u32, SYNC, None).finish();
+    for seed in seeds(5) {
+        let (finished, killed) = disturbed(servers(seed), SYNC, seed);
+        assert_eq!(model(&calm.run), model(&finished.run), "seed {seed}");
+        for name in ["steps", "pushes", "examples", "pushes_void", "pushes_late", "pushes_partial"] {
+            assert_eq!(summary(&calm.run)[name], summary(&finished.run)[name], "seed {seed}: {name}");
+        }
+        println!("seed {seed}: the same bytes; killed {killed:?}");
+    }
+}
+
+#[test]
+fn async_counts_every_push_once() {
+    for seed in seeds(5) {
+        let (finished, killed) = disturbed(servers(seed), ASYNC, seed);
+        let ledger = Ledger::read(&finished.run);
+        for (worker, killed) in killed.iter().enumerate() {
+            let (steps, pushes) = (finished.steps(worker), ledger.pushes(worker as u64));
+            println!("seed {seed}: worker {worker}, killed: {killed}, {steps} steps last, {pushes} pushes");
+            // Earlier lives did not get to tell.
+            assert!(if *killed { steps <= pushes } else { steps == pushes }, "seed {seed}, worker {worker}");
+        }
+        println!("seed {seed}: {} partial", ledger.void());
+    }
+}
