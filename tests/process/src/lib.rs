@@ -6,6 +6,7 @@
 pub mod by_hand;
 pub mod ledger;
 pub mod relay;
+pub mod replay;
 pub mod schedule;
 
 use std::fs;

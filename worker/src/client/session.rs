@@ -168,6 +168,14 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(heart) = &self.heart {
+            heart.abort();
+        }
+    }
+}
+
 /// Waits to be admitted.
 async fn welcome(
     receiver: &mut FrameReceiver,
