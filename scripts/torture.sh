@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains over bad networks, and with workers that are killed and stopped, by many seeded schedules, and says which failed:
 # scripts/torture.sh [COUNT|FIRST..END] [relay|kills|virtual ...]; 50 schedules of each kind without arguments, which takes
-# about 40 minutes on two cores. Exit codes: 0 all passed, 1 some failed, 2 usage, 130 Ctrl-C.
+# under an hour on two cores. Exit codes: 0 all passed, 1 some failed, 2 usage, 130 Ctrl-C.
 set -euo pipefail
 
 usage() { echo "error: $1; usage: scripts/torture.sh [COUNT|FIRST..END] [relay|kills|virtual ...]" >&2; exit 2; }

@@ -1,5 +1,7 @@
 //! That the check of a run's log finds what it is there to find.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::fs;
 use std::panic::catch_unwind;
 
