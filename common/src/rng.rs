@@ -70,6 +70,8 @@ pub enum Purpose<'a> {
     },
     /// The order of delivery in a simulated cluster.
     Delivery,
+    /// One part of what is drawn for a simulated cluster: its configuration, its network, a worker's steps.
+    Simulation(u64),
 }
 
 impl Purpose<'_> {
@@ -87,6 +89,7 @@ impl Purpose<'_> {
             Self::NextClient { worker, step } => (b"nextclnt", u64::from(worker), step),
             Self::StepTime { worker, step } => (b"steptime", u64::from(worker), step),
             Self::Delivery => (b"delivery", 0, 0),
+            Self::Simulation(part) => (b"simulate", part, 0),
         }
     }
 }
@@ -214,12 +217,14 @@ mod tests {
             Purpose::NextClient { worker: 0, step: 0 },
             Purpose::StepTime { worker: 0, step: 0 },
             Purpose::Delivery,
+            Purpose::Simulation(0),
+            Purpose::Simulation(1),
         ]
         .map(|p| Rng::new(7, p).bits())
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 19);
+        assert_eq!(first.len(), 21);
     }
 
     #[test]

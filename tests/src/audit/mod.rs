@@ -5,14 +5,15 @@ mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{Sequence, Step, WorkerId};
+use windlass_common::ids::{Incarnation, Sequence, Step, WorkerId};
 use windlass_common::plan::Mode;
-use windlass_common::wire::{Outcome, Record};
+use windlass_common::wire::{Order, Outcome, Record};
+use windlass_ps_core::SessionId;
 
 pub use replay::assert_replays;
 pub use rounds::assert_closed_as_logged;
 
-use crate::cluster::{Entry, History, Run};
+use crate::cluster::{Entry, History, Run, Told};
 
 /// Every bit of every value, so that -0 and NaN are told apart too.
 pub fn bits(values: &[f32]) -> Vec<u32> {
@@ -49,8 +50,11 @@ pub fn assert_each_push_counts_once(run: &Run) {
     for &(worker, sequence) in &pushes {
         let outcomes: Vec<Option<Outcome>> =
             run.histories.iter().map(|h| h.outcome(worker, sequence)).collect();
+        // The last push of a worker that never came back may have been late where it arrived.
+        let is_late = |o: &Option<Outcome>| o.is_none_or(|o| matches!(o, Outcome::Late { .. }));
+        let was_in_vain = matches!(run.plan.mode, Mode::Sync { .. }) && outcomes.iter().all(is_late);
         assert!(
-            outcomes.iter().all(Option::is_some),
+            was_in_vain || outcomes.iter().all(Option::is_some),
             "{worker} sequence {sequence} lacks an outcome: {outcomes:?}"
         );
         if is_closed_for_all(&run.plan.mode) {
@@ -113,8 +117,9 @@ pub fn assert_bound(run: &Run, bound: u64) -> usize {
 
 fn waits(history: &History, bound: u64) -> usize {
     let mut clocks: BTreeMap<WorkerId, u64> = BTreeMap::new();
+    let mut lives: BTreeMap<WorkerId, Incarnation> = BTreeMap::new();
     let mut present: Vec<WorkerId> = Vec::new();
-    let mut parked: BTreeMap<WorkerId, Step> = BTreeMap::new();
+    let mut parked: BTreeMap<WorkerId, (SessionId, Step)> = BTreeMap::new();
     let mut waited = 0;
     let mut started = false;
     for entry in history.entries() {
@@ -122,31 +127,40 @@ fn waits(history: &History, bound: u64) -> usize {
             present.iter().map(|w| clocks.get(w).copied().unwrap_or(0)).min().unwrap_or(0)
         };
         match entry {
-            Entry::Members(members) => {
-                present.clone_from(members);
-                parked.retain(|worker, _| members.contains(worker));
+            Entry::Ordered(Order::Membership { members, .. }) => {
+                present = members.iter().map(|m| m.worker).collect();
+                for member in members {
+                    if lives.insert(member.worker, member.incarnation) != Some(member.incarnation) {
+                        parked.remove(&member.worker);
+                    }
+                }
             }
-            Entry::Pull { worker, step } => {
-                parked.insert(*worker, *step);
+            Entry::Ordered(_) => {}
+            Entry::Asked(asked) => {
+                if let Some(step) = asked.pull {
+                    parked.insert(asked.worker, (asked.session, step));
+                }
             }
+            Entry::Ended(session) => parked.retain(|_, (its, _)| its != session),
             Entry::Record(record) => {
                 clocks.insert(record.worker, record.step.0 + 1);
             }
-            Entry::Values { worker, step, .. } => {
+            Entry::Told { session, what } => match what {
+                Told::Values { step, .. } => {
+                    let clock = slowest(&clocks);
+                    assert!(
+                        clock + bound >= step.0,
+                        "{session:?} got values for step {step}, the slowest is at {clock}"
+                    );
+                    started = true;
+                    parked.retain(|_, (its, _)| its != session);
+                }
+                Told::Finished | Told::Rejected => parked.retain(|_, (its, _)| its != session),
+                Told::Held(_) | Told::Settled(..) | Told::Waiting(_) | Told::Other => {}
+            },
+            Entry::Handled { .. } if started => {
                 let clock = slowest(&clocks);
-                assert!(
-                    clock + bound >= step.0,
-                    "{worker} got values for step {step}, the slowest is at {clock}"
-                );
-                started = true;
-                parked.remove(worker);
-            }
-            Entry::Gone { worker } => {
-                parked.remove(worker);
-            }
-            Entry::Handled if started => {
-                let clock = slowest(&clocks);
-                for (worker, step) in &parked {
+                for (worker, (_, step)) in &parked {
                     assert!(
                         clock + bound < step.0,
                         "{worker} waits for step {step}, the slowest is at {clock}"
@@ -154,7 +168,7 @@ fn waits(history: &History, bound: u64) -> usize {
                     waited += 1;
                 }
             }
-            Entry::Handled => {}
+            Entry::Handled { .. } => {}
         }
     }
     waited
