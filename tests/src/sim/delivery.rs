@@ -208,7 +208,12 @@ impl World<'_> {
                     Some((since, u64::MAX))
                 }
                 (false, Some((since, _))) => Some((since, u64::MAX)),
-                (true, Some((since, u64::MAX))) => Some((since, self.now + self.rng.below(KEEP_ALIVE))),
+                (true, Some((since, u64::MAX))) => {
+                    // What a process has to say when it goes on comes at once, what is lost is sent again when that is due.
+                    let is_resumed = process.paused.1 == self.now;
+                    let within = if is_resumed { 100_000 } else { KEEP_ALIVE.min(self.now - since + 1) };
+                    Some((since, self.now + self.rng.below(within)))
+                }
                 (true, quiet) => quiet,
             };
             self.net.connections[connection].ends[end].quiet = quiet;

@@ -46,8 +46,10 @@ use worker::Seat;
 const IDLE: u64 = 10_000_000;
 /// No run may have more happenings than this.
 const HAPPENINGS_MAX: u64 = 20_000_000;
+/// At sessions from here on nobody listens.
+const STRAY: u64 = 1 << 40;
 /// Sessions from here on are those of requests that nobody in the cluster has made.
-pub(crate) const FORGED: u64 = 1 << 40;
+pub(crate) const FORGED: u64 = 1 << 41;
 
 /// What a simulated run came to.
 #[derive(Debug)]
@@ -164,7 +166,7 @@ struct World<'a> {
     locals: Vec<usize>,
     next_fault: usize,
     is_disk_full: bool,
-    forged: u64,
+    strays: u64,
     gradients: Gradients,
     opened: Vec<(Step, Vec<Task>)>,
     closed: Vec<(Step, Vec<wire::Entry>)>,
@@ -259,7 +261,7 @@ impl<'a> World<'a> {
             locals,
             next_fault: 0,
             is_disk_full: false,
-            forged: FORGED,
+            strays: 0,
             gradients: Gradients::new(),
             opened: Vec::new(),
             closed: Vec::new(),

@@ -7,7 +7,7 @@ use windlass_ps_core::shard::{self, Request};
 use windlass_ps_core::{SessionId, Time};
 
 use super::network::{DOWN, Kind, Place, UP};
-use super::{FORGED, Happening, World};
+use super::{FORGED, Happening, STRAY, World};
 use crate::cluster::links::Message;
 
 /// The server that has the coordinator.
@@ -49,7 +49,7 @@ impl World<'_> {
                     self.followers[0].is_welcome = true;
                     let address = place.to_string();
                     // The coordinator's own server has a session that nothing is sent to.
-                    let session = SessionId(FORGED - 1);
+                    let session = SessionId(STRAY - 1);
                     self.coordinate(Event::ServerJoined { session, server, address });
                     let at = self.after(FIRST, TICK);
                     self.queue.push(at, Happening::Tick);
@@ -171,7 +171,7 @@ impl World<'_> {
                     }
                 }
                 shard::Effect::Reply { session, reply } => {
-                    if session.0 < FORGED {
+                    if session.0 < STRAY {
                         self.send(session.0 as usize, DOWN, Message::Reply(reply));
                     }
                 }
@@ -245,7 +245,7 @@ impl World<'_> {
             let is_recent = number.is_some_and(|n| self.is_recent(request.worker, n));
             let session = match is_heard && is_current && is_recent {
                 true => request.session,
-                false => self.next_forged(),
+                false => self.next_stray(STRAY),
             };
             if session != request.session && is_current {
                 return;
@@ -258,9 +258,9 @@ impl World<'_> {
         self.seats[worker.index()].last_push.is_some_and(|last| last.0 <= number.0 + 4)
     }
 
-    fn next_forged(&mut self) -> SessionId {
-        self.forged += 1;
-        SessionId(self.forged)
+    fn next_stray(&mut self, first: u64) -> SessionId {
+        self.strays += 1;
+        SessionId(first + self.strays)
     }
 
     /// Sends what must have no effect.
@@ -270,7 +270,7 @@ impl World<'_> {
             return;
         }
         self.counts.add("probes", 1);
-        request.session = self.next_forged();
+        request.session = self.next_stray(FORGED);
         let which = self.net.below(4);
         match which {
             0 => {
@@ -343,7 +343,7 @@ impl World<'_> {
             }
             Effect::Send { session, body } => {
                 // The coordinator's own server hears of everything by itself.
-                if session.0 < FORGED - 1 {
+                if session.0 < STRAY - 1 {
                     let stream = session.0 as usize;
                     let incarnation = match self.net.streams[stream].kind {
                         Kind::Worker(worker) => self.coordinator.incarnation(worker),
