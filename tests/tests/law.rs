@@ -16,11 +16,8 @@ fn mean_staleness_is_one_less_than_the_workers_whatever_their_speeds() {
     for pace in [Pace::Even, Pace::Skewed] {
         for (workers, expected) in [(1, 0.0), (2, 1.0), (5, 4.0)] {
             for seed in seeds(3) {
-                let config = cluster::Config {
-                    pace,
-                    shards: 2,
-                    ..cluster::Config::new(seed, ASYNC, workers, 1500)
-                };
+                let config =
+                    cluster::Config { pace, shards: 2, ..cluster::Config::new(seed, ASYNC, workers, 1500) };
                 let run = run(&config, &problem);
                 for history in &run.histories {
                     let mean = mean_staleness(history, workers as usize);
@@ -76,9 +73,7 @@ fn who_waits_or_stops_breaks_the_law() {
     let faults = vec![Fault { at: 500, what }];
     let paused = Config { faults, ..on_the_clock(1, ASYNC, workers, CONSTANT, 2000) };
     let played = play(&paused, false);
-    let is_stale = |r: &&windlass_common::wire::Record| {
-        matches!(r.outcome, windlass_common::wire::Outcome::Applied { staleness, .. } if staleness > 300)
-    };
+    let is_stale = |r: &&windlass_common::wire::Record| matches!(r.outcome, windlass_common::wire::Outcome::Applied { staleness, .. } if staleness > 300);
     let stale = played.run.histories[0].records().filter(is_stale).count();
     assert_eq!(stale, 1, "one gradient is as old as its worker was stopped");
 }

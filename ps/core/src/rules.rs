@@ -95,7 +95,13 @@ impl Apply {
     /// Whether a worker that comes back computes its open pushes again under new numbers, so that those of its earlier
     /// life are void. Otherwise it goes on with the same numbers, or with what comes after them.
     pub fn redoes(self) -> bool {
-        matches!(self, Self::Round { .. } | Self::Buffer { .. })
+        match self {
+            // Where a step may be closed without a push, some shards may have it settled as late and others lack it: under
+            // its old number it could never again be complete.
+            Self::Hold { backup } => backup > 0,
+            Self::Round { .. } | Self::Buffer { .. } => true,
+            Self::Immediate { .. } | Self::Mix { .. } => false,
+        }
     }
 
     /// Where nobody waits for others: a worker with so many pushes held gets its next values when some of them have been
@@ -114,7 +120,7 @@ impl Apply {
     /// Whether a worker that comes back goes on with the first push that some shard lacks; otherwise after the last that
     /// any shard has.
     pub fn resumes_at_first(self) -> bool {
-        matches!(self, Self::Hold { .. })
+        self == Self::Hold { backup: 0 }
     }
 }
 

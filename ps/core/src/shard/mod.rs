@@ -339,8 +339,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.held.range(entry(Sequence(0))..=entry(Sequence(u64::MAX))).next().is_some()
     }
 
+    /// Where workers push for themselves, which they do in their own name.
     fn has_pushed(&self, worker: WorkerId) -> bool {
-        self.held.keys().any(|e| e.worker == worker)
+        self.has_pushed_for(ClientId(worker.0), worker)
     }
 
     fn held_of(&self, worker: WorkerId) -> usize {
@@ -503,7 +504,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.made.examples } });
             return;
         }
-        if self.wait_for(worker, parked.pull.step).is_some() {
+        if self.must_wait(worker, parked.pull.step) {
             debug_assert!(parked.told <= now);
             self.parked.insert(worker, parked);
             return;
@@ -539,15 +540,13 @@ impl<B: AsRef<[f32]>> Shard<B> {
         (self.apply == Apply::Hold { backup: 0 }).then(|| (asked, previous.clone()))
     }
 
+    /// Whether a pull has to wait. To name those it waits for takes much longer where there are many.
+    fn must_wait(&self, worker: WorkerId, step: Step) -> bool {
+        self.wait(worker, step, || Wait::Close { step: self.open }).is_some()
+    }
+
     fn wait_for(&self, worker: WorkerId, step: Step) -> Option<Wait> {
-        if !self.started {
-            return Some(Wait::Start);
-        }
-        if self.apply.held_max().is_some_and(|most| self.held_of(worker) >= most) {
-            return Some(Wait::Close { step: self.open });
-        }
-        let has_task = || !self.remaining(worker).is_empty();
-        self.release.wait(step, self.open, &self.ledger, has_task, || match self.apply {
+        self.wait(worker, step, || match self.apply {
             Apply::Round { .. } => {
                 let lacks = |t: &&Task| !self.has_pushed_for(t.client, t.worker);
                 let mut workers: Vec<WorkerId> = self.tasks.iter().filter(lacks).map(|t| t.worker).collect();
@@ -559,16 +558,28 @@ impl<B: AsRef<[f32]>> Shard<B> {
         })
     }
 
+    fn wait(&self, worker: WorkerId, step: Step, missing: impl FnOnce() -> Wait) -> Option<Wait> {
+        if !self.started {
+            return Some(Wait::Start);
+        }
+        if self.apply.held_max().is_some_and(|most| self.held_of(worker) >= most) {
+            return Some(Wait::Close { step: self.open });
+        }
+        let has_task = || !self.remaining(worker).is_empty();
+        self.release.wait(step, self.open, &self.ledger, has_task, missing)
+    }
+
     fn order(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
         match order {
             Order::Membership { term, members } => {
-                for (member, next) in self.ledger.set_members(term, &members) {
+                for member in self.ledger.set_members(term, &members) {
                     // What the earlier life of this worker waited for, nobody waits for any more.
                     self.parked.remove(&member.worker);
                     let (worker, incarnation) = (member.worker, member.incarnation);
                     if self.apply.redoes() {
                         self.void_held(now, worker, out);
                     }
+                    let next = self.ledger.next(worker).unwrap_or_default();
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next }));
                 }
                 self.release_parked(now, out);
@@ -652,6 +663,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         for push in void.values() {
             let clock = self.ledger.clock(worker).unwrap_or_default();
             self.settle(now, push, worker, Outcome::Void, clock, out);
+            if let Apply::Hold { .. } = self.apply {
+                self.ledger.go_back(worker, push.push.step);
+            }
         }
     }
 
