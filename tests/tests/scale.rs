@@ -30,11 +30,13 @@ fn completes(config: &Config) {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes with assertions: run it with --release")]
 fn a_thousand_workers_take_synchronous_steps() {
     completes(&large(Mode::Sync { backup: 0 }, 3));
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes with assertions: run it with --release")]
 fn a_thousand_workers_take_asynchronous_steps() {
     completes(&large(Mode::Async { scaling: StalenessScaling::None }, 3));
 }

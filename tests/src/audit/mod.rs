@@ -5,9 +5,9 @@ mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{Incarnation, Sequence, Step, WorkerId};
+use windlass_common::ids::{Sequence, Step, WorkerId};
 use windlass_common::plan::Mode;
-use windlass_common::wire::{Order, Outcome, Record};
+use windlass_common::wire::{Outcome, Record};
 use windlass_ps_core::SessionId;
 
 pub use replay::assert_replays;
@@ -117,8 +117,7 @@ pub fn assert_bound(run: &Run, bound: u64) -> usize {
 
 fn waits(history: &History, bound: u64) -> usize {
     let mut clocks: BTreeMap<WorkerId, u64> = BTreeMap::new();
-    let mut lives: BTreeMap<WorkerId, Incarnation> = BTreeMap::new();
-    let mut present: Vec<WorkerId> = Vec::new();
+    let mut present: BTreeSet<WorkerId> = BTreeSet::new();
     let mut parked: BTreeMap<WorkerId, (SessionId, Step)> = BTreeMap::new();
     let mut waited = 0;
     let mut started = false;
@@ -127,12 +126,11 @@ fn waits(history: &History, bound: u64) -> usize {
             present.iter().map(|w| clocks.get(w).copied().unwrap_or(0)).min().unwrap_or(0)
         };
         match entry {
-            Entry::Ordered(Order::Membership { members, .. }) => {
-                present = members.iter().map(|m| m.worker).collect();
-                for member in members {
-                    if lives.insert(member.worker, member.incarnation) != Some(member.incarnation) {
-                        parked.remove(&member.worker);
-                    }
+            Entry::Members { came, went } => {
+                present.retain(|worker| !went.contains(worker));
+                for member in came {
+                    present.insert(member.worker);
+                    parked.remove(&member.worker);
                 }
             }
             Entry::Ordered(_) => {}

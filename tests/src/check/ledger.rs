@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{Incarnation, Sequence, WorkerId};
 use windlass_common::plan::{Mode, Plan, Stale};
-use windlass_common::wire::{Order, Outcome, Record};
+use windlass_common::wire::{Member, Order, Outcome, Record};
 
 use crate::cluster::{Asked, Entry, History, Told};
 use crate::sim::FORGED;
@@ -14,6 +14,8 @@ use crate::sim::FORGED;
 struct Group<'a> {
     asked: Option<&'a Asked>,
     order: Option<&'a Order>,
+    /// Who came in another life than before, and who went.
+    members: Option<(&'a [Member], &'a [WorkerId])>,
     records: Vec<&'a Record>,
     told: Vec<(u64, &'a Told)>,
 }
@@ -40,6 +42,7 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
         match entry {
             Entry::Asked(asked) => group.asked = Some(asked),
             Entry::Ordered(order) => group.order = Some(order),
+            Entry::Members { came, went } => group.members = Some((came, went)),
             Entry::Ended(_) => {}
             Entry::Record(record) => group.records.push(record),
             Entry::Told { session, what } => group.told.push((session.0, what)),
@@ -56,9 +59,11 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
 }
 
 fn follow(what: &str, workers: &mut BTreeMap<WorkerId, Worker>, group: &Group<'_>) {
-    if let Some(Order::Membership { members, .. }) = group.order {
-        workers.values_mut().for_each(|w| w.is_member = false);
-        for member in members {
+    if let Some((came, went)) = group.members {
+        for worker in went {
+            workers.entry(*worker).or_default().is_member = false;
+        }
+        for member in came {
             let worker = workers.entry(member.worker).or_default();
             worker.is_member = true;
             worker.incarnation = worker.incarnation.max(member.incarnation);
@@ -89,7 +94,7 @@ fn follow(what: &str, workers: &mut BTreeMap<WorkerId, Worker>, group: &Group<'_
         let is_void = record.outcome == Outcome::Void;
         if let Some(life) = worker.held.remove(&number) {
             assert_eq!(life, record.incarnation, "{what} settles what another life has pushed: {record:?}");
-            let is_redone = matches!(group.order, Some(Order::Membership { .. }));
+            let is_redone = group.members.is_some();
             assert!(!is_void || is_redone, "{what} makes a held push void for no reason: {record:?}");
         } else if pushed == Some((record.worker, number)) {
             pushed = None;

@@ -43,6 +43,13 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
                 }
             }
             Entry::Ordered(order) => state.ordered(order),
+            Entry::Members { came, went } => {
+                for member in came {
+                    state.lives.insert(member.worker, member.incarnation);
+                    state.parked.remove(&member.worker);
+                }
+                state.lives.retain(|worker, _| !went.contains(worker));
+            }
             Entry::Ended(session) => state.parked.retain(|_, (its, _)| its != session),
             Entry::Record(record) => state.record(plan, record),
             Entry::Told { session, what } => state.told(plan, &shard, history, *session, what),
@@ -61,14 +68,6 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
 impl State {
     fn ordered(&mut self, order: &Order) {
         match order {
-            Order::Membership { members, .. } => {
-                let members: BTreeMap<_, _> = members.iter().map(|m| (m.worker, m.incarnation)).collect();
-                let lives = &self.lives;
-                self.parked.retain(|worker, _| {
-                    members.get(worker).is_none_or(|life| lives.get(worker) == Some(life))
-                });
-                self.lives.extend(members);
-            }
             Order::Start => self.is_started = true,
             Order::Open { tasks, .. } => self.tasks.clone_from(tasks),
             Order::Close { step, .. } if step.0 == self.open => {
@@ -76,7 +75,7 @@ impl State {
                 self.tasks.clear();
             }
             Order::Conclude => self.is_concluded = true,
-            Order::Close { .. } | Order::Settle { .. } | Order::Finalize => {}
+            Order::Close { .. } | Order::Membership { .. } | Order::Settle { .. } | Order::Finalize => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{ClientId, Incarnation, Sequence, Step, Version, WorkerId};
-use windlass_common::wire::{Order, Outcome, Record};
+use windlass_common::wire::{Member, Order, Outcome, Record};
 use windlass_ps_core::shard::{Effect, Event, Reply};
 use windlass_ps_core::{SessionId, Time};
 
@@ -12,8 +12,15 @@ use windlass_ps_core::{SessionId, Time};
 pub enum Entry {
     /// A request has arrived; what follows up to [`Entry::Handled`] comes of it.
     Asked(Asked),
-    /// The coordinator has decided something.
+    /// The coordinator has decided something other than who takes part.
     Ordered(Order),
+    /// Others take part from now on than before.
+    Members {
+        /// Who is new, or in another life.
+        came: Vec<Member>,
+        /// Who takes part no more.
+        went: Vec<WorkerId>,
+    },
     /// A stream has ended: nothing more is answered there.
     Ended(SessionId),
     /// A push has been settled.
@@ -80,6 +87,8 @@ pub enum Told {
 pub struct History {
     entries: Vec<Entry>,
     outcomes: BTreeMap<(WorkerId, Sequence), Outcome>,
+    /// Who takes part, in which life.
+    members: BTreeMap<WorkerId, Incarnation>,
     /// Whose each session is.
     sessions: BTreeMap<SessionId, WorkerId>,
 }
@@ -97,6 +106,14 @@ impl History {
                     push: request.push.as_ref().map(|(p, _)| (p.sequence, p.step, p.client)),
                     pull: request.pull.as_ref().map(|p| p.step),
                 }));
+            }
+            Event::Order(Order::Membership { members, .. }) => {
+                let now: BTreeMap<_, _> = members.iter().map(|m| (m.worker, m.incarnation)).collect();
+                let before = std::mem::replace(&mut self.members, now);
+                let is_new = |m: &&Member| before.get(&m.worker) != Some(&m.incarnation);
+                let came = members.iter().filter(is_new).copied().collect();
+                let went = before.into_keys().filter(|w| !self.members.contains_key(w)).collect();
+                self.entries.push(Entry::Members { came, went });
             }
             Event::Order(order) => self.entries.push(Entry::Ordered(order.clone())),
             Event::Closed { session } => self.entries.push(Entry::Ended(*session)),

@@ -3,6 +3,7 @@
 mod event;
 mod snapshots;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::ids::{
@@ -545,8 +546,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.wait(worker, step, || Wait::Close { step: self.open }).is_some()
     }
 
-    fn wait_for(&self, worker: WorkerId, step: Step) -> Option<Wait> {
-        self.wait(worker, step, || match self.apply {
+    /// Those whose pushes for the open step are missing.
+    fn missing(&self) -> Wait {
+        match self.apply {
             Apply::Round { .. } => {
                 let lacks = |t: &&Task| !self.has_pushed_for(t.client, t.worker);
                 let mut workers: Vec<WorkerId> = self.tasks.iter().filter(lacks).map(|t| t.worker).collect();
@@ -555,7 +557,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 rules::missing(workers.into_iter(), self.open)
             }
             _ => rules::missing(self.ledger.members().filter(|&w| !self.has_pushed(w)), self.open),
-        })
+        }
     }
 
     fn wait(&self, worker: WorkerId, step: Step, missing: impl FnOnce() -> Wait) -> Option<Wait> {
@@ -671,10 +673,13 @@ impl<B: AsRef<[f32]>> Shard<B> {
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut parked = std::mem::take(&mut self.parked);
+        // It is the same for all who wait for it.
+        let missing = OnceCell::new();
         for (&worker, p) in parked.iter_mut().filter(|(_, p)| now.seconds_since(p.told) >= WAITING_NOTICE_S) {
             p.told = now;
             let step = p.pull.step;
-            let wait = self.wait_for(worker, step).expect("a parked pull waits for something");
+            let missing = || missing.get_or_init(|| self.missing()).clone();
+            let wait = self.wait(worker, step, missing).expect("a parked pull waits for something");
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;
