@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::ids::{Sequence, Step, WorkerId};
 use windlass_common::plan::Mode;
-use windlass_common::wire::{Outcome, Record};
+use windlass_common::wire::{Order, Outcome, Record};
 use windlass_ps_core::SessionId;
 
 pub use replay::assert_replays;
@@ -133,7 +133,8 @@ fn waits(history: &History, bound: u64) -> usize {
                     parked.remove(&member.worker);
                 }
             }
-            Entry::Ordered(_) => {}
+            Entry::Ordered(order) => started |= *order == Order::Start,
+            Entry::Observed { .. } => {}
             Entry::Asked(asked) => {
                 if let Some(step) = asked.pull {
                     parked.insert(asked.worker, (asked.session, step));
@@ -143,6 +144,7 @@ fn waits(history: &History, bound: u64) -> usize {
             Entry::Record(record) => {
                 clocks.insert(record.worker, record.step.0 + 1);
             }
+            Entry::Told { session, .. } if history.worker_of(*session).is_none() => {}
             Entry::Told { session, what } => match what {
                 Told::Values { step, .. } => {
                     let clock = slowest(&clocks);
@@ -150,11 +152,10 @@ fn waits(history: &History, bound: u64) -> usize {
                         clock + bound >= step.0,
                         "{session:?} got values for step {step}, the slowest is at {clock}"
                     );
-                    started = true;
                     parked.retain(|_, (its, _)| its != session);
                 }
                 Told::Finished | Told::Rejected => parked.retain(|_, (its, _)| its != session),
-                Told::Held(_) | Told::Settled(..) | Told::Waiting(_) | Told::Other => {}
+                Told::Held(_) | Told::Settled(..) | Told::Waiting(_) | Told::NoSnapshot(_) => {}
             },
             Entry::Handled { .. } if started => {
                 let clock = slowest(&clocks);

@@ -168,6 +168,7 @@ fn hunter(flags: &Flags, next: &AtomicU64, played: &AtomicU64, is_over: &AtomicB
             }
             Err(_) => {
                 let why = WHY.take();
+                println!("seed {seed} fails");
                 if let Ok(mut found) = found.lock() {
                     found.failures.push((seed, why));
                 }

@@ -43,7 +43,7 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
             Entry::Asked(asked) => group.asked = Some(asked),
             Entry::Ordered(order) => group.order = Some(order),
             Entry::Members { came, went } => group.members = Some((came, went)),
-            Entry::Ended(_) => {}
+            Entry::Ended(_) | Entry::Observed { .. } => {}
             Entry::Record(record) => group.records.push(record),
             Entry::Told { session, what } => group.told.push((session.0, what)),
             Entry::Handled { .. } => {

@@ -5,6 +5,7 @@
 
 mod cohorts;
 mod ledger;
+mod snapshots;
 mod waits;
 
 use windlass_common::plan::Mode;
@@ -25,6 +26,7 @@ pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
     for (shard, history) in run.histories.iter().enumerate() {
         ledger::verify(&run.plan, shard, history);
         waits::verify(&run.plan, shard, history);
+        counts.add("snapshots", snapshots::verify(&run.plan, shard, history));
         for record in history.records() {
             let what = match record.outcome {
                 Outcome::Applied { .. } => "applied",

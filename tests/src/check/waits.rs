@@ -50,6 +50,7 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
                 }
                 state.lives.retain(|worker, _| !went.contains(worker));
             }
+            Entry::Observed { .. } => {}
             Entry::Ended(session) => state.parked.retain(|_, (its, _)| its != session),
             Entry::Record(record) => state.record(plan, record),
             Entry::Told { session, what } => state.told(plan, &shard, history, *session, what),
@@ -92,7 +93,8 @@ impl State {
     }
 
     fn told(&mut self, plan: &Plan, shard: &str, history: &History, session: SessionId, what: &Told) {
-        let worker = history.worker_of(session).expect("who is told has asked");
+        // Observers are looked at apart.
+        let Some(worker) = history.worker_of(session) else { return };
         match what {
             Told::Held(sequence) => {
                 if let Some(pushed) = self.pushed.filter(|p| (p.0, p.1) == (worker, *sequence)) {
@@ -113,7 +115,7 @@ impl State {
                 self.parked.retain(|_, (its, _)| *its != session);
             }
             Told::Rejected => self.parked.retain(|_, (its, _)| *its != session),
-            Told::Settled(..) | Told::Waiting(_) | Told::Other => {}
+            Told::Settled(..) | Told::Waiting(_) | Told::NoSnapshot(_) => {}
         }
     }
 

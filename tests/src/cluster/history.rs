@@ -21,6 +21,13 @@ pub enum Entry {
         /// Who takes part no more.
         went: Vec<WorkerId>,
     },
+    /// An observer asks for the values at an evaluation point.
+    Observed {
+        /// Where the answer goes.
+        session: SessionId,
+        /// The number of the point.
+        point: u64,
+    },
     /// A stream has ended: nothing more is answered there.
     Ended(SessionId),
     /// A push has been settled.
@@ -78,8 +85,8 @@ pub enum Told {
     Waiting(Step),
     /// The request had no effect.
     Rejected,
-    /// What an observer is told.
-    Other,
+    /// There are no such values for an observer; the next there are.
+    NoSnapshot(Option<u64>),
 }
 
 /// What one shard did.
@@ -117,7 +124,10 @@ impl History {
             }
             Event::Order(order) => self.entries.push(Entry::Ordered(order.clone())),
             Event::Closed { session } => self.entries.push(Entry::Ended(*session)),
-            Event::PullSnapshot { .. } | Event::Tick => {}
+            Event::PullSnapshot { session, point } => {
+                self.entries.push(Entry::Observed { session: *session, point: *point });
+            }
+            Event::Tick => {}
         }
     }
 
@@ -196,6 +206,6 @@ fn told(reply: &Reply) -> Told {
         Reply::Finished { .. } => Told::Finished,
         Reply::Waiting { step, .. } => Told::Waiting(*step),
         Reply::Rejected { .. } => Told::Rejected,
-        Reply::NoSnapshot { .. } => Told::Other,
+        Reply::NoSnapshot { next } => Told::NoSnapshot(*next),
     }
 }

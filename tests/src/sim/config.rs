@@ -38,6 +38,8 @@ pub struct Config {
     pub schedule: Schedule,
     /// Examples at which the training ends; of no meaning in fedavg.
     pub target: u64,
+    /// So many examples or rounds are between two evaluation points.
+    pub evaluate_every: u64,
     /// What is trained on.
     pub problem: Bowls,
     /// How long a step takes.
@@ -128,6 +130,10 @@ pub enum What {
     CrashServer(ServerId),
     /// The result cannot be written.
     DiskFull,
+    /// A worker ends the run for all.
+    Abort(WorkerId),
+    /// An observer has seen enough.
+    Conclude,
 }
 
 impl Config {
@@ -145,6 +151,7 @@ impl Config {
             optimizer: Optimizer::Sgd(Sgd::default()),
             schedule: constant(0.1),
             target,
+            evaluate_every: 1 << 40,
             problem: Bowls { is_long: false, variables: 6, batch: 1 },
             compute: Compute { mean: 10_000, is_exponential: false, slow: None },
             network: Network { delay: (20, 50), jitter: 5, loss: 0, slow: Vec::new() },
@@ -191,7 +198,12 @@ impl Config {
                 sizes: (0..clients).map(|c| self.problem.client(ClientId(c)).examples).collect(),
             },
             heterogeneity: Heterogeneity { dropout: self.dropout, ..Heterogeneity::default() },
-            training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 1 << 40 },
+            training: Training {
+                batch: 1,
+                passes: 1.0,
+                compute_threads: 1,
+                evaluate_every: self.evaluate_every,
+            },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
             data: Data {
@@ -211,10 +223,10 @@ impl Config {
     /// come back before the others give them up.
     pub fn must_complete(&self) -> bool {
         let away = |fault: &Fault| match fault.what {
-            What::CrashServer(_) | What::DiskFull => u64::MAX,
+            What::CrashServer(_) | What::DiskFull | What::Abort(_) => u64::MAX,
             What::Pause(Place::Server(_), lasts) => lasts,
             What::Partition { from: Place::Server(_), to: Place::Server(_), lasts, .. } => lasts,
-            What::Pause(..) | What::Crash(_) | What::Cut(..) | What::Partition { .. } => 0,
+            What::Pause(..) | What::Partition { .. } | What::Crash(_) | What::Cut(..) | What::Conclude => 0,
         };
         // Servers give each other up when nothing is heard for the idle timeout, by clocks that differ.
         self.faults.iter().map(away).fold(0, u64::saturating_add) <= 4_000_000
@@ -248,6 +260,8 @@ impl fmt::Display for Fault {
             }
             What::CrashServer(server) => write!(f, "crash s{}", server.0),
             What::DiskFull => f.write_str("disk full"),
+            What::Abort(worker) => write!(f, "abort w{}", worker.0),
+            What::Conclude => f.write_str("conclude"),
         }
     }
 }

@@ -78,6 +78,7 @@ impl Config {
             problem: Bowls { is_long, variables: 6 + draw.within(0, 3) as u32, batch },
             compute: compute(&mut draw, workers),
             network: network(&mut draw, workers, servers),
+            evaluate_every: draw.one(&[1, 7, 100]),
             drift: draw.one(&[0, 1_000, 50_000]),
             shard_tick: draw.one(&[100_000, 1_000_000]),
             duplicates: draw.one(&[0, 10_000, 50_000]),
@@ -197,8 +198,11 @@ fn faults(draw: &mut Draw, workers: u32, servers: u32, deliveries: u64) -> Vec<F
         .map(|number| {
             // At any time, and rather often while everyone is joining.
             let at = if draw.once_in(5) { draw.within(0, 60) } else { draw.within(0, deliveries) };
-            let what =
-                if number == 0 && has_deadly { deadly(draw, servers) } else { fault(draw, workers, servers) };
+            let what = if number == 0 && has_deadly {
+                deadly(draw, workers, servers)
+            } else {
+                fault(draw, workers, servers)
+            };
             Fault { at, what }
         })
         .collect();
@@ -206,9 +210,10 @@ fn faults(draw: &mut Draw, workers: u32, servers: u32, deliveries: u64) -> Vec<F
     faults
 }
 
-fn deadly(draw: &mut Draw, servers: u32) -> What {
-    match draw.within(0, 4) {
+fn deadly(draw: &mut Draw, workers: u32, servers: u32) -> What {
+    match draw.within(0, 5) {
         0 => What::DiskFull,
+        1 => What::Abort(WorkerId(draw.within(0, u64::from(workers) - 1) as u32)),
         _ => What::CrashServer(ServerId(draw.within(0, u64::from(servers) - 1) as u32)),
     }
 }
@@ -220,6 +225,7 @@ fn fault(draw: &mut Draw, workers: u32, servers: u32) -> What {
     // Servers that are away for long end the run; most are not.
     let short = if draw.once_in(4) { lasts } else { lasts.min(2_000_000) };
     match draw.within(0, 9) {
+        0 if draw.once_in(4) => What::Conclude,
         0..=2 => What::Crash(worker),
         3 => What::Pause(Place::Worker(worker), lasts),
         4 => What::Pause(Place::Server(server), short),

@@ -1,12 +1,14 @@
 //! Lets go wrong what the configuration says, when its time has come.
 
 use windlass_common::ids::{ServerId, WorkerId};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::coordinator::Event;
 
 use super::config::What;
 use super::delivery::How;
 use super::network::{Place, UP};
 use super::server::FIRST;
-use super::{Happening, World};
+use super::{Happening, STRAY, World};
 
 impl World<'_> {
     pub(super) fn fail_what_is_due(&mut self) {
@@ -45,6 +47,14 @@ impl World<'_> {
                 }
             }
             What::DiskFull => self.is_disk_full = true,
+            What::Abort(worker) => self.abort(worker),
+            What::Conclude => {
+                // Whoever watches has a session of its own, at which nobody listens here.
+                let session = SessionId(STRAY - 2);
+                self.counts.add("concluded", 1);
+                self.coordinate(Event::ObserverJoined { session });
+                self.coordinate(Event::Conclude { session });
+            }
         }
     }
 

@@ -208,6 +208,14 @@ impl World<'_> {
 
     /// A worker's request has arrived; now and then it comes again, or is followed by one that must be refused.
     pub(super) fn requested(&mut self, shard: ShardId, request: Request<Vec<f32>>) {
+        if self.net.below(1_000_000) < self.config.probes {
+            // An observer asks as well, for a point that has been or is about to be.
+            let session = self.next_stray(STRAY);
+            let snapshot = self.shards[shard.index()].snapshot();
+            let position = self.plan.goal().position(snapshot.step, snapshot.examples);
+            let point = self.net.below(position / self.config.evaluate_every + 3);
+            self.shard(shard, shard::Event::PullSnapshot { session, point });
+        }
         let mut copy = None;
         let Request { session, run, lineage, worker, incarnation, .. } = request;
         if let Some((push, gradient)) = &request.push {
@@ -343,7 +351,7 @@ impl World<'_> {
             }
             Effect::Send { session, body } => {
                 // The coordinator's own server hears of everything by itself.
-                if session.0 < STRAY - 1 {
+                if session.0 < STRAY - 2 {
                     let stream = session.0 as usize;
                     let incarnation = match self.net.streams[stream].kind {
                         Kind::Worker(worker) => self.coordinator.incarnation(worker),

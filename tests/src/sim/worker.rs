@@ -377,6 +377,18 @@ impl World<'_> {
         self.grant(worker, wishes);
     }
 
+    /// A worker finds a fault of its own, and ends the run for all.
+    pub(super) fn abort(&mut self, worker: WorkerId) {
+        let seat = self.seat(worker);
+        let control = seat.control.filter(|_| seat.phase == Phase::Working);
+        if let Some(control) = control.filter(|&c| self.is_open(c) && self.is_running(Place::Worker(worker)))
+        {
+            let session = Some(SessionId(control as u64));
+            let reason = format!("{worker}: the loss is no number");
+            self.send(control, UP, Message::Coordinator(coordinator::Event::Abort { session, reason }));
+        }
+    }
+
     /// A connection of a worker is gone.
     pub(super) fn worker_lost(&mut self, worker: WorkerId, connection: usize) {
         let seat = self.seat(worker);
