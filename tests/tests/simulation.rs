@@ -2,7 +2,7 @@
 
 use windlass_common::wire::Stop;
 use windlass_tests::seeds::{all_seeds, seeds};
-use windlass_tests::sim::{Config, Counts, kind, play, verified};
+use windlass_tests::sim::{Config, Counts, Launcher, kind, play, verified};
 
 #[test]
 fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
@@ -56,7 +56,9 @@ fn seeds_differ() {
 fn a_run_in_which_nothing_goes_wrong_completes() {
     let mut quiet = 0;
     for seed in seeds(100) {
-        let config = Config { faults: Vec::new(), ..Config::drawn(seed) };
+        // Where many datagrams are lost a last word may be too, and its worker has to come back.
+        let launcher = Launcher { restarts: 1000, after: (50_000, 500_000) };
+        let config = Config { faults: Vec::new(), launcher, rejoin_deadline_s: 150, ..Config::drawn(seed) };
         let played = verified(&config, false);
         assert_eq!(played.run.stop, Stop::Completed, "{config}");
         assert!(played.ends.values().all(|(at, _)| *at >= 1), "{config}");

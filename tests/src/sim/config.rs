@@ -230,7 +230,8 @@ impl Config {
         };
         // Servers give each other up when nothing is heard for the idle timeout, by clocks that differ.
         self.faults.iter().map(away).fold(0, u64::saturating_add) <= 4_000_000
-            && (self.faults.is_empty()
+            // Where much is lost, a last word may be, and whoever said it has to come back for it.
+            && (self.faults.is_empty() && self.network.loss <= 1_000
                 || (self.launcher.restarts >= 100
                     && self.launcher.after.1 <= 5_000_000
                     && self.rejoin_deadline_s >= 150

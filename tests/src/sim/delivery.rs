@@ -35,7 +35,7 @@ impl World<'_> {
             if !is_gone && (stopped..resumed).contains(&first.departs) {
                 let delay = first.arrives - first.departs;
                 (first.departs, first.arrives) = (resumed, resumed + delay);
-                let at = first.arrives;
+                let at = first.arrives.max(self.now);
                 self.queue.push(at, Happening::Arrival { stream, way });
                 return;
             }

@@ -191,6 +191,7 @@ pub fn play(config: &Config, is_logged: bool) -> Played {
     while let Some((at, happening)) = world.queue.pop() {
         world.happenings += 1;
         assert!(world.happenings < HAPPENINGS_MAX, "the run does not end: {}", world.who_waits());
+        assert!(at >= world.now, "time goes back for {happening:?}");
         world.now = at;
         world.happen(happening);
         if is_logged {
