@@ -1,30 +1,23 @@
 //! Plays the part of the worker processes: join, ask, compute, join again, leave, as the real client does.
 
 use windlass_common::ids::{Incarnation, Sequence, ServerId, ShardId, WorkerId};
-use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Body, Resume, WorkerReport};
-use windlass_ps_core::shard::{self, Reply};
+use windlass_common::wire::{Body, Resume};
 use windlass_ps_core::{SessionId, coordinator};
 
 use super::delivery::How;
 use super::network::{Kind, Place, UP};
 use super::server::CONNECT;
 use super::{Happening, World};
-use crate::cluster::driver::{Driver, State, Wish};
+use crate::cluster::driver::Driver;
 use crate::cluster::links::Message;
 
-/// A peer that says nothing for so long is given up.
-const SILENCE: u64 = 30_000_000;
 /// How often one request is taken up again over new connections.
 const REJOINS_MAX: u32 = 5;
 /// The pause before the first time; it grows with each.
 const REJOIN_PAUSE: u64 = 100_000;
-/// How long the last word may take to arrive.
-const FAREWELL: u64 = 2_000_000;
-
 /// Where a worker's process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// There is no process.
     Off,
     /// It tries to reach the coordinator.
@@ -45,27 +38,27 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Seat {
     pub(super) life: u32,
-    phase: Phase,
-    driver: Option<Driver>,
-    control: Option<usize>,
+    pub(super) phase: Phase,
+    pub(super) driver: Option<Driver>,
+    pub(super) control: Option<usize>,
     /// To each server, as far as it has been reached.
-    connections: Vec<Option<usize>>,
+    pub(super) connections: Vec<Option<usize>>,
     /// To each shard.
-    streams: Vec<usize>,
-    welcome: Option<(Resume, Incarnation)>,
+    pub(super) streams: Vec<usize>,
+    pub(super) welcome: Option<(Resume, Incarnation)>,
     /// What the coordinator has said to end it.
-    stopped: Option<String>,
-    rejoins: u32,
+    pub(super) stopped: Option<String>,
+    pub(super) rejoins: u32,
     /// Until when it tries to reach who it has to.
     pub(super) deadline: u64,
     /// Requests made, by which one knows whether an old one has been answered.
-    request: u64,
+    pub(super) request: u64,
     /// When each shard was heard last, and the coordinator.
-    heard: Vec<u64>,
-    heard_control: u64,
+    pub(super) heard: Vec<u64>,
+    pub(super) heard_control: u64,
     pub(super) last_push: Option<Sequence>,
-    computed: u64,
-    restarts: u32,
+    pub(super) computed: u64,
+    pub(super) restarts: u32,
     /// Whether it is about to be started again.
     pub(super) is_due: bool,
 }
@@ -103,7 +96,7 @@ impl Seat {
             }
     }
 
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         self.phase == Phase::Working && self.driver.as_ref().is_some_and(Driver::is_busy)
     }
 
@@ -115,7 +108,7 @@ impl Seat {
 }
 
 impl World<'_> {
-    fn seat(&mut self, worker: WorkerId) -> &mut Seat {
+    pub(super) fn seat(&mut self, worker: WorkerId) -> &mut Seat {
         &mut self.seats[worker.index()]
     }
 
@@ -167,15 +160,6 @@ impl World<'_> {
         } else if self.seat(worker).connections.iter().all(Option::is_some) {
             self.take_up_work(worker);
         }
-    }
-
-    /// From now on somebody has to say something every now and then.
-    fn expect_answer(&mut self, worker: WorkerId) {
-        let at = self.after(Place::Worker(worker), SILENCE);
-        let seat = self.seat(worker);
-        seat.request += 1;
-        let (life, request) = (seat.life, seat.request);
-        self.queue.push(at, Happening::Silence { worker, life, request });
     }
 
     pub(super) fn worker_told(
@@ -255,128 +239,6 @@ impl World<'_> {
         self.grant(worker, wishes);
     }
 
-    pub(super) fn worker_answered(&mut self, worker: WorkerId, shard: ShardId, stream: usize, reply: Reply) {
-        let now = self.now;
-        let seat = self.seat(worker);
-        if seat.phase != Phase::Working || seat.streams.get(shard.index()) != Some(&stream) {
-            return;
-        }
-        seat.heard[shard.index()] = now;
-        let mut wishes = Vec::new();
-        if let Some(driver) = &mut seat.driver {
-            driver.reply(shard, reply, &mut wishes);
-            if driver.state == State::Succeeded {
-                self.end(Place::Worker(worker), "it has been succeeded".into(), false);
-                return;
-            }
-        }
-        self.grant(worker, wishes);
-    }
-
-    /// Does what a worker's driver wants.
-    fn grant(&mut self, worker: WorkerId, wishes: Vec<Wish>) {
-        let place = Place::Worker(worker);
-        let (mut has_asked, mut is_broken) = (false, false);
-        for wish in wishes {
-            match wish {
-                Wish::Request(shard, request) => {
-                    let stream = self.seat(worker).streams[shard.index()];
-                    if let Some((push, _)) = &request.push {
-                        self.seat(worker).last_push = Some(push.sequence);
-                    }
-                    let now = self.now;
-                    self.seat(worker).heard[shard.index()] = now;
-                    has_asked = true;
-                    if self.is_open(stream) {
-                        self.send(stream, UP, Message::Shard(shard::Event::Request(request)));
-                    } else {
-                        is_broken = true;
-                    }
-                }
-                Wish::Compute => {
-                    let at = self.now + self.computing(worker);
-                    let seat = self.seat(worker);
-                    seat.rejoins = 0;
-                    let life = seat.life;
-                    self.queue.push(at, Happening::Computed { worker, life });
-                }
-                Wish::Dropped(client, step) => {
-                    let control = self.seat(worker).control.filter(|&c| self.is_open(c));
-                    let Some(control) = control else {
-                        self.end(place, "it could not say that a client has gone".into(), false);
-                        return;
-                    };
-                    self.counts.add("dropped out", 1);
-                    let session = SessionId(control as u64);
-                    let dropped = coordinator::Event::Dropped { session, client, step };
-                    self.send(control, UP, Message::Coordinator(dropped));
-                }
-                Wish::Leave { steps } => {
-                    let control = self.seat(worker).control.filter(|&c| self.is_open(c));
-                    let Some(control) = control else {
-                        self.end(place, "it could not leave in good order".into(), false);
-                        return;
-                    };
-                    let at = self.after(place, FAREWELL);
-                    let seat = self.seat(worker);
-                    seat.phase = Phase::Leaving;
-                    let life = seat.life;
-                    self.queue.push(at, Happening::Unheard { worker, life });
-                    let session = SessionId(control as u64);
-                    let report = WorkerReport { finished: true, steps, ..WorkerReport::default() };
-                    let left = coordinator::Event::WorkerLeft { session, report };
-                    self.send(control, UP, Message::Coordinator(left));
-                }
-            }
-        }
-        if !has_asked {
-            return;
-        }
-        self.expect_answer(worker);
-        if let Some(why) = self.seat(worker).stopped.take() {
-            self.end(place, why, false);
-        } else if is_broken || !self.seat(worker).control.is_some_and(|c| self.is_open(c)) {
-            self.broken(worker);
-        }
-    }
-
-    fn is_open(&self, stream: usize) -> bool {
-        let connection = self.net.streams[stream].connection;
-        connection.is_some_and(|c| self.net.connections[c].ends[UP].is_open())
-    }
-
-    /// How long the next step takes.
-    fn computing(&mut self, worker: WorkerId) -> u64 {
-        let compute = self.config.compute;
-        let seat = self.seat(worker);
-        seat.computed += 1;
-        let key = u64::from(worker.0) << 40 | u64::from(seat.life) << 24 | seat.computed;
-        let slow = compute.slow.filter(|(slow, _)| *slow == worker).map_or(1, |(_, factor)| factor);
-        let mean = (compute.mean * slow) as f64;
-        if compute.is_exponential {
-            let unit = Rng::new(self.config.seed, Purpose::Simulation(1 << 60 | key)).unit();
-            (-mean * libm::log(unit)).min(20.0 * mean) as u64
-        } else {
-            mean as u64
-        }
-    }
-
-    pub(super) fn computed(&mut self, worker: WorkerId, life: u32) {
-        let seat = &mut self.seats[worker.index()];
-        if seat.life != life || seat.phase != Phase::Working {
-            return;
-        }
-        if let Some(why) = seat.stopped.take() {
-            self.end(Place::Worker(worker), why, false);
-            return;
-        }
-        let driver = seat.driver.as_mut().expect("who computes has values");
-        let mut wishes = Vec::new();
-        driver.compute(&self.config.problem, &mut self.gradients, &mut wishes);
-        self.log.note(self.now, || format!("{worker} has computed {}", driver.steps()));
-        self.grant(worker, wishes);
-    }
-
     /// A worker finds a fault of its own, and ends the run for all.
     pub(super) fn abort(&mut self, worker: WorkerId) {
         let seat = self.seat(worker);
@@ -406,7 +268,7 @@ impl World<'_> {
     }
 
     /// A request cannot be answered any more: it is taken up again.
-    fn broken(&mut self, worker: WorkerId) {
+    pub(super) fn broken(&mut self, worker: WorkerId) {
         let place = Place::Worker(worker);
         let seat = self.seat(worker);
         seat.rejoins += 1;
@@ -429,34 +291,6 @@ impl World<'_> {
             self.close(connection, UP, How::ByWord);
         }
         self.connect_worker(worker);
-    }
-
-    /// Nobody has said anything for too long: in a run in which nobody was stopped that may not happen.
-    pub(super) fn silence(&mut self, worker: WorkerId, life: u32, request: u64) {
-        let place = Place::Worker(worker);
-        let patience = self.processes[&place].until(SILENCE) - 1;
-        let seat = &self.seats[worker.index()];
-        if seat.life != life || seat.request != request || !self.is_running(place) {
-            return;
-        }
-        let heard = match seat.phase {
-            Phase::Joining => seat.heard_control,
-            Phase::Working => {
-                let Some(driver) = &seat.driver else { return };
-                let awaited = (0..seat.heard.len()).filter(|&shard| driver.awaits(shard));
-                let Some(heard) = awaited.map(|shard| seat.heard[shard]).min() else { return };
-                heard
-            }
-            _ => return,
-        };
-        if self.now >= heard + patience {
-            let was_stopped = self.processes.values().any(|p| p.paused.1 > heard);
-            assert!(was_stopped, "nobody says anything to {worker} for 30 s: {}", self.who_waits());
-            self.counts.add("silent", 1);
-            self.end(place, "nothing was said for 30 s".into(), false);
-            return;
-        }
-        self.queue.push(heard + patience, Happening::Silence { worker, life, request });
     }
 
     /// It has gone on after it was stopped; what was said meanwhile is yet to be read.
