@@ -77,6 +77,8 @@ pub enum Purpose<'a> {
     },
     /// When and how processes are disturbed in a schedule of faults.
     Disturbance,
+    /// One part of what is drawn for a simulated cluster: its configuration, its network, a worker's steps.
+    Simulation(u64),
 }
 
 impl Purpose<'_> {
@@ -96,6 +98,7 @@ impl Purpose<'_> {
             Self::Delivery => (b"delivery", 0, 0),
             Self::Link { link } => (b"link\0\0\0\0", link, 0),
             Self::Disturbance => (b"disturb\0", 0, 0),
+            Self::Simulation(part) => (b"simulate", part, 0),
         }
     }
 }
@@ -226,12 +229,14 @@ mod tests {
             Purpose::Link { link: 0 },
             Purpose::Link { link: 1 },
             Purpose::Disturbance,
+            Purpose::Simulation(0),
+            Purpose::Simulation(1),
         ]
         .map(|p| Rng::new(7, p).bits())
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 22);
+        assert_eq!(first.len(), 24);
     }
 
     #[test]

@@ -8,8 +8,10 @@
 //! rewrites the text files with what came out.
 
 pub mod audit;
+pub mod check;
 pub mod cluster;
 pub mod oracle;
 pub mod problem;
 pub mod scenario;
 pub mod seeds;
+pub mod sim;

@@ -1,5 +1,6 @@
 //! Poses problems to train on: a gradient for each worker, step and set of values, and for each client's local steps.
 
+mod bowls;
 mod local;
 mod network;
 mod points;
@@ -10,6 +11,7 @@ use std::fmt::Debug;
 use windlass_common::ids::{ClientId, Step, WorkerId};
 use windlass_common::layout::Variable;
 
+pub use bowls::Bowls;
 pub use local::{Trained, train};
 pub use network::Network;
 pub use points::{Point, Points};

@@ -55,13 +55,8 @@ impl Ledger {
     }
 
     /// Notes who takes part from now on, and who did and has gone, under an incarnation that nobody has. Returns those
-    /// that are new, came back or went, and what each would push next.
-    pub fn set_members(
-        &mut self,
-        term: Term,
-        members: &[Member],
-        departed: &[Member],
-    ) -> Vec<(Member, Resume)> {
+    /// that are new, came back or went.
+    pub fn set_members(&mut self, term: Term, members: &[Member], departed: &[Member]) -> Vec<Member> {
         self.term = term;
         self.entries.values_mut().for_each(|entry| entry.member = false);
         let mut changed = Vec::new();
@@ -77,7 +72,7 @@ impl Ledger {
             entry.member = is_member;
             if entry.incarnation < member.incarnation {
                 entry.incarnation = member.incarnation;
-                changed.push((member, entry.next));
+                changed.push(member);
             }
         }
         changed
@@ -193,6 +188,14 @@ impl Ledger {
         entry.clock = entry.clock.max(clock);
     }
 
+    /// The next push of a worker is for an earlier step again, since what it has pushed for that one is void.
+    ///
+    /// # Panics
+    /// If the worker has never been a member.
+    pub fn go_back(&mut self, worker: WorkerId, step: Step) {
+        self.entry_mut(worker).next.step = step;
+    }
+
     /// Settles a worker that came back or has gone at `next`: what this shard lacks of it is void. Returns those.
     ///
     /// # Panics
@@ -297,7 +300,8 @@ mod tests {
         let mut ledger = ledger();
         ledger.take(W, Step(1));
         let changed = ledger.set_members(Term(2), &[Member { worker: W, incarnation: Incarnation(2) }], &[]);
-        assert_eq!(changed[0].1, Resume { sequence: Sequence(1), step: Step(1) });
+        assert_eq!(changed[0].worker, W);
+        assert_eq!(ledger.next(W), Some(Resume { sequence: Sequence(1), step: Step(1) }));
         assert!(ledger.hear(W, Incarnation(2)).is_ok());
         let stale = Reject::StaleIncarnation { worker: W, found: Incarnation(1), current: Incarnation(2) };
         assert_eq!(ledger.hear(W, Incarnation(1)), Err(stale));
@@ -318,7 +322,8 @@ mod tests {
         assert_eq!(ledger.hear(W, Incarnation(1)), Err(Reject::NotAdmitted { worker: W, term: Term(3) }));
         assert!(ledger.set_members(Term(4), &[], &[]).is_empty());
         let back = Member { worker: other.worker, incarnation: Incarnation(2) };
-        assert_eq!(ledger.set_members(Term(5), &[back], &[])[0].1.sequence, Sequence(1));
+        assert_eq!(ledger.set_members(Term(5), &[back], &[]), [back]);
+        assert_eq!(ledger.next(back.worker).map(|next| next.sequence), Some(Sequence(1)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Makes each shard's values anew from its records and the pushes that were computed.
 
+use std::collections::BTreeMap;
+
 use windlass_common::ids::{Examples, ShardId};
 use windlass_common::plan::{Mode, StalenessScaling, Weights};
 use windlass_common::wire::{Outcome, Record};
@@ -19,21 +21,22 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
     let shards = (0..run.plan.cluster.shards()).map(ShardId);
     let versions: Vec<Vec<Vec<f32>>> = shards.clone().map(|shard| replayed(run, shard, &initial)).collect();
     for (shard, versions) in shards.clone().zip(&versions) {
-        let last = versions.last().expect("there is a first version");
-        assert_same(&run.part_of(shard, &run.values), last, &format!("{shard} against its records"));
-    }
-    for ((worker, incarnation, sequence), pushed) in &run.gradients {
-        let mut step = None;
-        for (shard, history) in run.histories.iter().enumerate() {
-            let same =
-                |r: &&Record| (r.worker, r.sequence) == (*worker, *sequence) && r.incarnation == *incarnation;
-            let applied = |r: &&Record| matches!(r.outcome, Outcome::Applied { .. });
-            if let Some(record) = history.records().filter(applied).find(same) {
-                assert_eq!(record.base, pushed.bases[shard], "{record:?} names what it was computed on");
-                step = Some(record.step);
-            }
+        // A run that failed has no result.
+        if !run.values.is_empty() {
+            let last = versions.last().expect("there is a first version");
+            assert_same(&run.part_of(shard, &run.values), last, &format!("{shard} against its records"));
         }
-        let Some(step) = step else { continue };
+    }
+    let mut steps = BTreeMap::new();
+    for (shard, history) in run.histories.iter().enumerate() {
+        for record in history.records().filter(|r| matches!(r.outcome, Outcome::Applied { .. })) {
+            let pushed = pushed(run, record);
+            assert_eq!(record.base, pushed.bases[shard], "{record:?} names what it was computed on");
+            steps.insert((record.worker, record.incarnation, record.sequence), record.step);
+        }
+    }
+    for ((worker, incarnation, sequence), step) in steps {
+        let pushed = &run.gradients[&(worker, incarnation, sequence)];
         let mut values = vec![f32::NAN; initial.len()];
         for shard in shards.clone() {
             let base = pushed.bases[shard.index()];
@@ -43,7 +46,7 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
             Some(local) => train(problem, pushed.work.client, step, local.rate as f32, &values).push,
             None => {
                 let mut gradient = vec![0.0; values.len()];
-                problem.gradient(*worker, step, &values, &mut gradient);
+                problem.gradient(worker, step, &values, &mut gradient);
                 gradient
             }
         };
@@ -120,11 +123,10 @@ fn pushed<'r>(run: &'r Run, r: &Record) -> &'r Pushed {
 
 /// Puts one shard's values where they belong in the whole model.
 fn scatter(run: &Run, shard: ShardId, part: &[f32], whole: &mut [f32]) {
-    let layout = run.plan.layout().expect("a checked plan has a layout");
-    let placement = run.plan.placement().expect("a checked plan can be placed");
     let mut at = 0;
-    for slice in placement.of_shard(shard) {
-        let (start, len) = (layout.range(slice.variable).start + slice.start as usize, slice.len as usize);
+    for slice in run.placement.of_shard(shard) {
+        let (start, len) =
+            (run.layout.range(slice.variable).start + slice.start as usize, slice.len as usize);
         whole[start..start + len].copy_from_slice(&part[at..at + len]);
         at += len;
     }

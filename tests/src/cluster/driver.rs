@@ -9,7 +9,7 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Mode, Plan};
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Body, Codec, Part, Pull, Push, Reject, Welcome};
+use windlass_common::wire::{Body, Codec, Part, Pull, Push, Reject, Resume};
 use windlass_ps_core::shard::{Reply, Request};
 use windlass_ps_core::{SessionId, shard};
 use windlass_worker_core::{Effect, Event, Taken, Until, Work, Worker};
@@ -32,9 +32,11 @@ pub type Gradients = BTreeMap<(WorkerId, Incarnation, Sequence), Pushed>;
 
 /// What a driver wants done.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(crate) enum Wish {
     /// Send a request to a shard.
     Request(ShardId, Request<Vec<f32>>),
+    /// Let it compute for a while, and then call [`Driver::compute`].
+    Compute,
     /// Tell the coordinator that a client has gone from a round.
     Dropped(ClientId, Step),
     /// Tell the coordinator that it goes.
@@ -46,7 +48,7 @@ pub(super) enum Wish {
 
 /// Where a worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     Joining,
     Training,
     /// It has been told that there is nothing more to do.
@@ -69,7 +71,7 @@ enum Way {
 
 /// One life of a worker.
 #[derive(Debug)]
-pub(super) struct Driver {
+pub(crate) struct Driver {
     id: WorkerId,
     run: RunId,
     incarnation: Incarnation,
@@ -86,11 +88,11 @@ pub(super) struct Driver {
     /// Where shards answer this life, one session per shard.
     sessions: Vec<SessionId>,
     silent: bool,
-    pub(super) state: State,
+    pub(crate) state: State,
 }
 
 impl Driver {
-    pub(super) fn new(id: WorkerId, run: RunId, plan: &Plan, sessions: Vec<SessionId>, silent: bool) -> Self {
+    pub(crate) fn new(id: WorkerId, run: RunId, plan: &Plan, sessions: Vec<SessionId>, silent: bool) -> Self {
         let layout = plan.layout().expect("a checked plan has a layout");
         let placement = plan.placement().expect("a checked plan can be placed");
         let (total, shards) = (layout.total() as usize, sessions.len());
@@ -126,23 +128,24 @@ impl Driver {
     }
 
     /// The same worker with new connections.
-    pub(super) fn again(self, sessions: Vec<SessionId>) -> Self {
+    pub(crate) fn again(self, sessions: Vec<SessionId>) -> Self {
         Self { sessions, state: State::Joining, ..self }
     }
 
     /// Takes in what the coordinator says.
-    pub(super) fn control(
+    pub(crate) fn control(
         &mut self,
         body: Body,
         incarnation: Incarnation,
-        problem: &dyn Problem,
         gradients: &mut Gradients,
         wishes: &mut Vec<Wish>,
     ) {
         match body {
             Body::Welcome(welcome) => {
-                let before = std::mem::replace(&mut self.incarnation, incarnation);
-                self.welcome(welcome, before, problem, gradients, wishes);
+                let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
+                assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
+                assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
+                self.welcome(welcome.next, incarnation, gradients, wishes);
             }
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
             Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
@@ -151,25 +154,23 @@ impl Driver {
         }
     }
 
-    fn welcome(
+    /// The coordinator has admitted it.
+    pub(crate) fn welcome(
         &mut self,
-        welcome: Welcome,
-        before: Incarnation,
-        problem: &dyn Problem,
+        next: Resume,
+        incarnation: Incarnation,
         gradients: &mut Gradients,
         wishes: &mut Vec<Wish>,
     ) {
-        let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
-        assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
-        assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
+        let before = std::mem::replace(&mut self.incarnation, incarnation);
         self.state = State::Training;
         let mut effects = Vec::new();
-        self.core.handle(Event::Joined { next: welcome.next }, &mut effects);
+        self.core.handle(Event::Joined { next }, &mut effects);
         if before == Incarnation(0) {
             self.core.handle(Event::Pull, &mut effects);
         }
         self.keep_what_is_sent_again(before, &effects, gradients);
-        self.carry_on(effects, problem, gradients, wishes);
+        self.carry_on(effects, wishes);
     }
 
     /// Who was cut off may send a push again, in its new life and with its old number.
@@ -184,15 +185,8 @@ impl Driver {
         }
     }
 
-    /// Takes in what a shard says. `computed` gets the gradients of the steps that can now be computed.
-    pub(super) fn reply(
-        &mut self,
-        shard: ShardId,
-        reply: Reply,
-        problem: &dyn Problem,
-        gradients: &mut Gradients,
-        wishes: &mut Vec<Wish>,
-    ) {
+    /// Takes in what a shard says.
+    pub(crate) fn reply(&mut self, shard: ShardId, reply: Reply, wishes: &mut Vec<Wish>) {
         use windlass_worker_core::Reply as Told;
         if self.state != State::Training {
             return;
@@ -214,31 +208,25 @@ impl Driver {
         };
         let mut effects = Vec::new();
         self.core.handle(Event::Reply { shard: shard.index(), reply: told }, &mut effects);
-        self.carry_on(effects, problem, gradients, wishes);
+        self.carry_on(effects, wishes);
     }
 
     /// Does what the core asks for, and what comes of that.
-    fn carry_on(
-        &mut self,
-        mut effects: Vec<Effect>,
-        problem: &dyn Problem,
-        gradients: &mut Gradients,
-        wishes: &mut Vec<Wish>,
-    ) {
+    fn carry_on(&mut self, mut effects: Vec<Effect>, wishes: &mut Vec<Wish>) {
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
                 match effect {
                     Effect::Ready { .. } if self.silent => {}
                     Effect::Ready { step } => {
                         self.begin(step, wishes);
-                        self.go_on(problem, &mut effects, gradients);
+                        self.go_on(&mut effects, wishes);
                     }
                     Effect::Taken(taken) if matches!(self.way, Way::Rounds { .. }) => {
                         if taken == Taken::Unused {
                             // The round is closed, or has to be begun again.
                             self.rest.clear();
                         }
-                        self.go_on(problem, &mut effects, gradients);
+                        self.go_on(&mut effects, wishes);
                     }
                     other => self.carry_out(other, wishes),
                 }
@@ -265,31 +253,45 @@ impl Driver {
         wishes.extend(clients.iter().copied().filter(gone).map(|client| Wish::Dropped(client, step)));
     }
 
-    /// Pushes what comes next, or asks for the next values.
-    fn go_on(&mut self, problem: &dyn Problem, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
+    /// Computes what comes next, or asks for the next values.
+    fn go_on(&mut self, effects: &mut Vec<Effect>, wishes: &mut Vec<Wish>) {
+        if matches!(self.way, Way::Rounds { .. }) && self.rest.is_empty() {
+            self.core.handle(Event::Pull, effects);
+        } else {
+            wishes.push(Wish::Compute);
+        }
+    }
+
+    /// Computes what it is about, and pushes it.
+    pub(crate) fn compute(
+        &mut self,
+        problem: &dyn Problem,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         let step = self.core.step();
         assert!(self.values.iter().all(|w| !w.is_nan()), "{} has all values before it computes", self.id);
+        let mut effects = Vec::new();
         match self.way.clone() {
             Way::Batch => {
                 let loss = problem.gradient(self.id, step, &self.values, &mut self.gradient);
                 let examples = problem.examples(self.id, step);
                 let work = Work { client: ClientId(self.id.0), examples, work: examples.into(), loss };
-                self.push(work, true, effects, gradients);
+                self.push(work, true, &mut effects, gradients);
             }
-            Way::Rounds { rate, .. } => match self.rest.pop_front() {
-                Some(client) => {
-                    let work = self.train(problem, client, step, rate);
-                    self.push(work, false, effects, gradients);
-                }
-                None => self.core.handle(Event::Pull, effects),
-            },
+            Way::Rounds { rate, .. } => {
+                let client = self.rest.pop_front().expect("who computes has a client to train");
+                let work = self.train(problem, client, step, rate);
+                self.push(work, false, &mut effects, gradients);
+            }
             Way::AtWill { seed, rate, hosted } => {
                 let mut draw = Rng::new(seed, Purpose::NextClient { worker: self.id.0, step: step.0 });
                 let client = hosted[draw.below(hosted.len() as u64) as usize];
                 let work = self.train(problem, client, step, rate);
-                self.push(work, true, effects, gradients);
+                self.push(work, true, &mut effects, gradients);
             }
         }
+        self.carry_on(effects, wishes);
     }
 
     fn train(&mut self, problem: &dyn Problem, client: ClientId, round: Step, rate: f32) -> Work {
@@ -322,7 +324,9 @@ impl Driver {
                 self.state = State::Done;
                 wishes.push(Wish::Leave { steps: self.steps });
             }
-            Effect::Failed(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
+            Effect::Failed(Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. }) => {
+                self.state = State::Succeeded;
+            }
             Effect::Failed(reason) => {
                 panic!("{} in incarnation {} is refused: {reason}", self.id, self.incarnation)
             }
@@ -371,8 +375,29 @@ impl Driver {
         (parts, floats)
     }
 
+    /// Whether this shard owes it an answer.
+    pub(crate) fn awaits(&self, shard: usize) -> bool {
+        self.core.awaits(shard)
+    }
+
+    /// Whether some shard owes it an answer.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.core.is_busy()
+    }
+
+    /// Steps or trainings computed.
+    /// The step that it is at.
+    pub(crate) fn step(&self) -> Step {
+        self.core.step()
+    }
+
+    /// Pushes computed.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Who owes it an answer, in words.
-    pub(super) fn waits_for(&self) -> String {
+    pub(crate) fn waits_for(&self) -> String {
         match self.state {
             State::Joining => "is not welcomed by the coordinator".into(),
             State::Done => "is done".into(),

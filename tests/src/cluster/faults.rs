@@ -7,7 +7,6 @@ use windlass_ps_core::{Time, coordinator, shard};
 
 use super::config::{JOIN_DEADLINE_S, REJOIN_DEADLINE_S};
 use super::driver::{Driver, State};
-use super::history::Entry;
 use super::links::{Link, Message, Node};
 use super::{Cluster, DELIVERY_US, Seat};
 
@@ -60,7 +59,6 @@ impl Cluster<'_> {
         let seat = &self.seats[&worker];
         let (node, control) = (Node::Worker(worker, seat.life), seat.session);
         self.links.cut(node);
-        self.histories.iter_mut().for_each(|history| history.push(Entry::Gone { worker }));
         for link in self.links.from(node) {
             let ended = match link.to {
                 Node::Shard(_) => {

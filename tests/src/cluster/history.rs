@@ -1,40 +1,92 @@
-//! Writes down what one shard did, in order, and refuses what no history may contain.
+//! Writes down what one shard was asked and did, in order, and refuses what no history may contain.
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Sequence, Step, Version, WorkerId};
-use windlass_common::wire::{Outcome, Record};
+use windlass_common::ids::{ClientId, Incarnation, Sequence, Step, Version, WorkerId};
+use windlass_common::wire::{Member, Order, Outcome, Record};
+use windlass_ps_core::shard::{Effect, Event, Reply};
+use windlass_ps_core::{SessionId, Time};
 
 /// Something that a shard was asked or did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
-    /// These take part from now on.
-    Members(Vec<WorkerId>),
-    /// A pull of a worker that lives has arrived.
-    Pull {
-        /// Whose.
-        worker: WorkerId,
-        /// The step that will use the values.
-        step: Step,
+    /// A request has arrived; what follows up to [`Entry::Handled`] comes of it.
+    Asked(Asked),
+    /// The coordinator has decided something other than who takes part.
+    Ordered(Order),
+    /// Others take part from now on than before.
+    Members {
+        /// Who is new, or in another life.
+        came: Vec<Member>,
+        /// Who takes part no more.
+        went: Vec<WorkerId>,
     },
+    /// An observer asks for the values at an evaluation point.
+    Observed {
+        /// Where the answer goes.
+        session: SessionId,
+        /// The number of the point.
+        point: u64,
+    },
+    /// A stream has ended: nothing more is answered there.
+    Ended(SessionId),
     /// A push has been settled.
     Record(Record),
-    /// A pull of a worker that lives has been answered with values.
+    /// Something was said.
+    Told {
+        /// Where to.
+        session: SessionId,
+        /// What.
+        what: Told,
+    },
+    /// One event has been dealt with in full.
+    Handled {
+        /// When, by the clock of the shard.
+        at: Time,
+        /// The newest version by then.
+        newest: Version,
+    },
+}
+
+/// What a worker asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Where the answer goes.
+    pub session: SessionId,
+    /// Who asks.
+    pub worker: WorkerId,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// The push: its number, its step and whose work it is.
+    pub push: Option<(Sequence, Step, ClientId)>,
+    /// The step that values are wanted for.
+    pub pull: Option<Step>,
+}
+
+/// What a shard said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// A push is held.
+    Held(Sequence),
+    /// A push is settled.
+    Settled(Sequence, Outcome),
+    /// Values.
     Values {
-        /// Whose.
-        worker: WorkerId,
         /// The step they are for.
         step: Step,
         /// Their version.
         version: Version,
+        /// Whom the worker is to train.
+        clients: Vec<ClientId>,
     },
-    /// A worker's pull has been answered otherwise, or it has died: nobody waits for it any more.
-    Gone {
-        /// Whose.
-        worker: WorkerId,
-    },
-    /// One event has been dealt with in full.
-    Handled,
+    /// There is nothing more to do.
+    Finished,
+    /// A pull is parked.
+    Waiting(Step),
+    /// The request had no effect.
+    Rejected,
+    /// There are no such values for an observer; the next there are.
+    NoSnapshot(Option<u64>),
 }
 
 /// What one shard did.
@@ -42,31 +94,78 @@ pub enum Entry {
 pub struct History {
     entries: Vec<Entry>,
     outcomes: BTreeMap<(WorkerId, Sequence), Outcome>,
+    /// Who takes part, in which life.
+    members: BTreeMap<WorkerId, Incarnation>,
+    /// Whose each session is.
+    sessions: BTreeMap<SessionId, WorkerId>,
 }
 
 impl History {
-    pub(super) fn push(&mut self, entry: Entry) {
-        if let Entry::Record(record) = &entry {
-            let push = (record.worker, record.sequence);
-            let before = self.outcomes.insert(push, record.outcome);
-            assert_eq!(
-                before, None,
-                "{} sequence {} is settled twice: {record:?}",
-                record.worker, record.sequence
-            );
+    /// Something happens to the shard.
+    pub(crate) fn begin<B>(&mut self, event: &Event<B>) {
+        match event {
+            Event::Request(request) => {
+                self.sessions.insert(request.session, request.worker);
+                self.entries.push(Entry::Asked(Asked {
+                    session: request.session,
+                    worker: request.worker,
+                    incarnation: request.incarnation,
+                    push: request.push.as_ref().map(|(p, _)| (p.sequence, p.step, p.client)),
+                    pull: request.pull.as_ref().map(|p| p.step),
+                }));
+            }
+            Event::Order(Order::Membership { members, .. }) => {
+                let now: BTreeMap<_, _> = members.iter().map(|m| (m.worker, m.incarnation)).collect();
+                let before = std::mem::replace(&mut self.members, now);
+                let is_new = |m: &&Member| before.get(&m.worker) != Some(&m.incarnation);
+                let came = members.iter().filter(is_new).copied().collect();
+                let went = before.into_keys().filter(|w| !self.members.contains_key(w)).collect();
+                self.entries.push(Entry::Members { came, went });
+            }
+            Event::Order(order) => self.entries.push(Entry::Ordered(order.clone())),
+            Event::Closed { session } => self.entries.push(Entry::Ended(*session)),
+            Event::PullSnapshot { session, point } => {
+                self.entries.push(Entry::Observed { session: *session, point: *point });
+            }
+            Event::Tick => {}
         }
-        self.entries.push(entry);
     }
 
-    /// An acknowledgement goes out: the push must have been written down before, with that outcome.
-    pub(super) fn acknowledge(
-        &self,
-        worker: WorkerId,
-        sequence: Sequence,
-        outcome: Outcome,
-        newest: Version,
-    ) {
-        let recorded = self.outcomes.get(&(worker, sequence));
+    /// This comes of it. An acknowledgement must have been written down before, with that outcome.
+    ///
+    /// # Panics
+    /// If a push is settled twice, or acknowledged otherwise than it was settled.
+    pub(crate) fn end(&mut self, at: Time, effects: &[Effect], newest: Version) {
+        for effect in effects {
+            match effect {
+                Effect::Record(record) => self.settle(record),
+                Effect::Reply { session, reply } => {
+                    let what = told(reply);
+                    if let Told::Settled(sequence, outcome) = what {
+                        self.acknowledge(*session, sequence, outcome, newest);
+                    }
+                    self.entries.push(Entry::Told { session: *session, what });
+                }
+                Effect::Report(_) | Effect::Final { .. } => {}
+            }
+        }
+        self.entries.push(Entry::Handled { at, newest });
+    }
+
+    fn settle(&mut self, record: &Record) {
+        let push = (record.worker, record.sequence);
+        let before = self.outcomes.insert(push, record.outcome);
+        assert_eq!(
+            before, None,
+            "{} sequence {} is settled twice: {record:?}",
+            record.worker, record.sequence
+        );
+        self.entries.push(Entry::Record(*record));
+    }
+
+    fn acknowledge(&self, session: SessionId, sequence: Sequence, outcome: Outcome, newest: Version) {
+        let worker = self.sessions.get(&session).expect("who is told has asked");
+        let recorded = self.outcomes.get(&(*worker, sequence));
         assert_eq!(recorded, Some(&outcome), "{worker} is told that its push {sequence} is {outcome:?}");
         if let Outcome::Applied { version, .. } = outcome {
             assert!(version <= newest, "{worker} is told of version {version} before it exists");
@@ -76,6 +175,11 @@ impl History {
     /// All of it.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Whose session this is, if it has asked for something.
+    pub fn worker_of(&self, session: SessionId) -> Option<WorkerId> {
+        self.sessions.get(&session).copied()
     }
 
     /// The pushes that were settled, in order.
@@ -89,5 +193,19 @@ impl History {
     /// What became of a push.
     pub fn outcome(&self, worker: WorkerId, sequence: Sequence) -> Option<Outcome> {
         self.outcomes.get(&(worker, sequence)).copied()
+    }
+}
+
+fn told(reply: &Reply) -> Told {
+    match reply {
+        Reply::Held { sequence, .. } => Told::Held(*sequence),
+        Reply::Settled { sequence, outcome } => Told::Settled(*sequence, *outcome),
+        Reply::Values { step, snapshot, clients, .. } => {
+            Told::Values { step: *step, version: snapshot.version, clients: clients.clone() }
+        }
+        Reply::Finished { .. } => Told::Finished,
+        Reply::Waiting { step, .. } => Told::Waiting(*step),
+        Reply::Rejected { .. } => Told::Rejected,
+        Reply::NoSnapshot { next } => Told::NoSnapshot(*next),
     }
 }

@@ -31,7 +31,7 @@ pub struct Link {
 
 /// What travels on a link.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// To the coordinator.
     Coordinator(coordinator::Event),
     /// To a shard.

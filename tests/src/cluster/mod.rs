@@ -4,27 +4,27 @@
 //! nowhere in the cores: a new kind of fault is a field of [`Config`] and a branch between delivery and handling.
 
 mod config;
-mod driver;
+pub(crate) mod driver;
 mod faults;
 mod history;
-mod links;
-mod result;
+pub(crate) mod links;
+pub(crate) mod result;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Step, Version, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, RunId, ServerId, ShardId, Step, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::wire::{self, Body, Order, Record, Report, Stop, Task, WorkerReport};
 use windlass_ps_core::coordinator::{self, Coordinator};
-use windlass_ps_core::shard::{self, Reply, Shard};
+use windlass_ps_core::shard::{self, Shard};
 use windlass_ps_core::store::Snapshot;
 use windlass_ps_core::{SessionId, Time};
 
 pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
-pub use history::{Entry, History};
+pub use history::{Asked, Entry, History, Told};
 pub use links::{Link, Node, Pace};
 pub use result::Run;
 
@@ -225,10 +225,10 @@ impl<'a> Cluster<'a> {
         let mut wishes = Vec::new();
         match (link.from, message) {
             (Node::Shard(shard), Message::Reply(reply)) => {
-                driver.reply(shard, reply, self.problem, &mut self.gradients, &mut wishes);
+                driver.reply(shard, reply, &mut wishes);
             }
             (_, Message::Control(body, incarnation)) => {
-                driver.control(body, incarnation, self.problem, &mut self.gradients, &mut wishes);
+                driver.control(body, incarnation, &mut self.gradients, &mut wishes);
             }
             (from, message) => panic!("{worker} takes no {message:?} from {from:?}"),
         }
@@ -237,8 +237,18 @@ impl<'a> Cluster<'a> {
             self.kill(worker);
             return;
         }
-        for wish in wishes {
+        let mut wishes = VecDeque::from(wishes);
+        while let Some(wish) = wishes.pop_front() {
             match wish {
+                Wish::Compute => {
+                    let Some(driver) = self.seats.get_mut(&worker).and_then(|seat| seat.driver.as_mut())
+                    else {
+                        return;
+                    };
+                    let mut further = Vec::new();
+                    driver.compute(self.problem, &mut self.gradients, &mut further);
+                    wishes.extend(further);
+                }
                 Wish::Request(shard, request) => {
                     let link = Link { from: node, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Request(request)));
@@ -257,33 +267,16 @@ impl<'a> Cluster<'a> {
     }
 
     fn shard(&mut self, id: ShardId, event: shard::Event<Vec<f32>>) {
-        let pull = match &event {
-            shard::Event::Request(request) if self.is_alive(self.sessions[&request.session].to) => {
-                request.pull.as_ref().map(|p| (request.worker, p.step))
-            }
-            shard::Event::Order(Order::Membership { members, .. }) => {
-                let members = members.iter().map(|m| m.worker).collect();
-                self.histories[id.index()].push(Entry::Members(members));
-                None
-            }
-            _ => None,
-        };
         let mut effects = Vec::new();
+        self.histories[id.index()].begin(&event);
         self.shards[id.index()].handle(self.now, event, &mut effects);
         let newest = self.shards[id.index()].snapshot().version;
-        if let Some((worker, step)) = pull {
-            self.histories[id.index()].push(Entry::Pull { worker, step });
-        }
+        self.histories[id.index()].end(self.now, &effects, newest);
         for effect in effects {
             match effect {
-                shard::Effect::Record(record) => {
-                    self.histories[id.index()].push(Entry::Record(record));
-                    self.unreported[id.index()].push(record);
-                }
+                shard::Effect::Record(record) => self.unreported[id.index()].push(record),
                 shard::Effect::Reply { session, reply } => {
-                    let link = self.sessions[&session];
-                    self.note(id, link.to, &reply, newest);
-                    self.links.send(link, Message::Reply(reply));
+                    self.links.send(self.sessions[&session], Message::Reply(reply));
                 }
                 shard::Effect::Report(report) => self.report(id, report),
                 shard::Effect::Final { snapshot, partial } => {
@@ -293,21 +286,6 @@ impl<'a> Cluster<'a> {
                     self.report(id, Report::Final { version, examples, partial, payload_bytes });
                 }
             }
-        }
-        self.histories[id.index()].push(Entry::Handled);
-    }
-
-    fn note(&mut self, id: ShardId, to: Node, reply: &Reply, newest: Version) {
-        let Node::Worker(worker, _) = to else { panic!("{id} answers {to:?}") };
-        let alive = self.is_alive(to);
-        let history = &mut self.histories[id.index()];
-        match reply {
-            Reply::Settled { sequence, outcome } => history.acknowledge(worker, *sequence, *outcome, newest),
-            Reply::Values { step, snapshot, .. } if alive => {
-                history.push(Entry::Values { worker, step: *step, version: snapshot.version });
-            }
-            Reply::Finished { .. } | Reply::Rejected { .. } if alive => history.push(Entry::Gone { worker }),
-            _ => {}
         }
     }
 

@@ -1,8 +1,12 @@
 //! Holds what a simulated run came to.
 
 use windlass_common::ids::{ShardId, Step};
+use windlass_common::layout::Layout;
+use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Entry, Outcome, Record, Stop, Task};
+use windlass_common::wire::{Entry, Member, Outcome, Record, Stop, Task};
+
+use windlass_ps_core::store::Snapshot;
 
 use super::Cluster;
 use super::driver::Gradients;
@@ -13,6 +17,10 @@ use super::history::History;
 pub struct Run {
     /// What was run.
     pub plan: Plan,
+    /// Its variables end to end.
+    pub layout: Layout,
+    /// Which shard owns what of them.
+    pub placement: Placement,
     /// How it ended.
     pub stop: Stop,
     /// The result, in layout order; empty if the run failed.
@@ -25,6 +33,8 @@ pub struct Run {
     pub opened: Vec<(Step, Vec<Task>)>,
     /// The steps that the coordinator closed, and with which pushes.
     pub closed: Vec<(Step, Vec<Entry>)>,
+    /// Who took part in each term, and how many steps had been closed when it began.
+    pub terms: Vec<(usize, Vec<Member>)>,
     /// For each shard the pushes that count elsewhere and not on it.
     pub partial: Vec<u64>,
     /// Messages delivered.
@@ -37,27 +47,22 @@ pub struct Run {
 
 impl Cluster<'_> {
     pub(super) fn into_run(self) -> Run {
-        let mut values = Vec::new();
-        let mut partial = Vec::new();
+        let (mut values, mut partial) = (Vec::new(), Vec::new());
         if self.stop == Some(Stop::Completed) {
-            values = vec![f32::NAN; self.layout.total() as usize];
-            for (snapshot, missing) in self.results.values() {
-                for (part, floats) in snapshot.changed_since(None, &[]) {
-                    let slice = self.placement.slices()[part.slice as usize];
-                    let start = self.layout.range(slice.variable).start + slice.start as usize;
-                    values[start..start + floats.len()].copy_from_slice(&floats);
-                }
-                partial.push(*missing);
-            }
+            values = assembled(&self.layout, &self.placement, self.results.values().map(|(s, _)| s));
+            partial = self.results.values().map(|(_, missing)| *missing).collect();
         }
         Run {
             plan: self.plan,
+            layout: self.layout,
+            placement: self.placement,
             stop: self.stop.expect("a run is over when it is handed out"),
             values,
             histories: self.histories,
             gradients: self.gradients,
             opened: self.opened,
             closed: self.closed,
+            terms: Vec::new(),
             partial,
             deliveries: self.deliveries,
             deaths: self.deaths,
@@ -66,18 +71,32 @@ impl Cluster<'_> {
     }
 }
 
+/// The values of the whole model, of those that each shard had at the end.
+pub(crate) fn assembled<'a>(
+    layout: &Layout,
+    placement: &Placement,
+    parts: impl Iterator<Item = &'a Snapshot>,
+) -> Vec<f32> {
+    let mut values = vec![f32::NAN; layout.total() as usize];
+    for snapshot in parts {
+        for (part, floats) in snapshot.changed_since(None, &[]) {
+            let slice = placement.slices()[part.slice as usize];
+            let start = layout.range(slice.variable).start + slice.start as usize;
+            values[start..start + floats.len()].copy_from_slice(&floats);
+        }
+    }
+    values
+}
+
 impl Run {
     /// The values that one shard owns, out of those of the whole model.
     pub fn part_of(&self, shard: ShardId, whole: &[f32]) -> Vec<f32> {
-        let layout = self.plan.layout().expect("a checked plan has a layout");
-        let placement = self.plan.placement().expect("a checked plan can be placed");
-        let slices = placement.of_shard(shard).iter();
-        slices
-            .flat_map(|slice| {
-                let start = layout.range(slice.variable).start + slice.start as usize;
-                whole[start..start + slice.len as usize].to_vec()
-            })
-            .collect()
+        let mut part = Vec::with_capacity(self.placement.values_of(shard) as usize);
+        for slice in self.placement.of_shard(shard) {
+            let start = self.layout.range(slice.variable).start + slice.start as usize;
+            part.extend_from_slice(&whole[start..start + slice.len as usize]);
+        }
+        part
     }
 
     /// Pushes that changed the model, on one shard.

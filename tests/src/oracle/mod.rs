@@ -3,6 +3,7 @@
 //! Nothing here calls the kernels, the reductions or the rules that it judges. From the code under test it takes the
 //! initial values, and the learning rate's schedule where a test has one that changes.
 
+mod cohorts;
 mod federated;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use windlass_common::optimizer::{FedAdam, FedYogi, Optimizer};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Outcome, Record};
 
+pub use cohorts::of_cohorts;
 pub use federated::{Order, Weigh, federated};
 
 use crate::problem::Problem;

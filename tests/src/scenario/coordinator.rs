@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{
-    ClientId, Examples, Incarnation, RunId, Sequence, ServerId, ShardId, Step, Version, WorkerId,
+    ClientId, Examples, Incarnation, RunId, Sequence, ServerId, ShardId, Step, Term, Version, WorkerId,
 };
-use windlass_common::wire::{Body, Entry, Order, Report, Resume, Task, WorkerReport};
+use windlass_common::wire::{Body, Entry, Order, Outcome, Record, Report, Resume, Task, WorkerReport};
 use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
 use windlass_ps_core::{SessionId, Time};
 
@@ -110,6 +110,25 @@ impl Played {
                 let incarnation = Incarnation(command.or("incarnation", newest.0)?);
                 let step = Step(command.need("step")?);
                 Event::Report { shard: shard()?, report: Report::Arrived { entry, incarnation, step } }
+            }
+            "applied" => {
+                let (worker, examples) = (command.worker()?, Examples(command.need("examples")?));
+                let record = Record {
+                    term: Term(0),
+                    at_us: 0,
+                    worker,
+                    incarnation: self.coordinator.incarnation(worker),
+                    sequence: Sequence(0),
+                    step: Step(0),
+                    base: Version(0),
+                    client: ClientId(worker.0),
+                    examples: 1,
+                    work: examples.0,
+                    examples_applied: examples,
+                    loss: 0.0,
+                    outcome: Outcome::Applied { version: Version(1), staleness: 0 },
+                };
+                Event::Report { shard: shard()?, report: Report::Records(vec![record]) }
             }
             "dropped" => Event::Dropped {
                 session: self.session(&first()?)?,

@@ -49,7 +49,7 @@ impl Coordinator {
         let since = *self.ending.get_or_insert(now);
         let is_finished = match &self.rounds {
             Some(rounds) => rounds.are_over(),
-            None => self.progress.examples() >= self.plan.examples_target(),
+            None => self.progress.examples_most() >= self.plan.examples_target(),
         };
         if !is_finished && now >= since.plus_seconds(FINISHED_WITHIN_S) {
             self.fail(format!("{left} left before the training was over"), out);

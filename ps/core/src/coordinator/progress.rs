@@ -15,6 +15,8 @@ const STALENESS_PUSHES: f32 = 20.0;
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     examples: Examples,
+    /// Those of the shard that has most. Where shards apply by themselves, what is void on some is missing there.
+    examples_most: Examples,
     steps: u64,
     pushes: u64,
     loss: Option<f32>,
@@ -27,6 +29,8 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn records(&mut self, shard: ShardId, records: &[Record]) {
+        let applied = records.iter().map(|r| r.examples_applied).max().unwrap_or_default();
+        self.examples_most = self.examples_most.max(applied);
         if shard != ShardId(0) {
             return;
         }
@@ -52,8 +56,9 @@ impl Progress {
         }
     }
 
-    pub(crate) fn examples(&self) -> Examples {
-        self.examples
+    /// The examples of the shard that is furthest: it is the first to tell workers of the end.
+    pub(crate) fn examples_most(&self) -> Examples {
+        self.examples_most
     }
 
     pub(crate) fn measured(&mut self, server: ServerId, meter: Meter) {

@@ -5,6 +5,7 @@ mod orders;
 mod snapshots;
 mod standing;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
@@ -52,6 +53,8 @@ pub struct Shard<B> {
     held: BTreeMap<Entry, Held<B>>,
     /// Who is asked in the open round.
     tasks: Vec<Task>,
+    /// Of those, whom their workers have not been told of: dealt to them after they had begun the round.
+    anew: BTreeSet<Task>,
     /// The coordinator opens no further round.
     concluded: bool,
     /// Where pushes are mixed: the values that each worker was given last.
@@ -117,6 +120,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             made: Made::default(),
             held: BTreeMap::new(),
             tasks: Vec::new(),
+            anew: BTreeSet::new(),
             concluded: false,
             bases: BTreeMap::new(),
             parked: BTreeMap::new(),
@@ -346,8 +350,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.held.range(entry(Sequence(0))..=entry(Sequence(u64::MAX))).next().is_some()
     }
 
+    /// Where workers push for themselves, which they do in their own name.
     fn has_pushed(&self, worker: WorkerId) -> bool {
-        self.held.keys().any(|e| e.worker == worker)
+        self.has_pushed_for(ClientId(worker.0), worker)
     }
 
     fn held_of(&self, worker: WorkerId) -> usize {
@@ -369,6 +374,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.made.at = now;
         self.open = self.open.next();
         self.tasks.clear();
+        self.anew.clear();
         for (entry, push) in &members {
             let clock = self.clock_after(push);
             self.settle_applied(now, push, entry.worker, clock, out);
@@ -511,7 +517,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.made.examples } });
             return;
         }
-        if self.wait_for(worker, parked.pull.step).is_some() {
+        if self.must_wait(worker, parked.pull.step) {
             debug_assert!(parked.told <= now);
             self.parked.insert(worker, parked);
             return;
@@ -522,6 +528,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             self.bases.insert(worker, snapshot.clone());
         }
         let clients = self.remaining(worker);
+        self.anew.retain(|task| task.worker != worker);
         out.push(Effect::Reply { session, reply: Reply::Values { step, snapshot, have, slices, clients } });
     }
 
@@ -547,15 +554,14 @@ impl<B: AsRef<[f32]>> Shard<B> {
         (self.apply == Apply::HoldAll).then(|| (asked, previous.clone()))
     }
 
-    fn wait_for(&self, worker: WorkerId, step: Step) -> Option<Wait> {
-        if !self.started {
-            return Some(Wait::Start);
-        }
-        if self.apply.held_max().is_some_and(|most| self.held_of(worker) >= most) {
-            return Some(Wait::Close { step: self.open });
-        }
-        let has_task = || !self.remaining(worker).is_empty();
-        self.release.wait(step, self.open, &self.ledger, has_task, || match self.apply {
+    /// Whether a pull has to wait. To name those it waits for takes much longer where there are many.
+    fn must_wait(&self, worker: WorkerId, step: Step) -> bool {
+        self.wait(worker, step, || Wait::Close { step: self.open }).is_some()
+    }
+
+    /// Those whose pushes for the open step are missing.
+    fn missing(&self) -> Wait {
+        match self.apply {
             Apply::Round { .. } => {
                 let lacks = |t: &&Task| !self.has_pushed_for(t.client, t.worker);
                 let mut workers: Vec<WorkerId> = self.tasks.iter().filter(lacks).map(|t| t.worker).collect();
@@ -564,15 +570,33 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 rules::missing(workers.into_iter(), self.open)
             }
             _ => rules::missing(self.ledger.members().filter(|&w| !self.has_pushed(w)), self.open),
-        })
+        }
+    }
+
+    fn wait(&self, worker: WorkerId, step: Step, missing: impl FnOnce() -> Wait) -> Option<Wait> {
+        if !self.started {
+            return Some(Wait::Start);
+        }
+        if self.apply.held_max().is_some_and(|most| self.held_of(worker) >= most) {
+            return Some(Wait::Close { step: self.open });
+        }
+        // Who asks for the next round is done with this one: of its clients it may have dropped some.
+        let has_task = || match step > self.open {
+            true => self.anew.iter().any(|t| t.worker == worker),
+            false => !self.remaining(worker).is_empty(),
+        };
+        self.release.wait(step, self.open, &self.ledger, has_task, missing)
     }
 
     fn tick(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut parked = std::mem::take(&mut self.parked);
+        // It is the same for all who wait for it.
+        let missing = OnceCell::new();
         for (&worker, p) in parked.iter_mut().filter(|(_, p)| now.seconds_since(p.told) >= WAITING_NOTICE_S) {
             p.told = now;
             let step = p.pull.step;
-            let wait = self.wait_for(worker, step).expect("a parked pull waits for something");
+            let missing = || missing.get_or_init(|| self.missing()).clone();
+            let wait = self.wait(worker, step, missing).expect("a parked pull waits for something");
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;

@@ -3,24 +3,23 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{ClientId, Incarnation, Version, WorkerId};
-use windlass_common::wire::{Member, Order, Outcome, Record, Report, Resume};
+use windlass_common::wire::{Member, Order, Outcome, Record, Report, Resume, Task};
 
 use super::{Effect, Shard};
 use crate::Time;
-use crate::rules::Rejoin;
+use crate::rules::{Apply, Rejoin};
 
 impl<B: AsRef<[f32]>> Shard<B> {
     pub(super) fn order(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
         match order {
             Order::Membership { term, members, departed } => {
-                for (Member { worker, incarnation }, next) in
-                    self.ledger.set_members(term, &members, &departed)
-                {
+                for Member { worker, incarnation } in self.ledger.set_members(term, &members, &departed) {
                     // What the earlier life of this worker waited for, nobody waits for any more.
                     self.parked.remove(&worker);
                     if self.rejoin == Rejoin::Redo {
                         self.void_held(now, worker, out);
                     }
+                    let next = self.ledger.next(worker).unwrap_or_default();
                     let slowest = self.ledger.slowest_beside(worker);
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next, slowest }));
                 }
@@ -39,8 +38,12 @@ impl<B: AsRef<[f32]>> Shard<B> {
             }
             Order::Open { step, tasks } => {
                 if step == self.open {
-                    self.tasks = tasks;
+                    let before = std::mem::replace(&mut self.tasks, tasks);
                     self.tasks.sort_unstable();
+                    if !before.is_empty() {
+                        let is_new = |t: &&Task| before.binary_search(t).is_err();
+                        self.anew.extend(self.tasks.iter().filter(is_new));
+                    }
                     self.release_parked(now, out);
                 }
             }
@@ -106,6 +109,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         for push in void.values() {
             let clock = self.ledger.clock(worker).unwrap_or_default();
             self.settle(now, push, worker, Outcome::Void, clock, out);
+            if let Apply::Hold { .. } = self.apply {
+                self.ledger.go_back(worker, push.push.step);
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Says how one shard stands: how far it is, what it holds, and whom its parked pulls wait for.
 
+use std::cell::OnceCell;
+
 use windlass_common::wire::{Report, Standing};
 
 use super::{Effect, Shard};
@@ -20,9 +22,11 @@ impl<B: AsRef<[f32]>> Shard<B> {
 
     /// How the shard stands. Its queue is known to whoever keeps it.
     fn standing(&self) -> Standing {
+        let missing = OnceCell::new();
         let blocked = self.parked.iter().take(BLOCKED_MAX).filter_map(|(&worker, parked)| {
             let step = parked.pull.step;
-            Some((worker, step, self.wait_for(worker, step)?))
+            let wait = self.wait(worker, step, || missing.get_or_init(|| self.missing()).clone())?;
+            Some((worker, step, wait))
         });
         let of_values = self.store.bytes();
         let gradients = self.held.len() as u64 * self.shape.values() * 4;

@@ -1,0 +1,54 @@
+//! Verifies a run, however it ended, by what its shards were asked and did.
+//!
+//! Nothing here calls the cores: it has its own idea of what a push, a pull and a step are, and says in a sentence where
+//! a run differs from it.
+
+mod cohorts;
+mod ledger;
+mod snapshots;
+mod waits;
+
+use windlass_common::plan::Mode;
+use windlass_common::wire::{Outcome, Stop};
+
+use crate::audit::{assert_bound, assert_each_push_counts_once, assert_replays, assert_same};
+use crate::cluster::Run;
+use crate::oracle;
+use crate::problem::Problem;
+use crate::sim::Counts;
+
+/// Verifies everything that must hold in a run, and counts what it saw.
+///
+/// # Panics
+/// With a sentence, if something does not hold.
+pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
+    let mut counts = Counts::default();
+    for (shard, history) in run.histories.iter().enumerate() {
+        ledger::verify(&run.plan, shard, history);
+        waits::verify(&run.plan, shard, history);
+        counts.add("snapshots", snapshots::verify(&run.plan, shard, history));
+        for record in history.records() {
+            let what = match record.outcome {
+                Outcome::Applied { .. } => "applied",
+                Outcome::Late { .. } => "late",
+                Outcome::Void => "void",
+            };
+            counts.add(what, 1);
+        }
+    }
+    if let Mode::Ssp { staleness: Some(bound), .. } = run.plan.mode {
+        assert_bound(run, bound);
+    }
+    let cohorts = cohorts::verify(run);
+    let is_complete = run.stop == Stop::Completed;
+    if is_complete {
+        assert_each_push_counts_once(run);
+        counts.add("void on some shards", run.partial.iter().sum());
+    }
+    if let Some(cohorts) = cohorts.filter(|_| is_complete) {
+        let expected = oracle::of_cohorts(&run.plan, problem, &cohorts);
+        assert_same(&run.values, &expected, "the result against one process that does what was logged");
+    }
+    assert_replays(run, problem);
+    counts
+}

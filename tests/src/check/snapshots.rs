@@ -1,0 +1,71 @@
+//! Follows what one shard keeps for observers: the first version at each evaluation point, and no more than it may.
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{Examples, Step, Version};
+use windlass_common::plan::{Mode, Plan};
+use windlass_common::wire::Order;
+use windlass_ps_core::SessionId;
+use windlass_ps_core::shard::{SNAPSHOTS_MAX, WAITERS_MAX};
+
+use crate::cluster::{Entry, History, Told};
+
+/// Verifies one shard, and counts the answers.
+///
+/// # Panics
+/// With a sentence, if something does not hold.
+pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
+    let every = plan.training.evaluate_every;
+    // The models here are so small that as many points are kept as ever.
+    let mut kept: BTreeMap<u64, Version> = BTreeMap::from([(0, Version(0))]);
+    let mut next = 1;
+    let mut waiting: BTreeMap<SessionId, u64> = BTreeMap::new();
+    let (mut examples, mut closed, mut is_over) = (Examples(0), 0, false);
+    let mut told: Vec<(SessionId, &Told)> = Vec::new();
+    let mut answers = 0;
+    for entry in history.entries() {
+        match entry {
+            Entry::Observed { session, point } => {
+                waiting.insert(*session, *point);
+            }
+            Entry::Record(record) => examples = examples.max(record.examples_applied),
+            Entry::Ordered(Order::Close { step, .. }) if step.0 == closed => closed += 1,
+            Entry::Ordered(Order::Conclude) => is_over = true,
+            Entry::Told { session, what } if history.worker_of(*session).is_none() => {
+                told.push((*session, what))
+            }
+            Entry::Handled { newest, .. } => {
+                let open = if matches!(plan.mode, Mode::Sync { .. }) { Step(newest.0) } else { Step(closed) };
+                let position = plan.goal().position(open, examples);
+                let point = position / every;
+                if point >= next && !is_over {
+                    kept.insert(point, *newest);
+                    next = point + 1;
+                    if kept.len() as u64 > SNAPSHOTS_MAX {
+                        kept.pop_first();
+                    }
+                }
+                is_over |= position >= plan.goal().total();
+                for (session, what) in told.drain(..) {
+                    let point = waiting.remove(&session).expect("who is told has asked");
+                    let further = kept.range(point + 1..).next().map(|(point, _)| *point);
+                    let expected = match kept.get(&point) {
+                        Some(version) => matches!(what, Told::Values { version: v, .. } if v == version),
+                        None => *what == Told::NoSnapshot(further) && (point < next || is_over),
+                    };
+                    assert!(
+                        expected,
+                        "shard {shard} is asked for point {point} and says {what:?}; it has kept {kept:?}"
+                    );
+                    answers += 1;
+                }
+                let is_due = |point: &u64| kept.contains_key(point) || *point < next || is_over;
+                let late = waiting.values().find(|point| is_due(point));
+                assert_eq!(late, None, "shard {shard} lets an observer wait for a point that has been");
+                assert!(waiting.len() < WAITERS_MAX, "shard {shard} lets {} observers wait", waiting.len());
+            }
+            _ => {}
+        }
+    }
+    answers
+}

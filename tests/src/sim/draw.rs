@@ -1,0 +1,263 @@
+//! Draws a whole simulated run from a seed.
+
+use windlass_common::ids::{ServerId, WorkerId};
+use windlass_common::optimizer::{Adam, FedAdam, FedYogi, Momentum, Nesterov, Optimizer, Sgd};
+use windlass_common::plan::{Fedavg, Hosting, Membership, Mode, Sampler, Stale, StalenessScaling, Weights};
+use windlass_common::rng::{Purpose, Rng};
+use windlass_common::schedule::{Schedule, Shape};
+
+use super::config::{Compute, Config, Fault, Launcher, Network, What};
+use super::network::Place;
+use crate::cluster::{fedavg, local};
+use crate::problem::Bowls;
+
+/// What goes on for long is drawn up to this.
+const LONG: u64 = 30_000_000;
+
+/// The kinds of modes that a seed can draw.
+pub const KINDS: [&str; 10] =
+    ["sync", "backup", "async", "ssp", "softsync", "batchsync", "fedavg", "quorum", "fedbuff", "fedasync"];
+
+/// Numbers from a stream, in the forms that are needed here.
+struct Draw(Rng);
+
+impl Draw {
+    /// From `least` to `most`, both possible.
+    fn within(&mut self, least: u64, most: u64) -> u64 {
+        least + self.0.below(most - least + 1)
+    }
+
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.0.below(of.len() as u64) as usize]
+    }
+
+    /// One time in `of`.
+    fn once_in(&mut self, of: u64) -> bool {
+        self.0.below(of) == 0
+    }
+
+    /// From `least` to `most`, each order of magnitude with the same chance.
+    fn scale(&mut self, least: u64, most: u64) -> u64 {
+        let (least, most) = (least as f64, most as f64);
+        (least * libm::pow(most / least, self.0.unit())) as u64
+    }
+}
+
+/// The kind of mode that a seed draws, as [`KINDS`] names it.
+pub fn kind(seed: u64) -> &'static str {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(0)));
+    draw.one(&KINDS)
+}
+
+impl Config {
+    /// The run that a seed stands for. The seed decides everything.
+    pub fn drawn(seed: u64) -> Self {
+        let mut draw = Draw(Rng::new(seed, Purpose::Simulation(1)));
+        let workers = draw.within(1, 6) as u32;
+        let servers = draw.one(&[1, 1, 2, 3]);
+        let shards_per_server = draw.within(1, 2) as u32;
+        let clients = workers + draw.within(0, 6) as u32;
+        let mode = mode(seed, &mut draw, workers, clients);
+        let pushes = draw.within(3, 25);
+        let batch = draw.within(1, 4) as u32;
+        let is_long = draw.once_in(12);
+        let work = 2 * u64::from(batch) + u64::from(batch) / 2;
+        let rate = draw.one(&[0.5, 0.1, 0.03]);
+        let shape = match draw.within(0, 2) {
+            0 => Shape::Constant,
+            1 => Shape::Cosine { final_share: 0.01 },
+            _ => Shape::Step { at: vec![0.5, 0.75], factor: 0.1 },
+        };
+        let mut config = Self {
+            servers,
+            shards_per_server,
+            clients: mode.local().is_some().then_some(clients),
+            dropout: if matches!(mode, Mode::Fedavg(_)) { draw.one(&[0.0, 0.0, 0.2, 0.5]) } else { 0.0 },
+            optimizer: optimizer(&mut draw, &mode),
+            schedule: Schedule { rate, warm_up: draw.one(&[0.0, 0.2]), shape },
+            problem: Bowls { is_long, variables: 6 + draw.within(0, 3) as u32, batch },
+            compute: compute(&mut draw, workers),
+            network: network(&mut draw, workers, servers),
+            evaluate_every: draw.one(&[1, 7, 100]),
+            drift: draw.one(&[0, 1_000, 50_000]),
+            shard_tick: draw.one(&[100_000, 1_000_000]),
+            duplicates: draw.one(&[0, 10_000, 50_000]),
+            probes: draw.one(&[0, 10_000, 50_000]),
+            ..Self::new(seed, mode, workers, pushes * u64::from(workers) * work)
+        };
+        config.join_deadline_s = draw.one(&[30, 60, 150]);
+        config.rejoin_deadline_s = draw.one(&[5, 20, 60, 150, 150, 150]);
+        config.lease_s = draw.one(&[3, 10, 10, 30]);
+        config.launcher = launcher(&mut draw);
+        let workers_max = workers + draw.within(0, 3) as u32;
+        let is_elastic = draw.once_in(2);
+        if is_elastic {
+            config.membership = Membership::Elastic { workers_max };
+            config.clients = config.clients.map(|clients| clients.max(workers_max));
+        }
+        if !draw.once_in(5) {
+            if draw.once_in(2) {
+                // A run that must get over everything.
+                let tells = config.launcher.tells;
+                config.launcher = Launcher { restarts: 1000, after: (50_000, 5_000_000), tells };
+                (config.join_deadline_s, config.rejoin_deadline_s) = (150, 150);
+            }
+            let deliveries = pushes * u64::from(workers) * u64::from(config.shards()) * 4;
+            config.faults = faults(&mut draw, workers, servers, deliveries + 30);
+            if is_elastic {
+                come_and_go(&mut draw, workers_max, deliveries + 30, &mut config.faults);
+            }
+        }
+        config
+    }
+}
+
+fn scaling(draw: &mut Draw) -> StalenessScaling {
+    match draw.within(0, 3) {
+        0 => StalenessScaling::None,
+        1 => StalenessScaling::Inverse,
+        2 => StalenessScaling::Polynomial { exponent: 0.5 },
+        _ => StalenessScaling::Hinge { a: 2.0, b: 1.0 },
+    }
+}
+
+fn mode(seed: u64, draw: &mut Draw, workers: u32, clients: u32) -> Mode {
+    let scaling = scaling(draw);
+    let buffer = draw.within(1, u64::from(workers) + 2) as u32;
+    let work = local(draw.one(&[0.1, 0.3]));
+    match kind(seed) {
+        "backup" if workers > 1 => Mode::Sync { backup: draw.within(1, u64::from(workers) - 1) as u32 },
+        "sync" | "backup" => Mode::Sync { backup: 0 },
+        "async" => Mode::Async { scaling },
+        "ssp" => {
+            let staleness = draw.one(&[Some(0), Some(1), Some(2), Some(5), None]);
+            Mode::Ssp { staleness, scaling }
+        }
+        "softsync" => Mode::Softsync { buffer, scaling, stale: Stale::Kept },
+        "batchsync" => Mode::Softsync { buffer, scaling, stale: Stale::Late },
+        "fedbuff" => Mode::Fedbuff { buffer, scaling, local: work },
+        "fedasync" => Mode::Fedasync { scaling, local: work },
+        kind => {
+            let cohort = draw.within(1, u64::from(clients)) as u32;
+            let mut rounds = Fedavg {
+                sampler: match draw.within(0, 3) {
+                    0 => Sampler::BySize,
+                    1 => Sampler::RoundRobin,
+                    _ => Sampler::Uniform,
+                },
+                weights: draw.one(&[Weights::Examples, Weights::Uniform]),
+                hosting: draw.one(&[Hosting::Balanced, Hosting::Fixed]),
+                ..fedavg(draw.within(2, 15), cohort, work.rate)
+            };
+            if kind == "quorum" {
+                rounds.asked = draw.within(u64::from(cohort), u64::from(clients)) as u32;
+                rounds.quorum = draw.within(1, u64::from(cohort)) as u32;
+                rounds.deadline_ms = draw.one(&[None, Some(50), Some(500), Some(5_000)]);
+            }
+            Mode::Fedavg(rounds)
+        }
+    }
+}
+
+fn optimizer(draw: &mut Draw, mode: &Mode) -> Optimizer {
+    let drawn = draw.one(&[
+        Optimizer::Sgd(Sgd::default()),
+        Optimizer::Momentum(Momentum::default()),
+        Optimizer::Nesterov(Nesterov { mu: 0.8, weight_decay: 0.0 }),
+        Optimizer::Adam(Adam::default()),
+        Optimizer::FedAdam(FedAdam::default()),
+        Optimizer::FedYogi(FedYogi::default()),
+    ]);
+    if matches!(mode, Mode::Fedasync { .. }) { Optimizer::Sgd(Sgd::default()) } else { drawn }
+}
+
+fn compute(draw: &mut Draw, workers: u32) -> Compute {
+    let slow = draw.once_in(3).then(|| {
+        let worker = WorkerId(draw.within(0, u64::from(workers) - 1) as u32);
+        (worker, draw.within(2, 8))
+    });
+    Compute { mean: draw.scale(500, 500_000), is_exponential: draw.once_in(2), slow }
+}
+
+fn network(draw: &mut Draw, workers: u32, servers: u32) -> Network {
+    let least = draw.scale(20, 20_000);
+    let slow = draw.once_in(6).then(|| (place(draw, workers, servers), draw.scale(50_000, 10_000_000)));
+    Network {
+        delay: (least, least * draw.one(&[1, 2, 10])),
+        jitter: draw.one(&[0, least / 2, 5 * least]),
+        loss: draw.one(&[0, 0, 1_000, 20_000, 100_000]),
+        slow: slow.into_iter().collect(),
+    }
+}
+
+fn launcher(draw: &mut Draw) -> Launcher {
+    let after = draw.one(&[(50_000, 500_000), (50_000, 5_000_000), (1_000_000, 200_000_000)]);
+    Launcher { restarts: draw.one(&[0, 1, 3, 1000]), after, tells: draw.once_in(2) }
+}
+
+fn place(draw: &mut Draw, workers: u32, servers: u32) -> Place {
+    match draw.within(0, u64::from(workers + servers) - 1) as u32 {
+        worker if worker < workers => Place::Worker(WorkerId(worker)),
+        other => Place::Server(ServerId(other - workers)),
+    }
+}
+
+fn faults(draw: &mut Draw, workers: u32, servers: u32, deliveries: u64) -> Vec<Fault> {
+    let count = draw.one(&[1, 1, 2, 2, 3, 4, 6, 10]);
+    let has_deadly = draw.once_in(8);
+    let mut faults: Vec<Fault> = (0..count)
+        .map(|number| {
+            // At any time, and rather often while everyone is joining.
+            let at = if draw.once_in(5) { draw.within(0, 60) } else { draw.within(0, deliveries) };
+            let what = if number == 0 && has_deadly {
+                deadly(draw, workers, servers)
+            } else {
+                fault(draw, workers, servers)
+            };
+            Fault { at, what }
+        })
+        .collect();
+    faults.sort_by_key(|f| f.at);
+    faults
+}
+
+/// Workers join and leave by themselves. Worker 0 does not leave: somebody has to be there at the end.
+fn come_and_go(draw: &mut Draw, workers_max: u32, deliveries: u64, faults: &mut Vec<Fault>) {
+    for _ in 0..draw.within(0, 4) {
+        let worker = WorkerId(draw.within(0, u64::from(workers_max) - 1) as u32);
+        let what = if worker.0 > 0 && draw.once_in(2) { What::Leave(worker) } else { What::Join(worker) };
+        faults.push(Fault { at: draw.within(0, deliveries), what });
+    }
+    faults.sort_by_key(|f| f.at);
+}
+
+fn deadly(draw: &mut Draw, workers: u32, servers: u32) -> What {
+    match draw.within(0, 5) {
+        0 => What::DiskFull,
+        1 => What::Abort(WorkerId(draw.within(0, u64::from(workers) - 1) as u32)),
+        _ => What::CrashServer(ServerId(draw.within(0, u64::from(servers) - 1) as u32)),
+    }
+}
+
+fn fault(draw: &mut Draw, workers: u32, servers: u32) -> What {
+    let worker = WorkerId(draw.within(0, u64::from(workers) - 1) as u32);
+    let server = ServerId(draw.within(0, u64::from(servers) - 1) as u32);
+    let lasts = draw.scale(10_000, LONG);
+    // Servers that are away for long end the run; most are not.
+    let short = if draw.once_in(4) { lasts } else { lasts.min(2_000_000) };
+    match draw.within(0, 9) {
+        0 if draw.once_in(4) => What::Conclude,
+        0..=2 => What::Crash(worker),
+        3 => What::Pause(Place::Worker(worker), lasts),
+        4 => What::Pause(Place::Server(server), short),
+        5 | 6 => What::Cut(worker, server),
+        7 | 8 => partition(draw, Place::Worker(worker), Place::Server(server), lasts),
+        _ if server.0 > 0 => partition(draw, Place::Server(ServerId(0)), Place::Server(server), short),
+        _ => What::Crash(worker),
+    }
+}
+
+fn partition(draw: &mut Draw, a: Place, b: Place, lasts: u64) -> What {
+    let (from, to) = if draw.once_in(2) { (a, b) } else { (b, a) };
+    What::Partition { from, to, is_both_ways: draw.once_in(2), lasts }
+}

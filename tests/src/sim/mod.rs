@@ -1,0 +1,387 @@
+//! Runs a whole cluster on a virtual clock: the real cores, a seeded network, and faults of every role.
+//!
+//! A [`Config`] says what takes part and what goes wrong, [`Config::drawn`] draws one from a seed, and [`play`] plays it
+//! until every process has ended. What the shells around the cores do (connect, join again, give up, leave) is modelled
+//! here; what may not happen is said by [`crate::check`].
+
+mod config;
+mod delivery;
+mod draw;
+mod faults;
+mod happening;
+mod log;
+mod network;
+mod queue;
+mod request;
+mod server;
+mod strays;
+mod watch;
+mod worker;
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{Lineage, RunId, ServerId, ShardId, Step, WorkerId};
+use windlass_common::layout::Layout;
+use windlass_common::placement::Placement;
+use windlass_common::plan::Plan;
+use windlass_common::rng::{Purpose, Rng};
+use windlass_common::wire::{self, Record, Stop, Task};
+use windlass_ps_core::Time;
+use windlass_ps_core::coordinator::{self, Coordinator};
+use windlass_ps_core::shard::Shard;
+use windlass_ps_core::store::Snapshot;
+
+pub use config::{Compute, Config, Fault, Launcher, Network, What};
+pub use draw::{KINDS, kind};
+pub use log::Counts;
+pub use network::Place;
+
+use crate::cluster::driver::Gradients;
+use crate::cluster::links::Message;
+use crate::cluster::result::assembled;
+use crate::cluster::{History, Run};
+use happening::{Happening, Process};
+use log::Log;
+use network::{Kind, Net};
+use queue::Queue;
+use worker::Seat;
+
+/// A connection on which nothing can be heard for so long is lost.
+const IDLE: u64 = 10_000_000;
+/// No run may have more happenings than this.
+const HAPPENINGS_MAX: u64 = 20_000_000;
+/// At sessions from here on nobody listens.
+const STRAY: u64 = 1 << 40;
+/// Sessions from here on are those of requests that nobody in the cluster has made.
+pub(crate) const FORGED: u64 = 1 << 41;
+
+/// What a simulated run came to.
+#[derive(Debug)]
+pub struct Played {
+    /// What the shards did, and what came of it.
+    pub run: Run,
+    /// What happened, by kind.
+    pub counts: Counts,
+    /// What happened, line by line, if that was asked for.
+    pub log: Vec<String>,
+    /// How each process ended: when, and why.
+    pub ends: BTreeMap<Place, (u64, String)>,
+    /// When the run was over, or its coordinator gone.
+    pub over_at: u64,
+    /// When the first and the last push was settled.
+    pub settled: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct World<'a> {
+    config: &'a Config,
+    plan: Plan,
+    layout: Layout,
+    placement: Placement,
+    run: RunId,
+    now: u64,
+    happenings: u64,
+    /// Messages delivered, by which faults are timed.
+    delivered: u64,
+    queue: Queue<Happening>,
+    rng: Rng,
+    net: Net,
+    processes: BTreeMap<Place, Process>,
+    seats: Vec<Seat>,
+    followers: Vec<server::Follower>,
+    coordinator: Coordinator,
+    deadline: Option<Time>,
+    shards: Vec<Shard<Vec<f32>>>,
+    histories: Vec<History>,
+    unreported: Vec<Vec<Record>>,
+    /// The streams between the coordinator and the shards of its own process.
+    locals: Vec<usize>,
+    next_fault: usize,
+    is_disk_full: bool,
+    strays: u64,
+    gradients: Gradients,
+    opened: Vec<(Step, Vec<Task>)>,
+    closed: Vec<(Step, Vec<wire::Entry>)>,
+    terms: Vec<(usize, Vec<wire::Member>)>,
+    results: BTreeMap<ShardId, (Snapshot, u64)>,
+    stop: Option<Stop>,
+    over_at: Option<u64>,
+    progress_at: u64,
+    settled: Option<(u64, u64)>,
+    ends: BTreeMap<Place, (u64, String)>,
+    log: Log,
+    counts: Counts,
+}
+
+/// Plays a run until every process has ended. With `is_logged`, every message is written down.
+///
+/// # Panics
+/// If the run does what no run may do, with a sentence that says what.
+pub fn play(config: &Config, is_logged: bool) -> Played {
+    let mut world = World::new(config, is_logged);
+    let _log = PrintedInPanic(is_logged);
+    world.begin();
+    while let Some((at, happening)) = world.queue.pop() {
+        world.happenings += 1;
+        assert!(world.happenings < HAPPENINGS_MAX, "the run does not end: {}", world.who_waits());
+        assert!(at >= world.now, "time goes back for {happening:?}");
+        world.now = at;
+        world.happen(happening);
+        if is_logged {
+            LINES.with_borrow_mut(|lines| lines.append(&mut world.log.lines));
+        }
+        if world.is_done() {
+            break;
+        }
+    }
+    world.played()
+}
+
+thread_local! {
+    static LINES: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Shows what has happened so far when a run that is written down fails.
+struct PrintedInPanic(bool);
+
+impl Drop for PrintedInPanic {
+    fn drop(&mut self) {
+        if self.0 && std::thread::panicking() {
+            LINES.with_borrow_mut(|lines| lines.drain(..).for_each(|line| println!("{line}")));
+        }
+    }
+}
+
+impl<'a> World<'a> {
+    fn new(config: &'a Config, is_logged: bool) -> Self {
+        let plan = config.plan();
+        let run = RunId(7);
+        let mut rng = Rng::new(config.seed, Purpose::Simulation(3));
+        let mut process = |_| Process {
+            is_running: false,
+            paused: (0, 0),
+            drift: rng.below(2 * config.drift as u64 + 1) as i64 - config.drift,
+            offset: 1_000_000_000 + rng.below(10_000_000),
+        };
+        let servers = (0..config.servers).map(|s| Place::Server(ServerId(s)));
+        let workers = (0..config.workers_max()).map(|w| Place::Worker(WorkerId(w)));
+        let processes: BTreeMap<_, _> = servers.chain(workers).map(|p| (p, process(p))).collect();
+        let began = Time(processes[&server::FIRST].local(0));
+        let shard =
+            |id| Shard::new(&plan, run, Lineage(0), ShardId(id)).expect("a checked plan can be placed");
+        let shards: Vec<_> = (0..config.shards()).map(shard).collect();
+        let mut net = Net::new(config);
+        let locals = (0..config.shards_per_server).map(|s| net.stream(Kind::Local(ShardId(s)), None));
+        let locals = locals.collect();
+        Self {
+            config,
+            layout: plan.layout().expect("a checked plan has a layout"),
+            placement: plan.placement().expect("a checked plan can be placed"),
+            run,
+            now: 0,
+            happenings: 0,
+            delivered: 0,
+            queue: Queue::new(),
+            rng,
+            net,
+            processes,
+            seats: (0..config.workers_max()).map(|_| Seat::new(config.launcher.restarts)).collect(),
+            followers: vec![server::Follower::default(); config.servers as usize],
+            coordinator: Coordinator::new(plan.clone(), run, began),
+            deadline: None,
+            histories: vec![History::default(); shards.len()],
+            unreported: vec![Vec::new(); shards.len()],
+            shards,
+            locals,
+            next_fault: 0,
+            is_disk_full: false,
+            strays: 0,
+            gradients: Gradients::new(),
+            opened: Vec::new(),
+            closed: Vec::new(),
+            terms: Vec::new(),
+            results: BTreeMap::new(),
+            stop: None,
+            over_at: None,
+            progress_at: 0,
+            settled: None,
+            ends: BTreeMap::new(),
+            log: Log::new(is_logged),
+            counts: Counts::default(),
+            plan,
+        }
+    }
+
+    /// Everybody is started, server 0 not always first.
+    fn begin(&mut self) {
+        let places: Vec<Place> = self.processes.keys().copied().collect();
+        let spread = if self.rng.below(4) == 0 { 4_000_000 } else { 200_000 };
+        let is_there = |place: &Place| !matches!(place, Place::Worker(w) if w.0 >= self.config.workers);
+        for place in places.into_iter().filter(is_there) {
+            let at = self.rng.below(spread);
+            self.queue.push(at, Happening::Start(place));
+        }
+        self.queue.push(watch::EVERY, Happening::Watch);
+    }
+
+    /// Whose doing it is, if it waits while that process is stopped.
+    fn owner(&self, happening: &Happening) -> Option<Place> {
+        Some(match happening {
+            Happening::Arrival { stream, way } => self.net.ends_of(*stream, *way).1,
+            Happening::Reach { from, .. } => *from,
+            Happening::Idle { connection, end, .. } | Happening::Closed { connection, end, .. } => {
+                self.net.connections[*connection].place(*end)
+            }
+            Happening::StreamEnded { stream } => self.net.ends_of(*stream, network::UP).1,
+            Happening::ShardTick(shard) | Happening::Again(shard, _) => {
+                Place::Server(self.plan.cluster.server_of(*shard))
+            }
+            Happening::Tick | Happening::Deadline(_) | Happening::Stored | Happening::Exited { .. } => {
+                server::FIRST
+            }
+            Happening::Farewell { server, .. } => Place::Server(*server),
+            Happening::Computed { worker, .. }
+            | Happening::JoinAgain { worker, .. }
+            | Happening::Silence { worker, .. }
+            | Happening::Heard { worker, .. }
+            | Happening::Beat { worker, .. }
+            | Happening::Word { worker, .. }
+            | Happening::Unheard { worker, .. } => Place::Worker(*worker),
+            Happening::Start(_) | Happening::Healed { .. } | Happening::Resumed(_) | Happening::Watch => {
+                return None;
+            }
+        })
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        if let Some(owner) = self.owner(&happening) {
+            let process = self.processes[&owner];
+            if process.is_running && process.is_paused(self.now) {
+                self.queue.push(process.paused.1, happening);
+                return;
+            }
+        }
+        match happening {
+            Happening::Arrival { stream, way } => self.arrival(stream, way),
+            Happening::Start(place) => self.start(place),
+            Happening::Reach { from, life, to, is_done } => self.reach(from, life, to, is_done),
+            Happening::Idle { connection, end, since } => self.idle(connection, end, since),
+            Happening::Closed { connection, end, is_word } => self.closed(connection, end, is_word),
+            Happening::StreamEnded { stream } => self.stream_ended(stream),
+            Happening::Healed { from, to } => self.healed(from, to),
+            Happening::Resumed(place) => self.resumed(place),
+            Happening::ShardTick(shard) => self.shard_tick(shard),
+            Happening::Tick => self.tick(),
+            Happening::Deadline(at) => self.at_deadline(at),
+            Happening::Stored => self.stored(),
+            Happening::Farewell { server, until } => self.farewell(server, until),
+            Happening::Computed { worker, life } => self.computed(worker, life),
+            Happening::JoinAgain { worker, life } => self.join_again(worker, life),
+            Happening::Silence { worker, life, request } => self.silence(worker, life, request),
+            Happening::Heard { worker, life } => self.heard(worker, life),
+            Happening::Unheard { worker, life } => self.unheard(worker, life),
+            Happening::Beat { worker, life, control } => self.beat(worker, life, control),
+            Happening::Word { worker, life, request } => self.unheard_by_shards(worker, life, request),
+            Happening::Exited { worker, life } => {
+                let (session, how) = (server::LAUNCHER, "its process ended".into());
+                self.coordinate(coordinator::Event::Exited { session, worker, process: life, how });
+            }
+            Happening::Again(shard, request) => self.again(shard, *request),
+            Happening::Watch => self.watch(),
+        }
+    }
+
+    /// Sends a message on a stream.
+    fn send(&mut self, stream: usize, way: usize, message: Message) {
+        if let Some(arrives) = self.net.send(self.now, stream, way, message) {
+            self.queue.push(arrives, Happening::Arrival { stream, way });
+        }
+    }
+
+    fn process(&self, place: Place) -> Process {
+        self.processes[&place]
+    }
+
+    fn process_mut(&mut self, place: Place) -> &mut Process {
+        self.processes.get_mut(&place).expect("every place has a process")
+    }
+
+    /// The time by the clock of a process.
+    fn local(&self, place: Place) -> Time {
+        Time(self.processes[&place].local(self.now))
+    }
+
+    /// When so much has passed by the clock of a process.
+    fn after(&self, place: Place, local: u64) -> u64 {
+        self.now + self.processes[&place].until(local)
+    }
+
+    fn is_running(&self, place: Place) -> bool {
+        self.processes[&place].is_running
+    }
+
+    fn is_done(&self) -> bool {
+        self.over_at.is_some()
+            && self.processes.values().all(|p| !p.is_running)
+            && self.seats.iter().all(|seat| !seat.is_due)
+    }
+
+    fn played(mut self) -> Played {
+        assert!(self.over_at.is_some(), "nothing is on its way and nobody gives up: {}", self.who_waits());
+        let (mut values, mut partial) = (Vec::new(), Vec::new());
+        if self.stop == Some(Stop::Completed) {
+            values = assembled(&self.layout, &self.placement, self.results.values().map(|(s, _)| s));
+            partial = self.results.values().map(|(_, missing)| *missing).collect();
+        }
+        self.counts.add("retransmissions", self.net.retransmissions);
+        self.counts.add("messages", self.delivered);
+        self.counts.add("virtual seconds", self.now / 1_000_000);
+        let log = LINES.with_borrow_mut(std::mem::take);
+        Played {
+            run: Run {
+                plan: self.plan,
+                layout: self.layout,
+                placement: self.placement,
+                stop: self.stop.unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() }),
+                values,
+                histories: self.histories,
+                gradients: self.gradients,
+                opened: self.opened,
+                closed: self.closed,
+                terms: self.terms,
+                partial,
+                deliveries: self.delivered,
+                deaths: self.counts.of("crashes"),
+                losses: self.counts.of("joined again"),
+            },
+            counts: self.counts,
+            log,
+            ends: self.ends,
+            over_at: self.over_at.unwrap_or(0),
+            settled: self.settled,
+        }
+    }
+}
+
+/// Plays a run and verifies everything that must hold in it, however it ends.
+///
+/// # Panics
+/// With a sentence that says what did not hold.
+pub fn verified(config: &Config, is_logged: bool) -> Played {
+    let mut played = play(config, is_logged);
+    LINES.set(std::mem::take(&mut played.log));
+    let log = PrintedInPanic(is_logged);
+    let counts = crate::check::verify(&played.run, &config.problem);
+    played.counts.merge(&counts);
+    match &played.run.stop {
+        Stop::Completed => played.counts.add("completed", 1),
+        Stop::Failed { reason } => {
+            assert!(!config.must_complete(), "the run had to get over what went wrong, and ended: {reason}");
+            assert!(!reason.is_empty(), "a run that fails says why");
+            played.counts.add("failed by name", 1);
+        }
+    }
+    drop(log);
+    played.log = LINES.take();
+    played
+}

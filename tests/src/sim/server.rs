@@ -1,0 +1,338 @@
+//! Plays the part of the server processes: the shards' threads, the coordinator's, and what each says to whom.
+
+use windlass_common::ids::{Incarnation, ServerId, ShardId};
+use windlass_common::wire::{Body, Order, Report, Stop};
+use windlass_ps_core::coordinator::{self, Effect, Event};
+use windlass_ps_core::shard;
+use windlass_ps_core::{SessionId, Time};
+
+use super::network::{DOWN, Kind, Place, UP};
+use super::{Happening, STRAY, World};
+use crate::cluster::links::Message;
+
+/// The server that has the coordinator.
+pub(super) const FIRST: Place = Place::Server(ServerId(0));
+/// How often the coordinator is told the time.
+const TICK: u64 = 200_000;
+/// Whoever has started the processes.
+pub(super) const LAUNCHER: SessionId = SessionId(STRAY - 3);
+/// Records that are told at once.
+const RECORDS_MAX: usize = 256;
+/// How long the last words may take to get out.
+const FAREWELL: u64 = 3_000_000;
+/// A follower tries to reach the coordinator for so long.
+pub(super) const CONNECT: u64 = 10_000_000;
+/// Between two attempts to reach a server.
+const RETRY: u64 = 200_000;
+
+/// What a server other than the first knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Follower {
+    /// Its stream to the coordinator.
+    pub(super) control: Option<usize>,
+    /// Whether it has been welcomed, so that workers reach it.
+    pub(super) is_welcome: bool,
+    /// Until when it tries to reach the coordinator.
+    pub(super) deadline: u64,
+}
+
+impl World<'_> {
+    pub(super) fn start(&mut self, place: Place) {
+        match place {
+            Place::Worker(worker) => self.start_worker(worker),
+            Place::Server(server) => {
+                self.process_mut(place).is_running = true;
+                self.log.note(self.now, || format!("{place} starts"));
+                for shard in self.plan.cluster.shards_of(server) {
+                    let at = self.after(place, 1 + self.config.shard_tick * u64::from(shard.0 % 7) / 7);
+                    self.queue.push(at, Happening::ShardTick(shard));
+                }
+                if place == FIRST {
+                    self.followers[0].is_welcome = true;
+                    let address = place.to_string();
+                    // The coordinator's own server has a session that nothing is sent to.
+                    let session = SessionId(STRAY - 1);
+                    self.coordinate(Event::ServerJoined { session, server, address });
+                    self.coordinate(Event::ObserverJoined { session: LAUNCHER });
+                    let at = self.after(FIRST, TICK);
+                    self.queue.push(at, Happening::Tick);
+                } else {
+                    self.followers[server.index()].deadline = self.after(place, CONNECT);
+                    self.reach(place, 0, ServerId(0), false);
+                }
+            }
+        }
+    }
+
+    /// Whether a process gets through to a server, there and back.
+    fn gets_through(&mut self, from: Place, to: ServerId) -> bool {
+        let place = Place::Server(to);
+        let process = self.process(place);
+        process.is_running
+            && !process.is_paused(self.now)
+            && self.followers[to.index()].is_welcome
+            && self.net.is_up(self.now, from, place)
+            && self.net.is_up(self.now, place, from)
+    }
+
+    /// A process tries to reach a server; with `is_done` the handshake has been made.
+    pub(super) fn reach(&mut self, from: Place, life: u32, to: ServerId, is_done: bool) {
+        if !self.is_running(from) || !self.still_reaches(from, life, to) {
+            return;
+        }
+        if self.gets_through(from, to) {
+            if is_done {
+                let connection = self.net.connect(from, to);
+                self.reached(from, connection);
+            } else {
+                let at = self.now + self.net.round_trip(from, Place::Server(to)) * 3 / 2;
+                self.queue.push(at, Happening::Reach { from, life, to, is_done: true });
+            }
+            return;
+        }
+        if self.now >= self.deadline_of(from) {
+            let sentence = format!("{} cannot be reached within 10 s", Place::Server(to));
+            self.end(from, sentence, false);
+            return;
+        }
+        let at = self.now + RETRY / 2 + self.rng.below(RETRY);
+        self.queue.push(at, Happening::Reach { from, life, to, is_done: false });
+    }
+
+    fn still_reaches(&self, from: Place, life: u32, to: ServerId) -> bool {
+        match from {
+            Place::Worker(worker) => self.seats[worker.index()].reaches(life, to),
+            Place::Server(server) => self.followers[server.index()].control.is_none(),
+        }
+    }
+
+    fn deadline_of(&self, from: Place) -> u64 {
+        match from {
+            Place::Worker(worker) => self.seats[worker.index()].deadline,
+            Place::Server(server) => self.followers[server.index()].deadline,
+        }
+    }
+
+    fn reached(&mut self, from: Place, connection: usize) {
+        match from {
+            Place::Worker(worker) => self.worker_reached(worker, connection),
+            Place::Server(server) => {
+                let control = self.net.stream(Kind::Server(server), Some(connection));
+                self.followers[server.index()].control = Some(control);
+                let (session, address) = (SessionId(control as u64), from.to_string());
+                let joined = Event::ServerJoined { session, server, address };
+                self.send(control, UP, Message::Coordinator(joined));
+            }
+        }
+    }
+
+    /// The coordinator says something to a server.
+    pub(super) fn follower_told(&mut self, server: ServerId, body: Body) {
+        let place = Place::Server(server);
+        match body {
+            Body::Welcome(_) => self.followers[server.index()].is_welcome = true,
+            Body::Order { shard, order } => self.shard(shard, shard::Event::Order(order)),
+            Body::Stop(stop) => self.end(place, format!("the run has ended: {stop:?}"), true),
+            Body::Refused(reason) => self.end(place, reason.to_string(), false),
+            other => panic!("{place} is told {other:?}"),
+        }
+    }
+
+    pub(super) fn shard_tick(&mut self, shard: ShardId) {
+        let place = Place::Server(self.plan.cluster.server_of(shard));
+        if self.is_running(place) {
+            self.shard(shard, shard::Event::Tick);
+            self.tell_records(shard);
+            let at = self.after(place, self.config.shard_tick);
+            self.queue.push(at, Happening::ShardTick(shard));
+        }
+    }
+
+    pub(super) fn shard(&mut self, id: ShardId, event: shard::Event<Vec<f32>>) {
+        let place = Place::Server(self.plan.cluster.server_of(id));
+        if !self.is_running(place) {
+            return;
+        }
+        let at = self.local(place);
+        let is_quiet = matches!(event, shard::Event::Tick);
+        let mut effects = Vec::new();
+        let (shard, history) = (&mut self.shards[id.index()], &mut self.histories[id.index()]);
+        history.begin(&event);
+        shard.handle(at, event, &mut effects);
+        if !is_quiet || !effects.is_empty() {
+            let newest = shard.snapshot().version;
+            history.end(at, &effects, newest);
+        }
+        for effect in effects {
+            match effect {
+                shard::Effect::Record(record) => {
+                    self.progress_at = self.now;
+                    self.settled.get_or_insert((self.now, self.now)).1 = self.now;
+                    self.unreported[id.index()].push(record);
+                    if self.unreported[id.index()].len() >= RECORDS_MAX {
+                        self.tell_records(id);
+                    }
+                }
+                shard::Effect::Reply { session, reply } => {
+                    if session.0 < STRAY {
+                        self.send(session.0 as usize, DOWN, Message::Reply(reply));
+                    }
+                }
+                shard::Effect::Report(report) => self.report(id, report),
+                shard::Effect::Final { snapshot, partial } => {
+                    self.tell_records(id);
+                    let (version, examples) = (snapshot.version, snapshot.examples);
+                    let payload_bytes = self.placement.values_of(id) * 4;
+                    self.results.insert(id, (snapshot, partial));
+                    self.report(id, Report::Final { version, examples, partial, payload_bytes });
+                }
+            }
+        }
+    }
+
+    fn tell_records(&mut self, shard: ShardId) {
+        let records = std::mem::take(&mut self.unreported[shard.index()]);
+        if !records.is_empty() {
+            self.report(shard, Report::Records(records));
+        }
+    }
+
+    fn report(&mut self, shard: ShardId, report: Report) {
+        let event = Event::Report { shard, report };
+        let server = self.plan.cluster.server_of(shard);
+        let stream = match server {
+            ServerId(0) => Some(self.locals[shard.index()]),
+            _ => self.followers[server.index()].control,
+        };
+        if let Some(stream) = stream {
+            self.send(stream, UP, Message::Coordinator(event));
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        if self.is_running(FIRST) {
+            self.coordinate(Event::Tick);
+            let at = self.after(FIRST, TICK);
+            self.queue.push(at, Happening::Tick);
+        }
+    }
+
+    pub(super) fn at_deadline(&mut self, at: Time) {
+        if self.is_running(FIRST) && self.stop.is_none() && self.coordinator.deadline() == Some(at) {
+            self.coordinate(Event::Tick);
+            let goes_on = self.stop.is_none() && self.coordinator.deadline() == Some(at);
+            assert!(!goes_on, "a round goes on after its deadline");
+        }
+    }
+
+    pub(super) fn coordinate(&mut self, event: Event) {
+        if !self.is_running(FIRST) {
+            return;
+        }
+        let mut effects = Vec::new();
+        let now = self.local(FIRST);
+        self.coordinator.handle(now, event, &mut effects);
+        for effect in effects {
+            self.act(effect);
+        }
+        let deadline = self.coordinator.deadline();
+        if deadline != self.deadline {
+            self.deadline = deadline;
+            if let Some(deadline) = deadline {
+                let at = self.after(FIRST, deadline.0.saturating_sub(now.0) + 1);
+                self.queue.push(at, Happening::Deadline(deadline));
+            }
+        }
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Order { shard, order } => {
+                if let (ShardId(0), Order::Close { step, cohort }) = (shard, &order) {
+                    self.progress_at = self.now;
+                    self.closed.push((*step, cohort.clone()));
+                }
+                match self.plan.cluster.server_of(shard) {
+                    ServerId(0) => {
+                        let stream = self.locals[shard.index()];
+                        self.send(stream, DOWN, Message::Shard(shard::Event::Order(order)));
+                    }
+                    server => {
+                        let stream = self.followers[server.index()].control;
+                        let stream = stream.expect("orders are given when every server has joined");
+                        let body = Body::Order { shard, order };
+                        self.send(stream, DOWN, Message::Control(body, Incarnation(0)));
+                    }
+                }
+            }
+            Effect::Send { session, body } => {
+                // The coordinator's own server hears of everything by itself.
+                if session.0 < STRAY - 3 {
+                    let stream = session.0 as usize;
+                    let incarnation = match self.net.streams[stream].kind {
+                        Kind::Worker(worker) => self.coordinator.incarnation(worker),
+                        _ => Incarnation(0),
+                    };
+                    self.send(stream, DOWN, Message::Control(body, incarnation));
+                }
+            }
+            Effect::Membership { worker, what } => {
+                self.progress_at = self.now;
+                self.log.note(self.now, || format!("{worker} {what}"));
+                for kind in ["dead", "silent", "left before", "is heard again"] {
+                    if what.starts_with(kind) {
+                        self.counts.add(kind, 1);
+                    }
+                }
+            }
+            Effect::Started | Effect::Dropped { .. } => self.progress_at = self.now,
+            Effect::Opened { step, tasks } => {
+                self.progress_at = self.now;
+                self.opened.push((step, tasks));
+            }
+            Effect::Dealt { step, tasks } => {
+                let open = self.opened.last_mut().filter(|(open, _)| *open == step);
+                open.expect("only the round that is open is dealt anew").1 = tasks;
+                self.counts.add("dealt anew", 1);
+            }
+            Effect::Term { members, .. } => self.terms.push((self.closed.len(), members)),
+            Effect::Closed { .. } => {}
+            Effect::Store => {
+                let writing = 1 + self.rng.below(50_000);
+                let at = self.after(FIRST, writing);
+                self.queue.push(at, Happening::Stored);
+            }
+            Effect::End(stop) => {
+                assert_eq!(self.stop, None, "a run ends once");
+                self.log.note(self.now, || format!("the run ends: {stop:?}"));
+                self.stop = Some(stop);
+                self.over_at = Some(self.now);
+                let until = self.after(FIRST, FAREWELL);
+                self.queue.push(self.now + 1, Happening::Farewell { server: ServerId(0), until });
+            }
+        }
+    }
+
+    pub(super) fn stored(&mut self) {
+        let result = if self.is_disk_full { Err("the disk is full".into()) } else { Ok(()) };
+        self.coordinate(coordinator::Event::Stored(result));
+    }
+
+    /// The coordinator's process goes when its last words are out, and at the latest then.
+    pub(super) fn farewell(&mut self, server: ServerId, until: u64) {
+        let place = Place::Server(server);
+        if !self.is_running(place) {
+            return;
+        }
+        let is_written = |stream: &super::network::Stream| {
+            stream.ways[DOWN].queue.is_empty() || !matches!(stream.kind, Kind::Worker(_) | Kind::Server(_))
+        };
+        let open = self.net.open.iter().flat_map(|&c| &self.net.connections[c].streams);
+        if self.now >= until || open.into_iter().all(|&s| is_written(&self.net.streams[s])) {
+            let is_good = self.stop == Some(Stop::Completed);
+            self.end(place, format!("the run has ended: {:?}", self.stop), is_good);
+        } else {
+            self.queue.push(self.now + 20_000, Happening::Farewell { server, until });
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Lets requests come twice, and sends those that must be refused and those of observers.
+
+use windlass_common::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, WorkerId};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::shard::{self, Request};
+
+use super::network::{DOWN, Place};
+use super::{FORGED, Happening, STRAY, World};
+
+impl World<'_> {
+    /// A worker's request has arrived; now and then it comes again, or is followed by one that must be refused.
+    pub(super) fn requested(&mut self, shard: ShardId, request: Request<Vec<f32>>) {
+        if self.net.below(1_000_000) < self.config.probes {
+            // An observer asks as well, for a point that has been or is about to be.
+            let session = self.next_stray(STRAY);
+            let snapshot = self.shards[shard.index()].snapshot();
+            let position = self.plan.goal().position(snapshot.step, snapshot.examples);
+            let point = self.net.below(position / self.config.evaluate_every + 3);
+            self.shard(shard, shard::Event::PullSnapshot { session, point });
+        }
+        let mut copy = None;
+        let Request { session, run, lineage, term, worker, incarnation, .. } = request;
+        if let Some((push, gradient)) = &request.push {
+            let duplicated = self.net.below(1_000_000) < self.config.duplicates;
+            let probed = self.net.below(1_000_000) < self.config.probes;
+            if duplicated || probed {
+                let push = Some((push.clone(), gradient.clone()));
+                copy = Some(Request { session, run, lineage, term, worker, incarnation, push, pull: None });
+            }
+            if probed && let Some(copy) = copy.take() {
+                self.shard(shard, shard::Event::Request(request));
+                self.probe(shard, copy);
+                return;
+            }
+        }
+        self.shard(shard, shard::Event::Request(request));
+        if let Some(copy) = copy {
+            let at = self.now + 1 + self.net.below(2_000_000);
+            self.queue.push(at, Happening::Again(shard, Box::new(copy)));
+        }
+    }
+
+    pub(super) fn again(&mut self, shard: ShardId, request: Request<Vec<f32>>) {
+        let place = Place::Server(self.plan.cluster.server_of(shard));
+        if self.is_running(place) {
+            self.counts.add("duplicates", 1);
+            let number = request.push.as_ref().map(|(p, _)| p.sequence);
+            self.log.note(self.now, || format!("{} sends push {number:?} to {shard} again", request.worker));
+            let is_heard = {
+                let session = &self.net.streams[request.session.0 as usize];
+                session.connection.is_some_and(|c| self.net.connections[c].ends[DOWN].is_open())
+            };
+            // The answer to one who has been succeeded, or has forgotten it, goes nowhere.
+            let is_current = self.coordinator.incarnation(request.worker) == request.incarnation;
+            let is_recent = number.is_some_and(|n| self.is_recent(request.worker, n));
+            let session = match is_heard && is_current && is_recent {
+                true => request.session,
+                false => self.next_stray(STRAY),
+            };
+            if session != request.session && is_current {
+                return;
+            }
+            self.shard(shard, shard::Event::Request(Request { session, ..request }));
+        }
+    }
+
+    fn is_recent(&self, worker: WorkerId, number: Sequence) -> bool {
+        self.seats[worker.index()].last_push.is_some_and(|last| last.0 <= number.0 + 4)
+    }
+
+    fn next_stray(&mut self, first: u64) -> SessionId {
+        self.strays += 1;
+        SessionId(first + self.strays)
+    }
+
+    /// Sends what must have no effect.
+    fn probe(&mut self, shard: ShardId, mut request: Request<Vec<f32>>) {
+        let place = Place::Server(self.plan.cluster.server_of(shard));
+        if !self.is_running(place) {
+            return;
+        }
+        self.counts.add("probes", 1);
+        request.session = self.next_stray(FORGED);
+        let which = self.net.below(4);
+        match which {
+            0 => {
+                let more = 2 + self.net.below(3);
+                if let Some((push, _)) = &mut request.push {
+                    push.sequence.0 += more;
+                }
+            }
+            1 => request.incarnation = Incarnation(request.incarnation.0 - 1),
+            2 => request.run = RunId(request.run.0 + 1),
+            _ => request.lineage = Lineage(1),
+        }
+        self.shard(shard, shard::Event::Request(request));
+    }
+}
