@@ -493,15 +493,18 @@ impl Coordinator {
     /// the result was taken. They are settled like one who came back.
     pub(super) fn settle_the_lost(&mut self, out: &mut Vec<Effect>) {
         let is_lost = |w: &Worker| matches!(w.state, WorkerState::Silent | WorkerState::Dead);
-        let mut any = false;
-        for worker in self.workers.values_mut().filter(|w| is_lost(w)) {
-            // Who has departed has been shut out by then.
-            if worker.member {
+        // Who has departed has been shut out by then.
+        let lost = self.workers.iter().filter(|(_, w)| is_lost(w) && w.member);
+        let lost: Vec<WorkerId> = lost.map(|(&id, _)| id).collect();
+        for &id in &lost {
+            // One that was only silent may wake up.
+            let silent_s = self.plan.cluster.lease_s;
+            self.refuse(id, Reject::LeaseExpired { worker: id, silent_s }, out);
+            if let Some(worker) = self.workers.get_mut(&id) {
                 worker.fence();
-                any = true;
             }
         }
-        if any {
+        if !lost.is_empty() {
             self.admit(&[], out);
         }
     }
