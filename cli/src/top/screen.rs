@@ -58,9 +58,9 @@ pub(super) fn screen(status: &Status, plan: &Plan, pace: &Pace, size: Size) -> V
 /// How many of these rows each section gets: a quarter, and what is left to the first that needs more.
 fn shares(rows: usize, wanted: &[usize]) -> Vec<usize> {
     let mut shares: Vec<usize> = wanted.iter().map(|&w| w.min((rows / 4).max(1)).min(rows)).collect();
-    for of in 0..wanted.len() {
+    for (of, &wanted) in wanted.iter().enumerate() {
         let left = rows.saturating_sub(shares.iter().sum());
-        shares[of] += left.min(wanted[of] - shares[of]);
+        shares[of] += left.min(wanted - shares[of]);
     }
     shares
 }
@@ -108,7 +108,7 @@ fn head(status: &Status, plan: &Plan, pace: &Pace, width: usize) -> Vec<Line> {
     let tone = if status.phase == Phase::Failed { Tone::Bad } else { Tone::Plain };
     let padding = width.saturating_sub(what.chars().count() + at.chars().count());
     vec![
-        Line { text: format!("{what}{}{at}", " ".repeat(padding.min(60).max(2))), tone },
+        Line { text: format!("{what}{}{at}", " ".repeat(padding.clamp(2, 60))), tone },
         Line::plain(progress.join("   ")),
         Line::plain(figures.join("   ")),
     ]

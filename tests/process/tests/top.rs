@@ -28,7 +28,8 @@ fn is_closed(run: &Path) -> bool {
 fn a_stopped_worker_is_silent_and_waited_for_until_it_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let flags = "--mode sync --model softmax --workers 3 --passes 1 --step-time const:20ms --lease 3 --restarts 0";
+    let flags =
+        "--mode sync --model softmax --workers 3 --passes 1 --step-time const:20ms --lease 3 --restarts 0";
     let running = train(&run, flags);
     let worker = child(running.id(), "worker-1", None);
     pushes(&run, 30);
@@ -85,7 +86,11 @@ fn a_killed_worker_is_dead_and_an_elastic_run_goes_on_to_its_end() {
     running.end(WITHIN).well();
     let watched = watching.end(LOOK).well();
     assert!(watched.stdout.contains("the training goes on without it"), "{}", watched.stdout);
-    assert!(watched.stdout.ends_with("\nThe run is complete.\nthe run run is complete\n"), "{}", watched.stdout);
+    assert!(
+        watched.stdout.ends_with("\nThe run is complete.\nthe run run is complete\n"),
+        "{}",
+        watched.stdout
+    );
     assert!(!watched.stdout.contains('\x1b'), "no escapes where there is no terminal");
 }
 

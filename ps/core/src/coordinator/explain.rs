@@ -138,7 +138,7 @@ fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option
     let is_fixed = of.plan.cluster.membership == Membership::Fixed;
     let waiters = match waiters(status, id) {
         waiters if waiters.is_empty() => String::new(),
-        waiters => format!(" {} for it.", waiters),
+        waiters => format!(" {waiters} for it."),
     };
     match worker.state {
         WorkerState::Dead if is_fixed => {
