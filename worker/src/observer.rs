@@ -106,8 +106,8 @@ impl Observer {
         let patience = within.saturating_add(Duration::from_secs(1));
         let joined = tokio::time::timeout(patience, join(coordinator, identity, within)).await;
         let (endpoint, session) = joined.map_err(|_| {
-            let why = format!("not all servers have joined within {} s", within.as_secs());
-            ClientError::protocol("the coordinator", why)
+            let who = "the coordinator, which answers when all planned servers have joined,".to_owned();
+            ClientError::Silent { who, after: within }
         })??;
         Ok(StatusStream { session, _endpoint: endpoint })
     }
@@ -148,9 +148,9 @@ impl StatusStream {
                 Told::Status(status) => return Ok(Seen::Status(status)),
                 Told::Stop(stop) => return Ok(Seen::Stopped(stop)),
                 Told::GivenUp(reason) => return Err(ClientError::GivenUp(reason)),
-                Told::Lost(why) => return Err(ClientError::protocol("the coordinator", why)),
+                Told::Lost(why) => return Err(ClientError::Gone(why)),
                 Told::Nothing if changed.is_err() => {
-                    return Err(ClientError::protocol("the coordinator", "it is gone"));
+                    return Err(ClientError::Gone("its stream has ended".into()));
                 }
                 Told::Nothing => {}
             }

@@ -134,6 +134,9 @@ impl Top {
             self.medium = Medium::Text;
         }
         if let Some(last) = last {
+            if self.printed.is_some() && matches!(self.medium, Medium::Text) {
+                crate::print("\n")?;
+            }
             self.print(&ended(last, &stop))?;
         }
         let name = &self.plan.name;

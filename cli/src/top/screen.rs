@@ -217,11 +217,17 @@ impl Section {
         shards.sort_by_key(|s| (!is_ill(s), s.shard));
         let tones: Vec<Tone> =
             shards.iter().map(|s| if is_ill(s) { Tone::Warning } else { Tone::Plain }).collect();
+        // Where each push is a step at once no step is open.
+        let has_steps = shards.iter().any(|s| s.open.0 > 0);
         let all = || shards.iter();
         let columns = vec![
             Column::right("SHARD", 0, all().map(|s| s.shard.0.to_string())),
             Column::right("VERSION", 0, all().map(|s| grouped(s.version.0))),
-            Column::right("OPEN STEP", 4, all().map(|s| grouped(s.open.0))),
+            Column::right(
+                "OPEN STEP",
+                4,
+                all().map(|s| if has_steps { grouped(s.open.0) } else { String::new() }),
+            ),
             Column::right("QUEUE", 0, all().map(|s| grouped(s.queue.into()))),
             Column::right("HELD", 2, all().map(|s| grouped(s.held.into()))),
             Column::right("WAITING", 3, all().map(|s| grouped(s.parked.into()))),

@@ -64,7 +64,7 @@ impl Terminal {
     /// Shows these lines and nothing else.
     pub(super) fn draw(&self, lines: &[Line]) {
         let body: Vec<String> = lines.iter().map(|l| styled(l, self.has_colour) + "\x1b[K").collect();
-        write(&format!("\x1b[H{}\x1b[J", body.join("\r\n")));
+        write(&format!("\x1b[H{}\x1b[J", body.join("\n")));
     }
 }
 

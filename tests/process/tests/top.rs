@@ -12,12 +12,17 @@ const LOOK: Duration = Duration::from_secs(20);
 
 /// How the run stands now; nothing if it cannot be seen.
 fn seen(run: &Path) -> Option<Value> {
-    let ended = start("windlass", &["top", text(run), "--once", "--json"], run.parent().unwrap()).end(LOOK);
+    let ended = start(
+        "windlass",
+        &["top", text(run), "--once", "--json"],
+        run.parent().expect("a run lies in a folder"),
+    )
+    .end(LOOK);
     (ended.code == Some(0)).then(|| serde_json::from_str(&ended.stdout).expect("one JSON object"))
 }
 
 fn state(seen: &Value, worker: usize) -> &str {
-    seen["workers"][worker]["state"].as_str().unwrap()
+    seen["workers"][worker]["state"].as_str().expect("a state is a word")
 }
 
 fn is_closed(run: &Path) -> bool {
@@ -85,7 +90,7 @@ fn a_killed_worker_is_dead_and_an_elastic_run_goes_on_to_its_end() {
     assert!(advice.contains("the training goes on without it"), "{advice}");
     running.end(WITHIN).well();
     let watched = watching.end(LOOK).well();
-    assert!(watched.stdout.contains("the training goes on without it"), "{}", watched.stdout);
+    assert!(watched.stdout.contains("\nWorker 2 is dead ("), "{}", watched.stdout);
     assert!(
         watched.stdout.ends_with("\nThe run is complete.\nthe run run is complete\n"),
         "{}",
