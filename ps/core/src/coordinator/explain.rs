@@ -3,13 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
-use windlass_common::plan::Membership;
-use windlass_common::wire::{Blocked, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
+use windlass_common::ids::{ClientId, Sequence, ServerId, ShardId, WorkerId};
+use windlass_common::plan::{Membership, Mode};
+use windlass_common::wire::{Entry, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
 
 use super::members::Worker;
+use super::rounds::Rounds;
 use super::{Coordinator, standing};
 
 /// A training that has not begun for so long is mentioned. Seconds.
@@ -24,7 +25,7 @@ const HOLDING_STEPS: u64 = 3;
 const QUEUE_LONG: u32 = 128;
 
 /// What the run waits for; empty when it moves.
-pub(super) fn waiting(of: &Coordinator, blocked: &[Blocked]) -> String {
+pub(super) fn waiting(of: &Coordinator) -> String {
     match (of.phase, &of.failure) {
         (_, Some(reason)) => reason.clone(),
         (Phase::Gathering, _) => match missing(of) {
@@ -45,7 +46,7 @@ pub(super) fn waiting(of: &Coordinator, blocked: &[Blocked]) -> String {
             Membership::Elastic { .. } if of.workers.values().any(|w| w.member) => String::new(),
             Membership::Elastic { .. } => "no worker takes part; waiting for one to join".into(),
             Membership::Fixed => {
-                let needed = needed(of, blocked);
+                let needed = needed(of);
                 let name = |id: &WorkerId| match of.workers.get(id) {
                     Some(worker) => format!("{id} ({})", worker.why_lost),
                     None => id.to_string(),
@@ -79,18 +80,26 @@ pub(super) fn missing(of: &Coordinator) -> String {
     names.join(", ")
 }
 
-/// The lost workers that have to come back for the run to go on. Where rounds go on without them these are those that a
-/// round without a quorum waits for, and for nobody else.
-fn needed(of: &Coordinator, blocked: &[Blocked]) -> Vec<WorkerId> {
+/// The lost workers that have to come back for the run to go on. Where rounds go on without them these are those that the
+/// open round waits for, once it waits for nobody else and lacks its quorum.
+fn needed(of: &Coordinator) -> Vec<WorkerId> {
     let is_lost = |w: &Worker| matches!(w.state, WorkerState::Silent | WorkerState::Dead);
     let lost: Vec<WorkerId> = of.workers.iter().filter(|(_, w)| is_lost(w)).map(|(&id, _)| id).collect();
+    let (Some(rounds), Mode::Fedavg(fedavg)) = (&of.rounds, &of.plan.mode) else { return lost };
     if !of.plan.goes_on_without_workers() || !of.workers.values().any(Worker::is_active) {
         return lost;
     }
-    let named: BTreeSet<WorkerId> =
-        blocked.iter().flat_map(|b| standing::waited_for(&b.wait)).copied().collect();
-    match named.iter().all(|id| lost.contains(id)) {
-        true => named.into_iter().collect(),
+    // With a quorum a round is over when all who are missing are lost. So it is asked as if it had one, by pushes of nobody:
+    // it waits for a lost worker if it were over, and were not if that one was there.
+    let mut complete = of.closing.complete();
+    let nobody = Entry { client: ClientId(u32::MAX), worker: WorkerId(u32::MAX), sequence: Sequence(0) };
+    complete.resize(complete.len().max(fedavg.quorum as usize), nobody);
+    let is_over_without =
+        |lost: &dyn Fn(WorkerId) -> bool| rounds.verdict(of.now, complete.clone(), lost).is_some();
+    match is_over_without(&|id| lost.contains(&id)) {
+        true => {
+            lost.iter().copied().filter(|&w| !is_over_without(&|id| id != w && lost.contains(&id))).collect()
+        }
         false => Vec::new(),
     }
 }
@@ -142,14 +151,14 @@ fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option
     };
     match worker.state {
         WorkerState::Dead if is_fixed => {
-            Some(format!("{name} is dead ({why}).{waiters} {}", back(of, status, id, "Start it again")))
+            Some(format!("{name} is dead ({why}).{waiters} {}", back(of, id, "Start it again")))
         }
         WorkerState::Silent if is_fixed => {
             let since = worker.silent_us.map_or_else(String::new, |us| format!(" for {}", seconds(us)));
             let what = "Wake it (kill -CONT), or end it and start it again";
             Some(format!(
                 "{name} has been silent{since}: its process is stopped or hangs, or it cannot be reached.{waiters} {}",
-                back(of, status, id, what)
+                back(of, id, what)
             ))
         }
         WorkerState::Dead if of.workers.values().any(|w| w.member) => Some(format!(
@@ -168,7 +177,7 @@ fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option
 }
 
 /// Until when a lost worker may come back to its place, and what happens if it does not.
-fn back(of: &Coordinator, status: &Status, id: WorkerId, how: &str) -> String {
+fn back(of: &Coordinator, id: WorkerId, how: &str) -> String {
     let gone = of.workers.get(&id).map_or(0, |w| of.now.seconds_since(w.lost_at));
     let left = of.plan.cluster.rejoin_deadline_s.saturating_sub(gone);
     if !of.plan.goes_on_without_workers() || !of.workers.values().any(Worker::is_active) {
@@ -176,8 +185,9 @@ fn back(of: &Coordinator, status: &Status, id: WorkerId, how: &str) -> String {
             "{how} with the same identity within {left} s, or the run fails; windlass train restarts by itself what dies."
         );
     }
-    let is_needed = needed(of, &status.blocked).contains(&id);
-    match is_needed && left > 0 {
+    let deadline = of.rounds.as_ref().and_then(Rounds::deadline);
+    let left = deadline.map_or(left, |deadline| left.min(deadline.seconds_since(of.now)));
+    match needed(of).contains(&id) {
         true => format!(
             "The open round has no quorum without its clients, and is abandoned in {left} s. {how} with the same identity."
         ),

@@ -96,12 +96,11 @@ impl Coordinator {
             clients: u32::try_from(self.hosts.clients_of(worker).len()).unwrap_or(u32::MAX),
         });
         let rounds = self.rounds.as_ref().map_or(0, Rounds::closed);
-        let blocked = self.standings.blocked(now);
         let mut status = Status {
             workers: workers.collect(),
             shards: self.standings.shards(now),
-            waiting: explain::waiting(self, &blocked),
-            blocked,
+            blocked: self.standings.blocked(now),
+            waiting: explain::waiting(self),
             ..self.progress.status(self.phase, self.term, &self.plan, rounds)
         };
         status.advice = explain::advice(self, &status);

@@ -157,6 +157,15 @@ impl Run {
         self.tell(Event::Exited { session: OBSERVER, worker: WorkerId(worker), process, how });
     }
 
+    /// The push of its client for the first round arrives on every shard.
+    fn push(&mut self, worker: u32) {
+        let entry = Entry { client: ClientId(worker), worker: WorkerId(worker), sequence: Sequence(0) };
+        for shard in 0..SERVERS {
+            let report = Report::Arrived { entry, incarnation: Incarnation(1), step: Step(0) };
+            self.tell(Event::Report { shard: ShardId(shard), report });
+        }
+    }
+
     fn waiting(&self) -> String {
         self.coordinator.status().waiting
     }
@@ -320,14 +329,9 @@ fn rounds_go_on_without_a_lost_worker_where_a_quorum_is_enough() {
         assert!(run.advice()[0].contains("The rounds go on without its clients. Start it again"));
     }
     let closed = run.coordinator.status().rounds;
-    for (sequence, worker) in [(0, 0), (0, 2)] {
-        let entry =
-            Entry { client: ClientId(worker), worker: WorkerId(worker), sequence: Sequence(sequence) };
-        for shard in 0..SERVERS {
-            let report = Report::Arrived { entry, incarnation: Incarnation(1), step: Step(0) };
-            run.tell(Event::Report { shard: ShardId(shard), report });
-        }
-    }
+    run.push(0);
+    assert_eq!(run.waiting(), "");
+    run.push(2);
     assert_eq!(run.coordinator.status().rounds, closed + 1, "two are a quorum");
 }
 
@@ -336,6 +340,8 @@ fn a_round_without_a_quorum_waits_for_the_lost() {
     let mut run = Run::training(plan(FIXED, fedavg(2)));
     run.kill(1);
     run.kill(2);
+    assert_eq!(run.waiting(), "", "worker 0 trains its client");
+    run.push(0);
     run.live_with(3, &[0], &waits(&[0], &[1, 2]));
     let why = "its process was ended by SIGKILL";
     assert_eq!(run.waiting(), format!("waiting for worker 1 ({why}), worker 2 ({why}) to come back"));
@@ -344,6 +350,11 @@ fn a_round_without_a_quorum_waits_for_the_lost() {
          in 27 s. Start it again with the same identity."
     );
     assert_eq!(run.advice()[0], sentence);
+    run.join(2);
+    run.live(1, &[0, 2]);
+    assert_eq!(run.waiting(), "", "worker 2 makes the quorum");
+    assert!(run.advice()[0].contains("The rounds go on without its clients."));
+    run.kill(2);
     run.kill(0);
     assert!(run.waiting().starts_with("waiting for worker 0 ("), "{}", run.waiting());
     assert!(run.advice()[0].contains("or the run fails"), "nobody is left to go on");
