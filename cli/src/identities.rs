@@ -17,7 +17,8 @@ use crate::flags::IdentitiesFlags;
 /// They lie in a folder of the system's temporary directory that only this user may enter, and not in the run
 /// directory: that one is kept, copied and shared, and private keys are not for sharing. Each file is there from the
 /// start of its process until all have joined, and the folder goes with this value. Should the program be killed, keys
-/// that stay behind open nothing, since the run ends with it.
+/// that stay behind open nothing, since the run ends with it. An observer's identity alone lies in the run directory while
+/// the run lasts (`Lookout`), for who looks at it from another terminal.
 #[derive(Debug)]
 pub(crate) struct Identities {
     folder: TempDir,

@@ -9,6 +9,7 @@ mod figures;
 mod flags;
 mod identities;
 mod judge;
+mod lookout;
 mod model_file;
 mod plan;
 mod problem;
@@ -20,6 +21,7 @@ mod show;
 mod signals;
 mod stolen;
 mod summary;
+mod top;
 mod train;
 mod watch;
 
@@ -56,6 +58,7 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Eval(flags) => eval::run(&flags),
         Command::Identities(flags) => identities::run(&flags),
         Command::Watch(flags) => on_runtime(watch::run(flags)),
+        Command::Top(flags) => on_runtime(top::run(flags)),
     }
 }
 

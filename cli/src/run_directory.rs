@@ -16,6 +16,10 @@ pub(crate) const PLAN_FILE: &str = "plan.toml";
 pub(crate) const MODEL_FILE: &str = "model.safetensors";
 /// The summary's file in a run directory.
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
+/// The file that says where the coordinator listens, while a run that was started here lasts.
+pub(crate) const COORDINATOR_FILE: &str = "coordinator";
+/// The identity by which others look at such a run.
+pub(crate) const OBSERVER_FILE: &str = "observer.pem";
 /// The folder of a run directory that holds what the processes wrote.
 pub(crate) const LOGS: &str = "logs";
 const EVENTS_FILE: &str = "events.jsonl";

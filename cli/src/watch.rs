@@ -1,16 +1,16 @@
-//! Shows the progress of a run that was started by hand.
+//! Shows the progress of a run that was started elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use windlass_common::exit::Exit;
 use windlass_common::wire::Stop;
-use windlass_transport::{Identity, Role};
 use windlass_worker::observer::{Observer, Seen};
 
 use crate::evaluator::{Evaluator, Judged};
 use crate::failure::{Failure, OrExit, Outcome};
 use crate::flags::WatchFlags;
+use crate::lookout::View;
 use crate::problem;
 use crate::show::Show;
 use crate::signals::{Interrupts, interrupted};
@@ -21,26 +21,19 @@ use crate::signals::{Interrupts, interrupted};
 /// If it cannot be reached or its data is not here; if the run fails; or if interrupted, which leaves the run alone.
 pub(crate) async fn run(flags: WatchFlags) -> Outcome<()> {
     let mut interrupts = Interrupts::listen()?;
-    let identity = Identity::load(&flags.identity).or_exit(Exit::Input)?;
-    if identity.role() != Role::Observer {
-        let sentence = format!(
-            "--identity {} is that of {}; to watch a run takes that of an observer (observer.pem)",
-            flags.identity.display(),
-            identity.role()
-        );
-        return Err(Failure::usage(sentence));
-    }
+    let address = flags.run.as_deref().or(flags.coordinator.as_deref()).expect("clap requires one of them");
+    let view = View::of(address, flags.identity.as_deref())?;
     tokio::select! {
-        outcome = watch(&flags, &identity) => outcome,
+        outcome = watch(&flags, &view) => outcome,
         () = interrupts.next() => Err(interrupted()),
     }
 }
 
-async fn watch(flags: &WatchFlags, identity: &Identity) -> Outcome<()> {
+async fn watch(flags: &WatchFlags, view: &View) -> Outcome<()> {
     let mut show = Show::new(flags.quiet);
-    show.step(&format!("waiting for the servers of the run at {}", flags.coordinator));
+    show.step(&format!("waiting for the servers of the run at {}", view.coordinator));
     let within = Duration::from_secs(flags.connect_deadline);
-    let connected = Observer::connect(&flags.coordinator, identity, within).await;
+    let connected = Observer::connect(&view.coordinator, &view.identity, within).await;
     let (mut statuses, reader) = connected.or_exit(Exit::Network)?;
     let plan = statuses.plan().clone();
     show.about(&plan);

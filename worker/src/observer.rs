@@ -27,7 +27,7 @@ pub struct StatusStream {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Seen {
     /// How it stands now.
-    Status(Status),
+    Status(Box<Status>),
     /// It has ended; this is the last that is seen.
     Stopped(Stop),
 }
@@ -76,11 +76,7 @@ impl Observer {
         identity: &Identity,
         within: Duration,
     ) -> Result<(StatusStream, SnapshotReader), ClientError> {
-        if identity.role() != Role::Observer {
-            return Err(ClientError::WrongRole { expected: "an observer's", found: identity.role() });
-        }
-        let endpoint = Endpoint::client(identity, &Limits::default())?;
-        let session = Session::join(&endpoint, coordinator, Body::Observe, within).await?;
+        let (endpoint, session) = join(coordinator, identity, within).await?;
         let layout = session.plan.layout().map_err(PlanError::from)?;
         let placement = session.plan.placement()?;
         let connections = session.connect_to_servers(&endpoint, within).await?;
@@ -94,6 +90,26 @@ impl Observer {
         let total = layout.total() as usize;
         let snapshots = SnapshotReader { envelope, total, cuts, links, _connections: connections };
         Ok((StatusStream { session, _endpoint: endpoint }, snapshots))
+    }
+
+    /// Connects to the coordinator alone, so that also a run is seen whose other servers do not answer. Resolves when all
+    /// planned servers have joined.
+    ///
+    /// # Errors
+    /// If the coordinator cannot be reached within the time, says nothing within it, or refuses this observer.
+    pub async fn watch(
+        coordinator: &str,
+        identity: &Identity,
+        within: Duration,
+    ) -> Result<StatusStream, ClientError> {
+        // The connection itself has as long, and says better why it failed.
+        let patience = within.saturating_add(Duration::from_secs(1));
+        let joined = tokio::time::timeout(patience, join(coordinator, identity, within)).await;
+        let (endpoint, session) = joined.map_err(|_| {
+            let who = "the coordinator, which answers when all planned servers have joined,".to_owned();
+            ClientError::Silent { who, after: within }
+        })??;
+        Ok(StatusStream { session, _endpoint: endpoint })
     }
 }
 
@@ -129,12 +145,12 @@ impl StatusStream {
             let changed = self.session.told.changed().await;
             let told = self.session.told.borrow_and_update().clone();
             match told {
-                Told::Status(status) => return Ok(Seen::Status(*status)),
+                Told::Status(status) => return Ok(Seen::Status(status)),
                 Told::Stop(stop) => return Ok(Seen::Stopped(stop)),
                 Told::GivenUp(reason) => return Err(ClientError::GivenUp(reason)),
-                Told::Lost(why) => return Err(ClientError::protocol("the coordinator", why)),
+                Told::Lost(why) => return Err(ClientError::Gone(why)),
                 Told::Nothing if changed.is_err() => {
-                    return Err(ClientError::protocol("the coordinator", "it is gone"));
+                    return Err(ClientError::Gone("its stream has ended".into()));
                 }
                 Told::Nothing => {}
             }
@@ -171,6 +187,19 @@ impl SnapshotReader {
             (next, _) => SnapshotSeen::Skipped { next: next.flatten() },
         })
     }
+}
+
+async fn join(
+    coordinator: &str,
+    identity: &Identity,
+    within: Duration,
+) -> Result<(Endpoint, Session), ClientError> {
+    if identity.role() != Role::Observer {
+        return Err(ClientError::WrongRole { expected: "an observer's", found: identity.role() });
+    }
+    let endpoint = Endpoint::client(identity, &Limits::default())?;
+    let session = Session::join(&endpoint, coordinator, Body::Observe, within).await?;
+    Ok((endpoint, session))
 }
 
 /// What one more shard adds to what was seen of others.

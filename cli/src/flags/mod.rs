@@ -82,6 +82,12 @@ A run by hand, on one machine or several:
   windlass-worker --identity ids/worker-0.pem --coordinator 127.0.0.1:7171
   windlass watch --identity ids/observer.pem --coordinator 127.0.0.1:7171
 ";
+const TOP_EXAMPLES: &str = "\
+Examples:
+  windlass top runs/2nn-sync-1
+  windlass top host0:7171 --identity ids/observer.pem
+  windlass top runs/2nn-sync-1 --once --json
+";
 
 fn help(examples: &str) -> String {
     format!("{examples}\n{}", exit::HELP)
@@ -107,9 +113,12 @@ pub(crate) enum Command {
     /// Make the identities (certificates and keys) of a run whose processes are started by hand
     #[command(after_help = help(IDENTITIES_EXAMPLES))]
     Identities(IdentitiesFlags),
-    /// Show the progress of a run that was started by hand, and end as it ends
+    /// Show the progress of a run in lines, and end as it ends
     #[command(after_help = exit::HELP)]
     Watch(WatchFlags),
+    /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it
+    #[command(after_help = help(TOP_EXAMPLES))]
+    Top(TopFlags),
 }
 
 /// `windlass train`
@@ -185,12 +194,15 @@ pub(crate) struct IdentitiesFlags {
 /// `windlass watch`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WatchFlags {
-    /// Address of server 0
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) coordinator: String,
-    /// Identity file of an observer of the run
+    /// Directory of a run that `windlass train` has started on this machine
+    #[arg(value_name = "RUN", required_unless_present = "coordinator", conflicts_with = "coordinator")]
+    pub(crate) run: Option<String>,
+    /// Address of server 0, for a run that was started by hand
+    #[arg(long, value_name = "HOST:PORT", requires = "identity")]
+    pub(crate) coordinator: Option<String>,
+    /// Identity file of an observer of the run [default: that of RUN]
     #[arg(long, value_name = "FILE")]
-    pub(crate) identity: PathBuf,
+    pub(crate) identity: Option<PathBuf>,
     /// Folder or CSV file with the run's data, to evaluate its snapshots here [default: no evaluation]
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
@@ -200,4 +212,24 @@ pub(crate) struct WatchFlags {
     /// Show no progress, only the outcome
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// `windlass top`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TopFlags {
+    /// Directory of a run that `windlass train` has started on this machine, or HOST:PORT of server 0 of any run
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) run: String,
+    /// Identity file of an observer of the run [default: that of the run directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Print how the run stands now, and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print one JSON object per line instead of a screen, one a second; docs/operating.md tells its fields
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long to wait for the coordinator, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) connect_deadline: u64,
 }

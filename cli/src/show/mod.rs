@@ -1,6 +1,6 @@
 //! Shows how a run stands: a bar on a terminal, plain lines elsewhere.
 
-mod pace;
+pub(crate) mod pace;
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -13,6 +13,7 @@ use windlass_transport::{Identity, Role};
 use crate::children::{Children, Exited, Program};
 use crate::failure::{Failure, Outcome};
 use crate::identities::Identities;
+use crate::lookout::Lookout;
 use crate::programs::Programs;
 use crate::run_directory::PLAN_FILE;
 
@@ -29,6 +30,8 @@ pub(super) struct Crew {
     connect_deadline: u64,
     /// Address of server 0, once it is known.
     coordinator: String,
+    /// While it is there, others can look at the run.
+    lookout: Option<Lookout>,
 }
 
 impl Crew {
@@ -49,6 +52,7 @@ impl Crew {
             directory: directory.to_owned(),
             connect_deadline,
             coordinator: String::new(),
+            lookout: None,
         })
     }
 
@@ -89,6 +93,8 @@ impl Crew {
                 match line.as_deref().map(|line| (line, line.strip_prefix("listening on "))) {
                     Some((_, Some(address))) => {
                         self.coordinator = address.trim().to_owned();
+                        let observer = &self.identities.observer;
+                        self.lookout = Some(Lookout::open(&self.directory, &self.coordinator, observer)?);
                         return Ok(());
                     }
                     Some((line, None)) => {

@@ -214,7 +214,7 @@ impl Run {
                     self.crew.all_have_joined();
                     self.say_who_may_join()?;
                 }
-                self.status = Some(status);
+                self.status = Some(*status);
             }
             Happening::Seen(Ok(observer::Seen::Stopped(Stop::Completed))) => {
                 self.is_over = true;

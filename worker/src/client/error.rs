@@ -15,6 +15,8 @@ pub enum ClientError {
     Transport(#[from] TransportError),
     #[error("the connection to {server} is gone: {source}")]
     Lost { server: String, source: FrameError },
+    #[error("the coordinator is gone: {0}")]
+    Gone(String),
     #[error("{who} has said nothing for {} s", after.as_secs())]
     Silent { who: String, after: Duration },
     #[error("the request was refused: {0}")]
@@ -47,7 +49,7 @@ impl ClientError {
     /// The exit code for a program that ends because of this.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Transport(_) | Self::Silent { .. } | Self::Lost { .. } => Exit::Network,
+            Self::Transport(_) | Self::Silent { .. } | Self::Lost { .. } | Self::Gone(_) => Exit::Network,
             Self::Plan(_) => Exit::Input,
             Self::WrongRole { .. } => Exit::Usage,
             Self::Interrupted => Exit::Interrupted,

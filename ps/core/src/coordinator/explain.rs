@@ -1,16 +1,26 @@
 //! Says in sentences what a run waits for, what is wrong, and what to do.
 
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
-use windlass_common::plan::{Membership, Plan};
-use windlass_common::wire::{Phase, Status, WorkerState, WorkerStatus};
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use windlass_common::ids::{ClientId, Sequence, ServerId, ShardId, WorkerId};
+use windlass_common::plan::{Membership, Mode};
+use windlass_common::wire::{Entry, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
 
 use super::members::Worker;
+use super::rounds::Rounds;
 use super::{Coordinator, standing};
 
+/// A training that has not begun for so long is mentioned. Seconds.
+const GATHERING_S: u64 = 5;
 /// A shard that has not said how it stands for so long is mentioned. Microseconds.
 const SHARD_SILENT_US: u64 = 3_000_000;
-/// A worker that others have waited for so long is mentioned. Microseconds.
+/// A worker that others have waited for so long is mentioned, if that is unusual for the run. Microseconds.
 const HOLDING_US: u64 = 3_000_000;
+/// A wait is unusual when it takes so many times what a step takes on average.
+const HOLDING_STEPS: u64 = 3;
 /// A queue of so many requests is mentioned.
 const QUEUE_LONG: u32 = 128;
 
@@ -36,9 +46,12 @@ pub(super) fn waiting(of: &Coordinator) -> String {
             Membership::Elastic { .. } if of.workers.values().any(|w| w.member) => String::new(),
             Membership::Elastic { .. } => "no worker takes part; waiting for one to join".into(),
             Membership::Fixed => {
-                let is_lost = |w: &Worker| matches!(w.state, WorkerState::Silent | WorkerState::Dead);
-                let lost = of.workers.iter().filter(|(_, w)| is_lost(w));
-                let names: Vec<String> = lost.map(|(id, w)| format!("{id} ({})", w.why_lost)).collect();
+                let needed = needed(of);
+                let name = |id: &WorkerId| match of.workers.get(id) {
+                    Some(worker) => format!("{id} ({})", worker.why_lost),
+                    None => id.to_string(),
+                };
+                let names: Vec<String> = needed.iter().map(name).collect();
                 match names.is_empty() {
                     true => String::new(),
                     false => format!("waiting for {} to come back", names.join(", ")),
@@ -67,97 +80,210 @@ pub(super) fn missing(of: &Coordinator) -> String {
     names.join(", ")
 }
 
-/// What is wrong and what to do, one sentence or two for each matter.
-pub(super) fn advice(plan: &Plan, status: &Status) -> Vec<String> {
-    let mut advice = Vec::new();
-    if status.phase == Phase::Gathering && !status.waiting.is_empty() {
-        let deadline = plan.cluster.join_deadline_s;
-        advice.push(format!(
-            "The training has not begun: {}. Start what is missing; the run fails {deadline} s after its start.",
-            status.waiting
-        ));
+/// The lost workers that have to come back for the run to go on. Where rounds go on without them these are those that the
+/// open round waits for, once it waits for nobody else and lacks its quorum.
+fn needed(of: &Coordinator) -> Vec<WorkerId> {
+    let is_lost = |w: &Worker| matches!(w.state, WorkerState::Silent | WorkerState::Dead);
+    let lost: Vec<WorkerId> = of.workers.iter().filter(|(_, w)| is_lost(w)).map(|(&id, _)| id).collect();
+    let (Some(rounds), Mode::Fedavg(fedavg)) = (&of.rounds, &of.plan.mode) else { return lost };
+    if !of.plan.goes_on_without_workers() || !of.workers.values().any(Worker::is_active) {
+        return lost;
     }
-    if status.phase == Phase::Training {
-        advice.extend(status.workers.iter().filter_map(|w| of_worker(plan, status, w)));
-        advice.extend(of_members(plan, status));
-    }
-    for shard in status.shards.iter().filter(|_| status.phase == Phase::Training) {
-        let (id, server) = (shard.shard, plan.cluster.server_of(shard.shard));
-        if shard.silent_us >= SHARD_SILENT_US {
-            advice.push(format!(
-                "{} has not said how it stands for {}: look whether {server} is stopped or its machine overloaded.",
-                capital(&id.to_string()),
-                seconds(shard.silent_us)
-            ));
+    // With a quorum a round is over when all who are missing are lost. So it is asked as if it had one, by pushes of nobody:
+    // it waits for a lost worker if it were over, and were not if that one was there.
+    let mut complete = of.closing.complete();
+    let nobody = Entry { client: ClientId(u32::MAX), worker: WorkerId(u32::MAX), sequence: Sequence(0) };
+    complete.resize(complete.len().max(fedavg.quorum as usize), nobody);
+    let is_over_without =
+        |lost: &dyn Fn(WorkerId) -> bool| rounds.verdict(of.now, complete.clone(), lost).is_some();
+    match is_over_without(&|id| lost.contains(&id)) {
+        true => {
+            lost.iter().copied().filter(|&w| !is_over_without(&|id| id != w && lost.contains(&id))).collect()
         }
-        if shard.queue >= QUEUE_LONG {
-            advice.push(format!(
-                "{} requests wait for {id}: the servers are slower than the workers; take more shards or servers.",
-                shard.queue
-            ));
-        }
+        false => Vec::new(),
     }
-    advice
 }
 
-fn of_worker(plan: &Plan, status: &Status, worker: &WorkerStatus) -> Option<String> {
+/// What is wrong and what to do, one sentence or more for each matter.
+pub(super) fn advice(of: &Coordinator, status: &Status) -> Vec<String> {
+    match status.phase {
+        Phase::Gathering => of_gathering(of, status).into_iter().collect(),
+        Phase::Training => {
+            let workers = status.workers.iter().filter_map(|w| of_worker(of, status, w));
+            workers
+                .chain(of_members(of))
+                .chain(of_silent_shards(of, status))
+                .chain(of_queues(status))
+                .collect()
+        }
+        Phase::Finishing | Phase::Done | Phase::Failed => Vec::new(),
+    }
+}
+
+fn of_gathering(of: &Coordinator, status: &Status) -> Option<String> {
+    let waited = of.now.seconds_since(of.began);
+    if waited < GATHERING_S {
+        return None;
+    }
+    let left = of.plan.cluster.join_deadline_s.saturating_sub(waited);
+    Some(match missing(of).is_empty() {
+        true => format!(
+            "The training has not begun after {waited} s: {}. Look whether a server is stopped or overloaded; the run \
+             fails in {left} s.",
+            status.waiting
+        ),
+        false => format!(
+            "The training has not begun after {waited} s: {}. Start what is missing, or look at its log, within {left} s, \
+             or the run fails.",
+            status.waiting
+        ),
+    })
+}
+
+fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option<String> {
     let id = worker.worker;
-    let deadline = plan.cluster.rejoin_deadline_s;
-    let name = capital(&id.to_string());
-    let is_fixed = plan.cluster.membership == Membership::Fixed;
+    let known = of.workers.get(&id)?;
+    let (name, why) = (capital(&id.to_string()), &known.why_lost);
+    let is_fixed = of.plan.cluster.membership == Membership::Fixed;
+    let waiters = match waiters(status, id) {
+        waiters if waiters.is_empty() => String::new(),
+        waiters => format!(" {waiters} for it."),
+    };
     match worker.state {
-        WorkerState::Dead if is_fixed => Some(format!(
-            "{name} is dead: its process has ended or its connection is closed. Its place is kept; start it again within \
-             {deadline} s of its end."
-        )),
-        WorkerState::Silent if is_fixed => Some(format!(
-            "{name} is silent{}: its process is stopped or cannot be reached. Wake it, or end it and start it again, within \
-             {deadline} s.",
-            worker.silent_us.map_or_else(String::new, |us| format!(" for {}", seconds(us)))
-        )),
-        WorkerState::Dead => Some(format!(
-            "{name} is dead and takes no part any more; the training goes on without it. Start it again to have it back."
-        )),
-        WorkerState::Silent => Some(format!(
-            "{name} was silent and takes no part any more; the training goes on without it. If it wakes up it joins again."
-        )),
-        WorkerState::Active => {
-            let waiting = |b: &&windlass_common::wire::Blocked| {
-                b.since_us >= HOLDING_US && standing::waited_for(&b.wait).contains(&id)
-            };
-            let blocked: Vec<_> = status.blocked.iter().filter(waiting).collect();
-            let longest = blocked.iter().map(|b| b.since_us).max()?;
-            let mut waiters: Vec<WorkerId> = blocked.iter().map(|b| b.worker).collect();
-            waiters.sort_unstable();
-            waiters.dedup();
-            let names: Vec<String> = waiters.iter().map(ToString::to_string).collect();
-            let verb = if names.len() == 1 { "waits" } else { "wait" };
+        WorkerState::Dead if is_fixed => {
+            Some(format!("{name} is dead ({why}).{waiters} {}", back(of, id, "Start it again")))
+        }
+        WorkerState::Silent if is_fixed => {
+            let since = worker.silent_us.map_or_else(String::new, |us| format!(" for {}", seconds(us)));
+            let what = "Wake it (kill -CONT), or end it and start it again";
             Some(format!(
-                "{} {verb} for {id} since {}; it lives and is at step {}. It computes slowly or hangs: look at its log. \
-                 It is given up when it has made no step for {} s.",
-                capital(&names.join(", ")),
-                seconds(longest),
-                worker.step,
-                plan.cluster.stall_deadline_s
+                "{name} has been silent{since}: its process is stopped or hangs, or it cannot be reached.{waiters} {}",
+                back(of, id, what)
             ))
         }
+        WorkerState::Dead if of.workers.values().any(|w| w.member) => Some(format!(
+            "{name} is dead ({why}) and takes no part any more; the training goes on without it. To have it back, start it \
+             again."
+        )),
+        WorkerState::Silent if of.workers.values().any(|w| w.member) => Some(format!(
+            "{name} takes no part any more ({why}); the training goes on without it. If it wakes up it joins again; if it \
+             hangs, end it and start it again."
+        )),
+        WorkerState::Dead => Some(format!("{name} is dead ({why}).")),
+        WorkerState::Silent => Some(format!("{name} takes no part any more ({why}).")),
+        WorkerState::Active => of_holding(of, status, worker),
         WorkerState::Expected | WorkerState::Left => None,
     }
 }
 
+/// Until when a lost worker may come back to its place, and what happens if it does not.
+fn back(of: &Coordinator, id: WorkerId, how: &str) -> String {
+    let gone = of.workers.get(&id).map_or(0, |w| of.now.seconds_since(w.lost_at));
+    let left = of.plan.cluster.rejoin_deadline_s.saturating_sub(gone);
+    if !of.plan.goes_on_without_workers() || !of.workers.values().any(Worker::is_active) {
+        return format!(
+            "{how} with the same identity within {left} s, or the run fails; windlass train restarts by itself what dies."
+        );
+    }
+    let deadline = of.rounds.as_ref().and_then(Rounds::deadline);
+    let left = deadline.map_or(left, |deadline| left.min(deadline.seconds_since(of.now)));
+    match needed(of).contains(&id) {
+        true => format!(
+            "The open round has no quorum without its clients, and is abandoned in {left} s. {how} with the same identity."
+        ),
+        false => {
+            format!("The rounds go on without its clients. {how} with the same identity to have them back.")
+        }
+    }
+}
+
+/// What is to be said of a worker that lives, if others wait for it unusually long.
+fn of_holding(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option<String> {
+    let id = worker.worker;
+    let blocked = status.blocked.iter().filter(|b| standing::waited_for(&b.wait).contains(&id));
+    let longest = blocked.max_by_key(|b| b.since_us)?;
+    let stall_deadline_s = of.plan.cluster.stall_deadline_s;
+    let elapsed_us = of.now.0.saturating_sub(of.began.0);
+    let step_us = elapsed_us.saturating_sub(longest.since_us) / longest.step.0.max(1);
+    let usual_us = step_us.saturating_mul(HOLDING_STEPS).min(stall_deadline_s.saturating_mul(500_000));
+    if longest.since_us < HOLDING_US.max(usual_us) {
+        return None;
+    }
+    Some(format!(
+        "{} for {id} since {}. It lives and is at step {}, so it computes slowly or hangs: look at its log. It is given up \
+         when it has made no step for {stall_deadline_s} s.",
+        waiters(status, id),
+        seconds(longest.since_us),
+        worker.step,
+    ))
+}
+
+/// Who waits for this worker, with the verb; empty if nobody does.
+fn waiters(status: &Status, id: WorkerId) -> String {
+    let blocked = status.blocked.iter().filter(|b| standing::waited_for(&b.wait).contains(&id));
+    let mut waiters: Vec<WorkerId> = blocked.map(|b| b.worker).collect();
+    waiters.sort_unstable();
+    waiters.dedup();
+    let names: Vec<String> = waiters.iter().map(ToString::to_string).collect();
+    match names.len() {
+        0 => String::new(),
+        1 => format!("{} waits", capital(&names[0])),
+        _ => format!("{} wait", capital(&listed(&names))),
+    }
+}
+
 /// What is wrong with how many take part.
-fn of_members(plan: &Plan, status: &Status) -> Option<String> {
-    let is_elastic = plan.cluster.membership != Membership::Fixed;
-    let deserted = is_elastic && status.workers.iter().all(|w| !w.member);
-    let ended = status.workers.iter().any(|w| w.state == WorkerState::Left);
-    (deserted && !ended).then(|| {
-        let deadline = plan.cluster.rejoin_deadline_s;
-        format!("No worker takes part: start one, or the run fails {deadline} s after the last one went.")
+fn of_members(of: &Coordinator) -> Option<String> {
+    let is_elastic = of.plan.cluster.membership != Membership::Fixed;
+    let has_finished = of.workers.values().any(|w| w.state == WorkerState::Left && w.report.finished);
+    let deserted = is_elastic && !has_finished && of.workers.values().all(|w| !w.member);
+    deserted.then(|| {
+        let last = of.workers.values().map(|w| w.lost_at).max().unwrap_or(of.now);
+        let left = of.plan.cluster.rejoin_deadline_s.saturating_sub(of.now.seconds_since(last));
+        format!("No worker takes part, and nothing is trained. Start one within {left} s, or the run fails.")
+    })
+}
+
+fn of_silent_shards(of: &Coordinator, status: &Status) -> Vec<String> {
+    let mut silent: BTreeMap<ServerId, Vec<&ShardStatus>> = BTreeMap::new();
+    for shard in status.shards.iter().filter(|s| s.silent_us >= SHARD_SILENT_US) {
+        silent.entry(of.plan.cluster.server_of(shard.shard)).or_default().push(shard);
+    }
+    let sentence = |(server, shards): (ServerId, Vec<&ShardStatus>)| {
+        let names: Vec<String> = shards.iter().map(|s| s.shard.to_string()).collect();
+        let verb = if names.len() == 1 { "has" } else { "have" };
+        let since = shards.iter().map(|s| s.silent_us).min().unwrap_or_default();
+        let at = of.servers.get(&server).map_or_else(String::new, |s| format!(" at {}", s.address));
+        format!(
+            "{} {verb} not been heard of for {}: look whether {server}{at} is stopped, overloaded or cut off. The run cannot \
+             go on without it.",
+            capital(&listed(&names)),
+            seconds(since)
+        )
+    };
+    silent.into_iter().map(sentence).collect()
+}
+
+fn of_queues(status: &Status) -> impl Iterator<Item = String> {
+    status.shards.iter().filter(|s| s.queue >= QUEUE_LONG).map(|s| {
+        format!(
+            "{} requests wait for {}: its server is slower than the workers. If it stays so, take more servers or shards, or \
+             fewer workers, in the next run.",
+            s.queue, s.shard
+        )
     })
 }
 
 fn seconds(us: u64) -> String {
     format!("{} s", us / 1_000_000)
+}
+
+/// Names as people list them.
+fn listed(names: &[String]) -> String {
+    match names {
+        [before @ .., last] if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 fn capital(text: &str) -> String {

@@ -103,7 +103,7 @@ impl Coordinator {
             waiting: explain::waiting(self),
             ..self.progress.status(self.phase, self.term, &self.plan, rounds)
         };
-        status.advice = explain::advice(&self.plan, &status);
+        status.advice = explain::advice(self, &status);
         status
     }
 }
