@@ -26,7 +26,8 @@ use crate::{SessionId, Time};
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
 pub const SNAPSHOT_BYTES: u64 = 256 << 20;
 
-/// A parked pull is told whom it waits for each time this many seconds have passed.
+/// A parked pull is told whom it waits for, and an observer that its point has not been reached, each time this many seconds
+/// have passed.
 pub const WAITING_NOTICE_S: u64 = 2;
 
 /// One shard: its values, what it knows of each worker, and who waits for what.
@@ -146,7 +147,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
     pub fn handle(&mut self, now: Time, event: Event<B>, out: &mut Vec<Effect>) {
         match event {
             Event::Request(request) => self.request(now, request, out),
-            Event::PullSnapshot { session, point } => self.snapshots.ask(session, point, out),
+            Event::PullSnapshot { session, point } => self.snapshots.ask(now, session, point, out),
             Event::Closed { session } => {
                 self.parked.retain(|_, p| p.session != session);
                 self.snapshots.forget(session);
@@ -576,6 +577,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;
+        let position = self.position();
+        self.snapshots.tell_waiters(now, position, out);
         self.tell_standing_if_due(now, out);
     }
 
