@@ -209,8 +209,9 @@ fn both(seen: Option<SnapshotSeen>, one: Values) -> SnapshotSeen {
 
 /// Resolves when the coordinator lives and says nothing any more.
 async fn silent(told: &mut watch::Receiver<Told>) -> ClientError {
-    match told.wait_for(|told| matches!(told, Told::Silent(_))).await.as_deref() {
-        Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, *after),
+    let last = told.wait_for(|told| matches!(told, Told::Silent(_))).await.map(|told| told.clone());
+    match last {
+        Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, after),
         // It has ended otherwise, and the servers end with it.
         _ => std::future::pending().await,
     }

@@ -119,7 +119,7 @@ impl Client {
         endpoint.set_link_rate(session.plan.heterogeneity.link_rate);
         let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
         let placement = session.plan.placement()?;
-        let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
+        let (connections, links) = connect(&endpoint, &session, &placement, within, patience.silence).await?;
         session.beat(&connections);
         let mut core = Worker::new(links.len(), Until::of(&session.plan));
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
@@ -394,7 +394,7 @@ impl Client {
             return Err(ClientError::Ended("another one has taken its place".into()));
         }
         (self.connections, self.links) =
-            connect(&self.endpoint, &self.session, &self.placement, within).await?;
+            connect(&self.endpoint, &self.session, &self.placement, within, patience.silence).await?;
         self.session.beat(&self.connections);
         effects.clear();
         self.core.handle(Event::Joined { next: self.session.welcome.next }, effects);
@@ -413,11 +413,12 @@ async fn connect(
     session: &Session,
     placement: &Placement,
     within: Duration,
+    silence: Duration,
 ) -> Result<(Vec<Connection>, Vec<Link>), ClientError> {
     let connections = session.connect_to_servers(endpoint, within).await?;
     let links = (0..placement.shards()).map(ShardId).map(|shard| {
         let server = session.plan.cluster.server_of(shard);
-        Link::open(&connections[server.index()], shard, session.envelope, session.patience.silence)
+        Link::open(&connections[server.index()], shard, session.envelope, silence)
     });
     let links = try_join_all(links).await?;
     Ok((connections, links))

@@ -49,7 +49,7 @@ pub(crate) struct Session {
     pub(crate) welcome: Welcome,
     pub(crate) told: watch::Receiver<Told>,
     pub(crate) hosted: watch::Receiver<Hosted>,
-    /// For the shards and the coordinator.
+    /// For the coordinator.
     pub(crate) patience: Patience,
     coordinator: Connection,
     control: Arc<Mutex<FrameSender>>,
@@ -96,7 +96,7 @@ impl Session {
             welcome,
             told,
             hosted,
-            patience,
+            patience: Patience { silence, ..patience },
             coordinator: connection,
             control,
             step,
@@ -151,11 +151,12 @@ impl Session {
     /// Resolves when the coordinator has ended the run, is gone, or lives and has said nothing for too long.
     pub(crate) async fn ended(&self) -> ClientError {
         let mut told = self.told.clone();
-        let last = told.wait_for(|t| !matches!(t, Told::Nothing | Told::Status(_))).await;
-        match last.as_deref() {
-            Ok(Told::Stop(stop)) => ClientError::ended(stop),
-            Ok(Told::GivenUp(reason)) => ClientError::GivenUp(reason.clone()),
-            Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, *after),
+        let is_last = |t: &Told| !matches!(t, Told::Nothing | Told::Status(_));
+        let last = told.wait_for(is_last).await.map(|told| told.clone());
+        match last {
+            Ok(Told::Stop(stop)) => ClientError::ended(&stop),
+            Ok(Told::GivenUp(reason)) => ClientError::GivenUp(reason),
+            Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, after),
             // A stream may end without its connection, and then nobody may come to end that.
             Ok(Told::Lost(why)) => match timeout(self.patience.farewell, self.coordinator.closed()).await {
                 Ok(lost) => ClientError::lost(COORDINATOR, lost),
