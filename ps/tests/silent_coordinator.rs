@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use rkyv::util::AlignedVec;
@@ -14,8 +15,10 @@ use windlass_common::plan::{
 };
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Order, Resume, Welcome};
-use windlass_ps::{Options, Part, serve_within};
-use windlass_transport::{Endpoint, FrameReceiver, FrameSender, Identity, Limits, Role, RunAuthority};
+use windlass_ps::{Options, Part, serve, serve_within};
+use windlass_transport::{
+    Endpoint, FrameReceiver, FrameSender, Identity, Limits, Priority, Role, RunAuthority,
+};
 
 const SILENCE: Duration = Duration::from_millis(1_500);
 const OFTEN: Duration = Duration::from_millis(100);
@@ -52,13 +55,14 @@ fn plan() -> Plan {
     }
 }
 
-struct Coordinator {
+/// A control stream, as this test sees it: mostly that of the coordinator.
+struct Control {
     sender: FrameSender,
     receiver: FrameReceiver,
     buffer: AlignedVec<16>,
 }
 
-impl Coordinator {
+impl Control {
     async fn hear(&mut self) -> Option<Body> {
         let bytes = self.receiver.header(HEADER_BYTES_MAX, &mut self.buffer).await.ok()??;
         Some(Header::decode(bytes).unwrap().body)
@@ -80,7 +84,7 @@ impl Coordinator {
 /// A follower joins whoever `script` plays, is told to end after `interrupted`, and ends for the reason given back.
 async fn followed<F: Future<Output = ()>>(
     limits: Limits,
-    script: impl FnOnce(Coordinator) -> F,
+    script: impl FnOnce(Control) -> F,
     interrupted: impl Future<Output = ()>,
 ) -> (Exit, String) {
     let authority = RunAuthority::new("scripted").unwrap();
@@ -97,7 +101,7 @@ async fn followed<F: Future<Output = ()>>(
     let coordinate = async {
         let connection = endpoint.accept().await.unwrap().finish().await.unwrap();
         let (sender, receiver) = connection.accept_stream().await.unwrap();
-        let mut coordinator = Coordinator { sender, receiver, buffer: AlignedVec::new() };
+        let mut coordinator = Control { sender, receiver, buffer: AlignedVec::new() };
         assert!(matches!(coordinator.hear().await, Some(Body::JoinServer { .. })));
         script(coordinator).await;
         pending::<()>().await;
@@ -121,7 +125,7 @@ fn assert_silent((exit, said): (Exit, String), expected: Exit) {
 #[tokio::test]
 async fn a_coordinator_that_does_not_answer_is_given_up() {
     let mute = |coordinator| async move {
-        let _kept: Coordinator = coordinator;
+        let _kept: Control = coordinator;
         pending::<()>().await;
     };
     assert_silent(followed(Limits::default(), mute, pending()).await, Exit::Network);
@@ -130,7 +134,7 @@ async fn a_coordinator_that_does_not_answer_is_given_up() {
 #[tokio::test]
 async fn a_coordinator_that_falls_silent_is_given_up_and_not_while_it_says_that_it_lives() {
     let begun = std::time::Instant::now();
-    let falls_silent = |mut coordinator: Coordinator| async move {
+    let falls_silent = |mut coordinator: Control| async move {
         coordinator.welcome().await;
         for _ in 0..30 {
             tokio::time::sleep(OFTEN).await;
@@ -145,7 +149,7 @@ async fn a_coordinator_that_falls_silent_is_given_up_and_not_while_it_says_that_
 
 #[tokio::test]
 async fn a_coordinator_that_reads_nothing_is_given_up() {
-    let deaf = |mut coordinator: Coordinator| async move {
+    let deaf = |mut coordinator: Control| async move {
         coordinator.welcome().await;
         // The result does not fit into the window.
         coordinator.say(Body::Order { shard: ShardId(1), order: Order::Finalize }).await;
@@ -162,7 +166,7 @@ async fn a_coordinator_that_reads_nothing_is_given_up() {
 
 #[tokio::test]
 async fn a_follower_that_is_told_to_end_does_so_while_the_coordinator_only_lives() {
-    let lives = |mut coordinator: Coordinator| async move {
+    let lives = |mut coordinator: Control| async move {
         coordinator.welcome().await;
         loop {
             tokio::time::sleep(OFTEN).await;
@@ -172,4 +176,39 @@ async fn a_follower_that_is_told_to_end_does_so_while_the_coordinator_only_lives
     let soon = tokio::time::sleep(Duration::from_millis(500));
     let (_, said) = followed(Limits::default(), lives, soon).await;
     assert_eq!(said, "server 1 was told to end");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
+    let authority = RunAuthority::new("scripted").unwrap();
+    let issue = |number| -> Identity { authority.issue(Role::Server(ServerId(number))).unwrap() };
+    let run_directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lives-{}", std::process::id()));
+    let options = Options {
+        identity: issue(0),
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: None,
+        part: Part::Coordinator { plan: Box::new(plan()), run_directory: run_directory.clone() },
+        connect_deadline: Duration::from_secs(20),
+    };
+    let (told, address) = tokio::sync::oneshot::channel();
+    let server = serve(options, |address| told.send(address).unwrap(), pending());
+    let follower = async {
+        let limits = Limits::default();
+        let endpoint = Endpoint::client(&issue(1), &limits).unwrap();
+        let who = Role::Server(ServerId(0));
+        let connection = endpoint.connect(address.await.unwrap(), who, limits.handshake).await.unwrap();
+        let (sender, receiver) = connection.open_stream(Priority::High).await.unwrap();
+        let mut heard = Control { sender, receiver, buffer: AlignedVec::new() };
+        heard.say(Body::JoinServer { address: None, port: 1 }).await;
+        assert!(matches!(heard.hear().await, Some(Body::Welcome(_))));
+        // The workers are waited for; nothing else is due.
+        for _ in 0..2 {
+            assert_eq!(heard.hear().await, Some(Body::Alive));
+        }
+    };
+    tokio::select! {
+        served = server => panic!("{served:?}"),
+        heard = tokio::time::timeout(Duration::from_secs(20), follower) => heard.expect("a sign of life"),
+    }
+    std::fs::remove_dir_all(run_directory).unwrap();
 }
