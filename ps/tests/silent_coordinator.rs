@@ -1,4 +1,5 @@
 //! That a server that follows does not wait for ever for a coordinator that lives and is silent.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use std::future::pending;
 use std::net::SocketAddr;

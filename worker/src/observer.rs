@@ -26,6 +26,7 @@ pub struct StatusStream {
 
 /// What is seen of a run.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, five times a second")]
 pub enum Seen {
     /// How it stands now.
     Status(Status),

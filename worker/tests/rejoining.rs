@@ -1,4 +1,5 @@
 //! What a worker does over the wire when a shard has to be asked again, and when it has to begin a new life.
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 mod scripted;
 
@@ -159,29 +160,29 @@ async fn a_shard_that_is_behind_is_asked_again_and_the_other_is_not() {
 #[derive(Clone, Copy, Debug)]
 enum End {
     /// The coordinator says that the lease has expired.
-    ByCoordinator,
+    Coordinator,
     /// A shard hears this life no more, and then the coordinator says why.
-    ByShard,
+    Shard,
     /// A shard hears this life no more, and the coordinator does not come to say why.
-    ByShardAlone,
+    ShardAlone,
 }
 
 async fn end(life: &mut Life, how: End) {
     life.shards[0].say(Body::Held { sequence: Sequence(0), step: Step(0) }).await;
     match how {
-        End::ByCoordinator => life.control.say(lease_expired()).await,
-        End::ByShard => {
+        End::Coordinator => life.control.say(lease_expired()).await,
+        End::Shard => {
             life.shards[1].say(stale(1, 2)).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             life.control.say(lease_expired()).await;
         }
-        End::ByShardAlone => life.shards[1].say(stale(1, 2)).await,
+        End::ShardAlone => life.shards[1].say(stale(1, 2)).await,
     }
 }
 
 #[tokio::test]
 async fn a_worker_that_was_given_up_joins_again_and_sends_a_push_that_still_counts() {
-    for how in [End::ByCoordinator, End::ByShard, End::ByShardAlone] {
+    for how in [End::Coordinator, End::Shard, End::ShardAlone] {
         let (scene, endpoint) = Scene::new(2, Limits::default());
         let server = async {
             let mut life = admit(&scene, &endpoint, 1, from(0, 0)).await;
@@ -207,7 +208,7 @@ async fn a_worker_that_was_given_up_joins_again_and_sends_a_push_that_still_coun
 async fn a_push_that_is_settled_or_too_old_by_then_is_dropped() {
     // Where the worker goes on, and what has become of push 0 by that.
     for (next, taken) in [(from(1, 3), Taken::Applied), (from(0, 3), Taken::Unused)] {
-        for how in [End::ByCoordinator, End::ByShard] {
+        for how in [End::Coordinator, End::Shard] {
             let (scene, endpoint) = Scene::new(2, Limits::default());
             let server = async {
                 let mut life = admit(&scene, &endpoint, 1, from(0, 0)).await;
