@@ -10,4 +10,4 @@ mod shard;
 
 pub use coordinator::EVENTS_FILE;
 pub use run_directory::{MODEL_FILE, PLAN_FILE, SUMMARY_FILE};
-pub use server::{Options, Part, limits, serve};
+pub use server::{Options, Part, SILENCE_MAX, limits, serve, serve_within};

@@ -13,7 +13,7 @@ use crossbeam::channel::{self, Sender};
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use windlass_common::exit::Exit;
 use windlass_common::ids::{Lineage, RunId, ServerId, ShardId};
 use windlass_common::plan::Plan;
@@ -24,8 +24,8 @@ use windlass_ps_core::coordinator::Event;
 use windlass_ps_core::shard::Shard;
 use windlass_ps_core::store::Snapshot;
 use windlass_transport::{
-    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Priority, Role,
-    bytes_of, resolve,
+    Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Priority,
+    Role, bytes_of, resolve,
 };
 
 use crate::coordinator::{self, Control, Input};
@@ -38,8 +38,9 @@ use crate::shard::{self, ShardLink, ShardMessage};
 const POOL_BYTES_MAX: usize = 1 << 30;
 /// A stream that says nothing for this long after it was opened is given up.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// How long the coordinator may take to answer a server that joins.
-const ANSWER: Duration = Duration::from_secs(30);
+/// A peer that says nothing for so long where a word is due, or takes nothing of a frame or sends nothing more of one, is
+/// given up. The coordinator says every other second that it lives.
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often a server tells the coordinator how many bytes it has exchanged.
 const METER_EVERY: Duration = Duration::from_millis(200);
 /// How long the last messages may take.
@@ -92,7 +93,8 @@ pub fn limits() -> Limits {
     }
 }
 
-/// Serves until the run has ended. `ready` is told the address once it listens; when `interrupted` resolves, the run
+/// Serves until the run has ended. A coordinator waits no longer than the plan says for anybody; a follower no longer than
+/// [`SILENCE_MAX`] for the coordinator's next word. `ready` is told the address once it listens; when `interrupted` resolves, the run
 /// is ended in good order.
 ///
 /// # Errors
@@ -102,17 +104,31 @@ pub async fn serve(
     ready: impl FnOnce(SocketAddr),
     interrupted: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
+    serve_within(options, SILENCE_MAX, ready, interrupted).await
+}
+
+/// As [`serve`], with another limit to the silence of peers.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_within(
+    options: Options,
+    silence: Duration,
+    ready: impl FnOnce(SocketAddr),
+    interrupted: impl Future<Output = ()>,
+) -> Result<(), Failure> {
     let endpoint = Endpoint::bind(options.listen, &options.identity, &limits()).or_exit(Exit::Network)?;
     let address = endpoint.local_address().or_exit(Exit::Network)?;
     ready(address);
     let stop = match (options.identity.role(), options.part) {
         (Role::Server(ServerId(0)), Part::Coordinator { plan, run_directory }) => {
             let advertise = options.advertise.unwrap_or_else(|| address.to_string());
-            coordinate(&endpoint, *plan, run_directory, advertise, interrupted).await?
+            coordinate(&endpoint, *plan, run_directory, advertise, silence, interrupted).await?
         }
         (Role::Server(id), Part::Follower { coordinator }) if id != ServerId(0) => {
             let joining = Body::JoinServer { address: options.advertise, port: address.port() };
-            follow(&endpoint, id, &coordinator, joining, options.connect_deadline, interrupted).await?
+            let waits = Waits { connect: options.connect_deadline, silence };
+            follow(&endpoint, id, &coordinator, joining, waits, interrupted).await?
         }
         (role, part) => {
             let needed = match part {
@@ -131,8 +147,17 @@ pub async fn serve(
     }
 }
 
+/// How long a follower waits for the coordinator: to be reached, and for its next word.
+#[derive(Clone, Copy)]
+struct Waits {
+    connect: Duration,
+    silence: Duration,
+}
+
 /// What every connection task shares.
 struct Shared {
+    /// How long a peer may stand still in the middle of a frame.
+    silence: Duration,
     envelope: Envelope,
     shards: Vec<(ShardId, ShardLink)>,
     pool: Arc<Pool>,
@@ -146,6 +171,7 @@ async fn coordinate(
     plan: Plan,
     run_directory: PathBuf,
     advertise: String,
+    silence: Duration,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
     let directory = RunDirectory::create(&run_directory, &plan).or_exit(Exit::System)?;
@@ -189,6 +215,7 @@ async fn coordinate(
     };
     let control = Arc::new(control);
     let shared = Arc::new(Shared {
+        silence,
         envelope,
         shards,
         pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
@@ -238,19 +265,25 @@ async fn follow(
     id: ServerId,
     coordinator: &str,
     joining: Body,
-    deadline: Duration,
+    Waits { connect, silence }: Waits,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
-    let address = resolve(coordinator, deadline).await.or_exit(Exit::Network)?;
+    let address = resolve(coordinator, connect).await.or_exit(Exit::Network)?;
     let connection =
-        endpoint.connect(address, Role::Server(ServerId(0)), deadline).await.or_exit(Exit::Network)?;
-    let (mut sender, mut receiver) = connection.open_stream(Priority::High).await.or_exit(Exit::Network)?;
+        endpoint.connect(address, Role::Server(ServerId(0)), connect).await.or_exit(Exit::Network)?;
+    let silent = || {
+        let silence = silence.as_secs_f64();
+        anyhow::anyhow!("the coordinator at {address} has said nothing for {silence} s")
+    };
+    let opened = timeout(silence, connection.open_stream(Priority::High)).await;
+    let (mut sender, mut receiver) =
+        opened.map_err(|_| silent()).or_exit(Exit::Network)?.or_exit(Exit::Network)?;
+    sender.set_patience(silence);
+    receiver.set_patience(silence);
     let mut buffer = AlignedVec::new();
     envelope_of(RunId(0)).header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
     sender.send(&buffer, []).await.or_exit(Exit::Network)?;
-    let answer = timeout(ANSWER, next(&mut receiver, &mut buffer)).await;
-    let silent =
-        || anyhow::anyhow!("the coordinator at {address} has said nothing for {} s", ANSWER.as_secs());
+    let answer = timeout(silence, next(&mut receiver, &mut buffer)).await;
     let (envelope, plan) = match answer.map_err(|_| silent()).or_exit(Exit::Network)?? {
         Header { run, lineage, term, worker, incarnation, body: Body::Welcome(welcome), .. } => {
             let plan = Plan::parse(&welcome.plan).or_exit(Exit::Input)?;
@@ -278,6 +311,7 @@ async fn follow(
         shards.push((shard, start_shard(&plan, envelope.run, shard, tell)?));
     }
     let shared = Arc::new(Shared {
+        silence,
         envelope,
         shards,
         pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
@@ -286,13 +320,19 @@ async fn follow(
         control: None,
     });
     let (abort, aborted) = oneshot::channel();
-    let writer = tokio::spawn(report(sender, queue, Arc::clone(&shared), aborted));
+    let mut writer = tokio::spawn(report(sender, queue, Arc::clone(&shared), aborted));
     let mut abort = Some(abort);
+    let mut is_written = true;
+    // Each word moves it on.
+    let mut heard = std::pin::pin!(sleep(silence));
+    // Once told to end, for as long as the coordinator may take to end the run.
+    let mut ending = std::pin::pin!(sleep(Duration::MAX));
 
     let mut interrupted = std::pin::pin!(interrupted);
     let stop = loop {
         tokio::select! {
             () = &mut interrupted, if abort.is_some() => {
+                ending.as_mut().reset(Instant::now() + FAREWELL);
                 if let Some(abort) = abort.take() {
                     let _ = abort.send(());
                 }
@@ -303,11 +343,20 @@ async fn follow(
                 }
                 None => break Stop::Failed { reason: format!("the socket of {id} is gone") },
             },
-            () = tokio::time::sleep(FAREWELL), if abort.is_none() => {
+            () = &mut ending, if abort.is_none() => {
                 break Stop::Failed { reason: format!("{id} was told to end") };
             }
+            () = &mut heard => break Stop::Failed { reason: silent().to_string() },
+            written = &mut writer, if is_written => {
+                is_written = false;
+                if let Ok(Some(not_taken)) = written {
+                    break Stop::Failed { reason: format!("the coordinator at {address}: {not_taken}") };
+                }
+            }
             message = next(&mut receiver, &mut buffer) => match message {
+                Ok(Header { body: Body::Alive, .. }) => heard.as_mut().reset(Instant::now() + silence),
                 Ok(Header { body: Body::Order { shard, order }, .. }) => {
+                    heard.as_mut().reset(Instant::now() + silence);
                     if let Some((_, link)) = shared.shards.iter().find(|(id, _)| *id == shard) {
                         link.order(order);
                     }
@@ -370,13 +419,14 @@ fn measure(inputs: &Sender<Input>, shared: &Shared) {
     let _ = inputs.send(Input::Event(measured));
 }
 
-/// Writes what the shards of this server tell the coordinator.
+/// Writes what the shards of this server tell the coordinator, until the stream ends. The error is that the coordinator
+/// lives and takes nothing of it; any other is told by what is read.
 async fn report(
     mut sender: FrameSender,
     mut queue: mpsc::Receiver<(ShardId, ShardMessage)>,
     shared: Arc<Shared>,
     mut aborted: oneshot::Receiver<()>,
-) {
+) -> Option<FrameError> {
     let mut buffer = AlignedVec::new();
     let mut every = tokio::time::interval(METER_EVERY);
     let mut may_abort = true;
@@ -384,7 +434,7 @@ async fn report(
         let message = tokio::select! {
             message = queue.recv() => match message {
                 Some(message) => Some(message),
-                None => return,
+                None => return None,
             },
             _ = every.tick() => None,
             told = &mut aborted, if may_abort => {
@@ -393,8 +443,9 @@ async fn report(
                     continue;
                 }
                 let reason = "was told to end".into();
-                if send(&mut sender, &shared, &mut buffer, Body::Abort { reason }, Vec::new()).await.is_err() {
-                    return;
+                let abort = send(&mut sender, &shared, &mut buffer, Body::Abort { reason }, Vec::new());
+                if let Err(error) = abort.await {
+                    return not_taken(error);
                 }
                 continue;
             }
@@ -416,10 +467,14 @@ async fn report(
         for (body, payload) in bodies {
             if let Err(error) = send(&mut sender, &shared, &mut buffer, body, payload).await {
                 tracing::debug!(%error, "the control stream has ended");
-                return;
+                return not_taken(error);
             }
         }
     }
+}
+
+fn not_taken(error: anyhow::Error) -> Option<FrameError> {
+    error.downcast().ok().filter(|error| matches!(error, FrameError::NotTaken { .. }))
 }
 
 async fn send(
@@ -454,6 +509,8 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>) {
 async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameReceiver), shared: Arc<Shared>) {
     let mut buffer = AlignedVec::new();
     let peer = connection.peer();
+    stream.0.set_patience(shared.silence);
+    stream.1.set_patience(shared.silence);
     let first = match timeout(FIRST_FRAME, stream.1.header(FIRST_BYTES_MAX, &mut buffer)).await {
         Ok(Ok(Some(bytes))) => Header::decode(bytes),
         Ok(Ok(None)) | Err(_) => return,

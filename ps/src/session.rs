@@ -165,6 +165,7 @@ fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
         Reply::Finished { examples } => Body::Finished { examples },
         Reply::Waiting { step, wait } => Body::Waiting { step, wait },
         Reply::Rejected { sequence, reason } => Body::Rejected { sequence, reason },
+        Reply::NotReached { point, position } => Body::NotReached { point, position },
         Reply::NoSnapshot { next } => Body::NoSnapshot { next },
         Reply::Values { step, snapshot, have, slices, clients } => {
             let (mut parts, mut payload) = (Vec::new(), Vec::new());

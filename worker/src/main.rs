@@ -8,7 +8,7 @@ use clap::Parser;
 use windlass_common::exit::{self, Exit};
 use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report};
 use windlass_transport::Identity;
-use windlass_worker::client::JoinOptions;
+use windlass_worker::client::{JoinOptions, Patience};
 use windlass_worker::training::{TrainingOptions, train};
 
 /// Computes gradients on its share of the data and trains a model together with others.
@@ -48,6 +48,11 @@ fn main() -> ExitCode {
 fn run(flags: Flags) -> Result<(), Failure> {
     let identity = Identity::load(&flags.identity).or_exit(Exit::Input)?;
     let connect_deadline = Duration::from_secs(flags.connect_deadline);
-    let join = JoinOptions { coordinator: flags.coordinator, identity, connect_deadline };
+    let join = JoinOptions {
+        coordinator: flags.coordinator,
+        identity,
+        connect_deadline,
+        patience: Patience::default(),
+    };
     train(TrainingOptions { join, data: flags.data }, interrupted(flags.exit_with_stdin))
 }

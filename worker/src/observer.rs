@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use tokio::sync::watch;
 use windlass_common::ids::{Examples, ShardId, Step, WorkerId};
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
-use crate::client::ClientError;
 use crate::client::link::{Cuts, Link, Place};
-use crate::client::session::{Session, Told};
+use crate::client::session::{COORDINATOR, Session, Told, brief};
+use crate::client::{ClientError, Patience};
 
 /// Watches a run without taking part in it.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub struct SnapshotReader {
     total: usize,
     cuts: Cuts,
     links: Vec<Link>,
+    told: watch::Receiver<Told>,
     _connections: Vec<Connection>,
 }
 
@@ -67,28 +69,43 @@ pub enum SnapshotSeen {
 }
 
 impl Observer {
-    /// Connects to a run. Resolves when all planned servers have joined.
+    /// Connects to a run. Resolves when all planned servers have joined: at the latest when the plan's deadline for joining
+    /// is over, at which the coordinator ends the run.
     ///
     /// # Errors
-    /// If the coordinator or a server cannot be reached within the time, or refuses this observer.
+    /// If the coordinator or a server cannot be reached within the time, says nothing, or refuses this observer.
     pub async fn connect(
         coordinator: &str,
         identity: &Identity,
         within: Duration,
     ) -> Result<(StatusStream, SnapshotReader), ClientError> {
-        let (endpoint, session) = join(coordinator, identity, within).await?;
+        Self::connect_with(coordinator, identity, within, Patience::default()).await
+    }
+
+    /// As [`connect`](Self::connect), with another patience for those who are connected and silent.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(
+        coordinator: &str,
+        identity: &Identity,
+        within: Duration,
+        patience: Patience,
+    ) -> Result<(StatusStream, SnapshotReader), ClientError> {
+        let (endpoint, session) = join(coordinator, identity, within, patience).await?;
         let layout = session.plan.layout().map_err(PlanError::from)?;
         let placement = session.plan.placement()?;
         let connections = session.connect_to_servers(&endpoint, within).await?;
         let links = (0..placement.shards()).map(ShardId).map(|shard| {
             let server = session.plan.cluster.server_of(shard);
-            Link::open(&connections[server.index()], shard, session.envelope)
+            Link::open(&connections[server.index()], shard, session.envelope, patience.silence)
         });
         let links = try_join_all(links).await?;
         let envelope = session.envelope;
         let cuts = Cuts::new(&layout, &placement);
         let total = layout.total() as usize;
-        let snapshots = SnapshotReader { envelope, total, cuts, links, _connections: connections };
+        let told = session.told.clone();
+        let snapshots = SnapshotReader { envelope, total, cuts, links, told, _connections: connections };
         Ok((StatusStream { session, _endpoint: endpoint }, snapshots))
     }
 
@@ -103,8 +120,9 @@ impl Observer {
         within: Duration,
     ) -> Result<StatusStream, ClientError> {
         // The connection itself has as long, and says better why it failed.
-        let patience = within.saturating_add(Duration::from_secs(1));
-        let joined = tokio::time::timeout(patience, join(coordinator, identity, within)).await;
+        let longer = within.saturating_add(Duration::from_secs(1));
+        let joining = join(coordinator, identity, within, Patience::default());
+        let joined = tokio::time::timeout(longer, joining).await;
         let (endpoint, session) = joined.map_err(|_| {
             let who = "the coordinator, which answers when all planned servers have joined,".to_owned();
             ClientError::Silent { who, after: within }
@@ -117,7 +135,7 @@ impl StatusStream {
     /// Ends a run of federated rounds: the one that is open is the last.
     ///
     /// # Errors
-    /// If the coordinator is gone.
+    /// If the coordinator is gone, or takes nothing for too long.
     pub async fn conclude(&mut self) -> Result<(), ClientError> {
         self.session.say(Body::Conclude).await
     }
@@ -126,7 +144,7 @@ impl StatusStream {
     /// silence is noticed.
     ///
     /// # Errors
-    /// If the coordinator is gone.
+    /// If the coordinator is gone, or takes nothing for too long.
     pub async fn exited(&mut self, worker: WorkerId, process: u32, how: String) -> Result<(), ClientError> {
         self.session.say(Body::Exited { worker, process, how }).await
     }
@@ -136,10 +154,10 @@ impl StatusStream {
         &self.session.plan
     }
 
-    /// Waits for the next status; one comes about five times a second.
+    /// Waits for the next status; one comes about five times a second. May be dropped and called again.
     ///
     /// # Errors
-    /// If the coordinator is gone.
+    /// If the coordinator is gone, or lives and has said nothing for [`Patience::status`].
     pub async fn next(&mut self) -> Result<Seen, ClientError> {
         loop {
             let changed = self.session.told.changed().await;
@@ -148,6 +166,7 @@ impl StatusStream {
                 Told::Status(status) => return Ok(Seen::Status(status)),
                 Told::Stop(stop) => return Ok(Seen::Stopped(stop)),
                 Told::GivenUp(reason) => return Err(ClientError::GivenUp(reason)),
+                Told::Silent(after) => return Err(ClientError::silent(COORDINATOR, after)),
                 Told::Lost(why) => return Err(ClientError::Gone(why)),
                 Told::Nothing if changed.is_err() => {
                     return Err(ClientError::Gone("its stream has ended".into()));
@@ -160,10 +179,11 @@ impl StatusStream {
 
 impl SnapshotReader {
     /// Waits until evaluation point `point` is reached and fetches the values of the whole model, in the order of the
-    /// layout. Ends with an error when the run ends first. Not to be dropped midway: afterwards it is of no use.
+    /// layout. That may rightly take long: each shard says every other second how far it has come. Ends with an error when
+    /// the run ends first. Not to be dropped midway: afterwards, and after an error, it is of no use.
     ///
     /// # Errors
-    /// If a server is gone.
+    /// If a server is gone or has said nothing for [`Patience::silence`], or the coordinator for [`Patience::status`].
     pub async fn pull(&mut self, point: u64, values: &mut Vec<f32>) -> Result<SnapshotSeen, ClientError> {
         values.resize(self.total, 0.0);
         let places = self.cuts.places(values);
@@ -172,7 +192,11 @@ impl SnapshotReader {
             link.send(envelope, Body::PullSnapshot { point }).await?;
             pulled(link, &mut places).await
         });
-        let pulled = try_join_all(pulls).await?;
+        let pulled = tokio::select! {
+            pulled = try_join_all(pulls) => pulled?,
+            // Shards may live on without anybody who closes their steps.
+            error = silent(&mut self.told) => return Err(error),
+        };
         let mut seen: Option<SnapshotSeen> = None;
         let mut skipped: Option<Option<u64>> = None;
         for one in pulled {
@@ -193,12 +217,13 @@ async fn join(
     coordinator: &str,
     identity: &Identity,
     within: Duration,
+    patience: Patience,
 ) -> Result<(Endpoint, Session), ClientError> {
     if identity.role() != Role::Observer {
         return Err(ClientError::WrongRole { expected: "an observer's", found: identity.role() });
     }
     let endpoint = Endpoint::client(identity, &Limits::default())?;
-    let session = Session::join(&endpoint, coordinator, Body::Observe, within).await?;
+    let session = Session::join(&endpoint, coordinator, Body::Observe, within, patience).await?;
     Ok((endpoint, session))
 }
 
@@ -213,18 +238,33 @@ fn both(seen: Option<SnapshotSeen>, one: Values) -> SnapshotSeen {
     SnapshotSeen::Values { step, examples_min, examples_max, pushes_min, at_us }
 }
 
+/// Resolves when the coordinator lives and says nothing any more.
+async fn silent(told: &mut watch::Receiver<Told>) -> ClientError {
+    let last = told.wait_for(|told| matches!(told, Told::Silent(_))).await.map(|told| told.clone());
+    match last {
+        Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, after),
+        // It has ended otherwise, and the servers end with it.
+        _ => std::future::pending().await,
+    }
+}
+
 type Pulled = Result<Values, Option<u64>>;
 
 async fn pulled(link: &mut Link, places: &mut [Place<'_>]) -> Result<Pulled, ClientError> {
-    match link.next().await? {
-        Body::Values(values) => {
-            link.receive(&values, places, true).await?;
-            Ok(Ok(values))
-        }
-        Body::NoSnapshot { next } => Ok(Err(next)),
-        Body::Rejected { reason, .. } | Body::Refused(reason) => Err(ClientError::Rejected(reason)),
-        other => {
-            Err(ClientError::protocol("a shard", format!("{other:?}").chars().take(80).collect::<String>()))
+    loop {
+        match link.next().await? {
+            Body::Values(values) => {
+                link.receive(&values, places, true).await?;
+                return Ok(Ok(values));
+            }
+            Body::NoSnapshot { next } => return Ok(Err(next)),
+            Body::NotReached { point, position } => {
+                tracing::debug!(point, position, "waiting for an evaluation point");
+            }
+            Body::Rejected { reason, .. } | Body::Refused(reason) => {
+                return Err(ClientError::Rejected(reason));
+            }
+            other => return Err(ClientError::protocol("a shard", brief(&other))),
         }
     }
 }

@@ -6,7 +6,7 @@ use clap::Parser;
 use windlass_benches::bare::{self, Took};
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::setting::{Identities, plan, serve};
-use windlass_worker::client::{BlockingClient, JoinOptions};
+use windlass_worker::client::{BlockingClient, JoinOptions, Patience};
 
 /// Measures push-pull over QUIC beside bare quinn, interleaved.
 #[derive(Debug, Parser)]
@@ -69,7 +69,12 @@ fn windlass(flags: &Flags, clients: u32) -> anyhow::Result<Took> {
         let identity = identities[client].lock().ok().and_then(|mut i| i.take());
         let identity = identity.ok_or_else(|| anyhow::anyhow!("each client is prepared once"))?;
         let coordinator = address.to_string();
-        let join = JoinOptions { coordinator, identity, connect_deadline: Duration::from_secs(10) };
+        let join = JoinOptions {
+            coordinator,
+            identity,
+            connect_deadline: Duration::from_secs(10),
+            patience: Patience::default(),
+        };
         let mut client = BlockingClient::join(join, std::future::pending())?;
         let mut values = client.values();
         client.pull(&mut values)?;

@@ -64,7 +64,7 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
 }
 
 /// Resolves when the process is asked to end: by Ctrl-C, by SIGTERM, or, `with_stdin`, by the end of its standard
-/// input, which comes when the process that started it is no more.
+/// input, which comes when the process that started it is no more. By design it waits as long as nobody asks.
 pub async fn interrupted(with_stdin: bool) {
     let (told, mut stdin_ended) = tokio::sync::oneshot::channel();
     if with_stdin {

@@ -66,6 +66,9 @@ pub enum Body {
     NotYet { missing: String },
     /// What the coordinator tells a shard of another server.
     Order { shard: ShardId, order: Order },
+    /// The coordinator lives; said every other second to servers and workers that take part, since it may have nothing
+    /// else to say to them for long.
+    Alive,
     /// The run has ended; everyone goes.
     Stop(Stop),
     /// How the run stands.
@@ -95,6 +98,8 @@ pub enum Body {
     Finished { examples: Examples },
     /// A pull is parked, and this is whom it waits for.
     Waiting { step: Step, wait: Wait },
+    /// An observer waits for an evaluation point; the shard has come this far, in examples or rounds.
+    NotReached { point: u64, position: u64 },
     /// The request has had no effect.
     Rejected { sequence: Option<Sequence>, reason: Reject },
     /// The snapshot asked for is gone, or will never be; the next one there is.

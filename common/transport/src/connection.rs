@@ -111,7 +111,8 @@ impl Connection {
     }
 
     /// Opens a stream in both directions. The peer sees it with the first frame sent on it. It waits while the peer
-    /// allows no further stream ([`Limits::streams`](crate::Limits::streams)). May be dropped.
+    /// allows no further stream ([`Limits::streams`](crate::Limits::streams)), by design until the connection ends: put a
+    /// deadline around it. May be dropped.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -125,8 +126,9 @@ impl Connection {
         Ok((sender, receiver))
     }
 
-    /// The next stream that the peer opened and sent something on, with normal priority for what is sent back. May
-    /// be dropped and called again.
+    /// The next stream that the peer opened and sent something on, with normal priority for what is sent back. By design
+    /// it waits until there is one or the connection ends, after [`Limits::idle`](crate::Limits::idle) with a peer that is
+    /// gone. May be dropped and called again.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -145,7 +147,8 @@ impl Connection {
         self.inner.close_reason().is_some()
     }
 
-    /// Waits for the connection's end and says why. May be dropped and called again.
+    /// Waits for the connection's end, by design as long as the peer lives, and says why; the peer's own end is noticed
+    /// after [`Limits::idle`](crate::Limits::idle) at the latest. May be dropped and called again.
     pub async fn closed(&self) -> ConnectionLost {
         self.inner.closed().await.into()
     }

@@ -89,8 +89,8 @@ impl Endpoint {
         self.inner.local_addr()
     }
 
-    /// The next handshake that somebody began, or `None` once the endpoint is shut down. May be dropped and called
-    /// again.
+    /// The next handshake that somebody began, or `None` once the endpoint is shut down; by design it waits as long as
+    /// nobody comes. May be dropped and called again.
     ///
     /// Finish each [`Incoming`] in a task of its own, so that a slow one keeps nobody waiting.
     pub async fn accept(&self) -> Option<Incoming> {
@@ -289,7 +289,8 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// The address that `host:port` stands for; of several, the first of IPv4. Tries again until `within` has passed,
-/// since the name of a machine that is just starting may not be known yet. May be dropped.
+/// since the name of a machine that is just starting may not be known yet. May be dropped. A question that the system's
+/// resolver has not answered by then goes on in the background for as long as the system lets it.
 ///
 /// # Errors
 /// At once when the text has no port; at the deadline when the name cannot be resolved.

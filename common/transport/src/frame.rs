@@ -109,6 +109,27 @@ pub enum FrameError {
     /// An earlier operation was dropped in the middle of a frame.
     #[error("an earlier frame was given up in its middle, so the stream cannot go on")]
     Interrupted,
+    /// The peer took nothing of what was to be sent.
+    #[error("the peer has taken nothing of what was sent to it for {} s", within.as_secs_f64())]
+    NotTaken {
+        /// How long nothing moved: the patience of the stream.
+        within: Duration,
+    },
+    /// The peer stopped in the middle of a frame.
+    #[error(
+        "the peer stopped inside the {part} of a frame, after {found} of {expected} bytes, and sent nothing more for {} s",
+        within.as_secs_f64()
+    )]
+    Halted {
+        /// The part.
+        part: FramePart,
+        /// Bytes that had come.
+        found: usize,
+        /// Bytes that it should have.
+        expected: usize,
+        /// How long nothing came: the patience of the stream.
+        within: Duration,
+    },
     /// The peer did not confirm in time.
     #[error("the peer did not confirm the end of the stream within {} s", within.as_secs_f64())]
     Unconfirmed {
@@ -150,12 +171,27 @@ pub struct FrameSender {
     link: Arc<Link>,
     scratch: BytesMut,
     chunks: Vec<Bytes>,
+    patience: Option<Duration>,
     interrupted: bool,
 }
 
 impl FrameSender {
     pub(crate) fn new(stream: quinn::SendStream, counters: Arc<Counters>, link: Arc<Link>) -> Self {
-        Self { stream, counters, link, scratch: BytesMut::new(), chunks: Vec::new(), interrupted: false }
+        Self {
+            stream,
+            counters,
+            link,
+            scratch: BytesMut::new(),
+            chunks: Vec::new(),
+            patience: None,
+            interrupted: false,
+        }
+    }
+
+    /// From now on a frame of which the peer takes nothing for so long is given up. A slow peer is waited for, as long as
+    /// it goes on.
+    pub fn set_patience(&mut self, within: Duration) {
+        self.patience = Some(within);
     }
 
     /// Sets the priority of what is sent from now on.
@@ -165,12 +201,15 @@ impl FrameSender {
     }
 
     /// Sends one frame. The header is copied; the payload's chunks are kept, uncopied, until the peer has
-    /// acknowledged them. Returns when quinn has taken all of it, which waits while the peer's window is full.
+    /// acknowledged them. Returns when quinn has taken all of it, which waits while the peer's window is full: until the
+    /// connection ends, or until the [patience](Self::set_patience) of the stream is over.
     ///
-    /// Not to be dropped midway: afterwards the stream answers only [`FrameError::Interrupted`].
+    /// Not to be dropped midway: afterwards the stream answers only [`FrameError::Interrupted`]. The same holds after an
+    /// error.
     ///
     /// # Errors
-    /// When the header is longer than a frame can say, the peer gave the stream up or the connection ended.
+    /// When the header is longer than a frame can say, the peer took nothing for too long, it gave the stream up or the
+    /// connection ended.
     pub async fn send(
         &mut self,
         header: &[u8],
@@ -191,7 +230,7 @@ impl FrameSender {
         if self.link.up.has_rate() {
             self.write_paced().await?;
         } else {
-            self.stream.write_all_chunks(&mut self.chunks).await?;
+            write(&mut self.stream, self.patience, &mut self.chunks).await?;
         }
         self.interrupted = false;
         self.chunks.clear();
@@ -209,7 +248,7 @@ impl FrameSender {
                 if let Some(until) = up.take(piece.len()) {
                     sleep_until(until).await;
                 }
-                self.stream.write_chunk(piece).await?;
+                write(&mut self.stream, self.patience, &mut [piece]).await?;
             }
         }
         Ok(())
@@ -265,6 +304,7 @@ pub struct FrameReceiver {
     prefix_filled: usize,
     header: AlignedVec<16>,
     header_filled: usize,
+    patience: Option<Duration>,
     /// When the link would have brought what was read last, if that is still to be waited for.
     due: Option<Instant>,
     interrupted: bool,
@@ -280,16 +320,24 @@ impl FrameReceiver {
             prefix_filled: 0,
             header: AlignedVec::new(),
             header_filled: 0,
+            patience: None,
             due: None,
             interrupted: false,
         }
     }
 
+    /// From now on a frame that has begun and of which nothing more comes for so long is given up. A slow peer is waited
+    /// for, as long as it goes on.
+    pub fn set_patience(&mut self, within: Duration) {
+        self.patience = Some(within);
+    }
+
     /// Reads the next frame's header into `buffer`, replacing what was there, and returns it; `None` when the stream
     /// ended cleanly between two frames. The caller then reads or skips exactly as much payload as the header says.
     ///
-    /// Waits until a frame comes or the connection ends; put a deadline around it. May be dropped at any time and
-    /// called again: nothing is lost.
+    /// Waits until a frame comes or the connection ends; put a deadline around it. The [patience](Self::set_patience) of
+    /// the stream is that for the rest of a frame that has begun. May be dropped at any time and called again: nothing is
+    /// lost.
     ///
     /// # Errors
     /// Distinguishes every way in which a frame can be malformed or cut off; `limit` is the largest header, in
@@ -305,7 +353,10 @@ impl FrameReceiver {
         // What an earlier call had read before it was dropped.
         self.wait_for_link().await;
         while self.prefix_filled < PREFIX_BYTES {
-            match self.stream.read(&mut self.prefix[self.prefix_filled..]).await? {
+            let found = self.prefix_filled;
+            let patience = self.patience.filter(|_| found > 0);
+            let reading = self.stream.read(&mut self.prefix[found..]);
+            match patient(patience, reading, halted(FramePart::Prefix, found, PREFIX_BYTES)).await? {
                 Some(read) => {
                     self.prefix_filled += read;
                     self.carried(read).await;
@@ -319,7 +370,9 @@ impl FrameReceiver {
         self.header.resize(length, 0);
         while self.header_filled < length {
             let end = self.header_filled + self.link.down.piece(length - self.header_filled);
-            match self.stream.read(&mut self.header[self.header_filled..end]).await? {
+            let found = self.header_filled;
+            let reading = self.stream.read(&mut self.header[found..end]);
+            match patient(self.patience, reading, halted(FramePart::Header, found, length)).await? {
                 Some(read) => {
                     self.header_filled += read;
                     self.carried(read).await;
@@ -336,17 +389,19 @@ impl FrameReceiver {
     /// Reads the next `into.len()` bytes of payload straight into place. For floats, give
     /// `bytemuck::cast_slice_mut(&mut floats)`.
     ///
-    /// Waits until all has come or the connection ends; put a deadline around it. Not to be dropped midway:
-    /// afterwards the stream answers only [`FrameError::Interrupted`].
+    /// Waits until all has come, the connection ends or the [patience](Self::set_patience) of the stream is over. Not to
+    /// be dropped midway: afterwards the stream answers only [`FrameError::Interrupted`].
     ///
     /// # Errors
-    /// When the stream ends early, the peer gave it up or the connection ended.
+    /// When the stream ends early, nothing more came for too long, the peer gave it up or the connection ended.
     pub async fn payload(&mut self, into: &mut [u8]) -> Result<(), FrameError> {
         self.begin_payload()?;
         let mut filled = 0;
         while filled < into.len() {
             let end = filled + self.link.down.piece(into.len() - filled);
-            match self.stream.read(&mut into[filled..end]).await? {
+            let expected = into.len();
+            let reading = self.stream.read(&mut into[filled..end]);
+            match patient(self.patience, reading, halted(FramePart::Payload, filled, expected)).await? {
                 Some(read) => {
                     filled += read;
                     self.carried(read).await;
@@ -361,13 +416,14 @@ impl FrameReceiver {
     /// Reads and discards the next `bytes` of payload. Otherwise as [`payload`](Self::payload).
     ///
     /// # Errors
-    /// When the stream ends early, the peer gave it up or the connection ended.
+    /// As [`payload`](Self::payload).
     pub async fn skip_payload(&mut self, bytes: usize) -> Result<(), FrameError> {
         self.begin_payload()?;
         let mut skipped = 0;
         while skipped < bytes {
             let piece = self.link.down.piece((bytes - skipped).min(SKIP_BYTES));
-            match self.stream.read_chunk(piece, true).await? {
+            let reading = self.stream.read_chunk(piece, true);
+            match patient(self.patience, reading, halted(FramePart::Payload, skipped, bytes)).await? {
                 Some(chunk) => {
                     skipped += chunk.bytes.len();
                     self.carried(chunk.bytes.len()).await;
@@ -407,6 +463,42 @@ impl FrameReceiver {
         self.interrupted = false;
         self.counters.payload_received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
+
+/// Writes all of the chunks; each time that some of it was taken, the patience begins anew.
+async fn write(
+    stream: &mut quinn::SendStream,
+    patience: Option<Duration>,
+    mut chunks: &mut [Bytes],
+) -> Result<(), FrameError> {
+    while !chunks.is_empty() {
+        let not_taken = |within| FrameError::NotTaken { within };
+        let written = patient(patience, stream.write_chunks(chunks), not_taken).await?;
+        chunks = &mut chunks[written.chunks..];
+    }
+    Ok(())
+}
+
+/// Waits for one piece to move, if there is a limit no longer than that.
+async fn patient<T, E>(
+    patience: Option<Duration>,
+    moving: impl Future<Output = Result<T, E>>,
+    still: impl FnOnce(Duration) -> FrameError,
+) -> Result<T, FrameError>
+where
+    FrameError: From<E>,
+{
+    match patience {
+        None => Ok(moving.await?),
+        Some(within) => match timeout(within, moving).await {
+            Ok(moved) => Ok(moved?),
+            Err(_) => Err(still(within)),
+        },
+    }
+}
+
+fn halted(part: FramePart, found: usize, expected: usize) -> impl FnOnce(Duration) -> FrameError {
+    move |within| FrameError::Halted { part, found, expected, within }
 }
 
 fn truncated(part: FramePart, found: usize, expected: usize) -> FrameError {

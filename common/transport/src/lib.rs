@@ -7,8 +7,10 @@
 //!
 //! Nothing here waits for ever. Connecting, resolving, finishing a handshake and shutting down take a deadline or
 //! a limit. Waiting on a stream or for one ends with the connection, and a connection whose peer has vanished
-//! ends after [`Limits::idle`]. A peer that is alive but silent keeps its connection by keep-alives, so whoever
-//! awaits an *answer* must put its own deadline around the wait; each method says whether it may be dropped.
+//! ends after [`Limits::idle`]. A peer that is alive but silent keeps its connection by keep-alives. Against such a one
+//! a stream may be given a patience ([`FrameSender::set_patience`], [`FrameReceiver::set_patience`]), which bounds how
+//! long a frame may stand still midway; whoever awaits an *answer*, or a stream, must put its own deadline around the
+//! wait. Each method says whether it may be dropped.
 //!
 //! # Slow links
 //!

@@ -30,6 +30,8 @@ pub(crate) const MESSAGES_MAX: usize = 4096;
 /// Messages that may wait for a control stream. One that does not take them is cut off.
 pub(crate) const OUTGOING_MAX: usize = 1024;
 const TICK: Duration = Duration::from_millis(200);
+/// Servers and workers that take part are told this often that the coordinator lives.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
 
 /// A message for a control stream with its envelope.
 pub(crate) type Outgoing = (Envelope, Body);
@@ -48,6 +50,14 @@ pub(crate) enum Input {
     LocalShard { shard: ShardId, link: ShardLink },
     /// The shard is at the other end of this control stream.
     RemoteShard { shard: ShardId, session: SessionId },
+}
+
+/// A control stream.
+struct Session {
+    outgoing: mpsc::Sender<Outgoing>,
+    connection: Connection,
+    /// Whether its peer has been told that it takes part.
+    is_welcome: bool,
 }
 
 enum Place {
@@ -92,7 +102,7 @@ struct Thread {
     directory: RunDirectory,
     log: EventLog,
     tally: Tally,
-    sessions: HashMap<SessionId, (mpsc::Sender<Outgoing>, Connection)>,
+    sessions: HashMap<SessionId, Session>,
     shards: BTreeMap<ShardId, Place>,
     results: BTreeMap<ShardId, Vec<f32>>,
     effects: Vec<Effect>,
@@ -103,6 +113,7 @@ struct Thread {
 impl Thread {
     fn run(mut self, inputs: &Receiver<Input>) {
         let mut next_tick = Instant::now() + TICK;
+        let mut next_alive = Instant::now() + ALIVE_EVERY;
         while self.ended.is_some() {
             match inputs.recv_deadline(next_tick.min(self.deadline(next_tick))) {
                 Ok(input) => self.take(input),
@@ -115,6 +126,20 @@ impl Thread {
                 self.handle(Event::Tick);
                 self.log.flush();
             }
+            if now >= next_alive {
+                next_alive = now + ALIVE_EVERY;
+                self.tell_alive();
+            }
+        }
+    }
+
+    /// That this thread goes on is news only from this thread.
+    fn tell_alive(&mut self) {
+        let waits = |s: &Session| s.is_welcome && !matches!(s.connection.peer(), Role::Observer);
+        let waiting: Vec<SessionId> =
+            self.sessions.iter().filter(|(_, s)| waits(s)).map(|(id, _)| *id).collect();
+        for session in waiting {
+            self.send(session, Body::Alive);
         }
     }
 
@@ -127,7 +152,8 @@ impl Thread {
     fn take(&mut self, input: Input) {
         match input {
             Input::Attach { session, outgoing, connection } => {
-                self.sessions.insert(session, (outgoing, connection));
+                let attached = Session { outgoing, connection, is_welcome: false };
+                self.sessions.insert(session, attached);
             }
             Input::Send { session, body } => self.send(session, body),
             Input::Event(event) => {
@@ -222,7 +248,10 @@ impl Thread {
     }
 
     fn send(&mut self, session: SessionId, body: Body) {
-        let Some((outgoing, connection)) = self.sessions.get(&session) else { return };
+        let Some(Session { outgoing, connection, is_welcome }) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        *is_welcome |= matches!(body, Body::Welcome(_));
         let worker = if let Role::Worker(worker) = connection.peer() { worker } else { WorkerId(0) };
         let envelope = Envelope {
             run: self.run,

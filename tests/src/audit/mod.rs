@@ -165,7 +165,11 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
                     parked.retain(|_, (its, _)| its != session);
                 }
                 Told::Finished | Told::Rejected => parked.retain(|_, (its, _)| its != session),
-                Told::Held(_) | Told::Settled(..) | Told::Waiting(_) | Told::NoSnapshot(_) => {}
+                Told::Held(_)
+                | Told::Settled(..)
+                | Told::Waiting(_)
+                | Told::NoSnapshot(_)
+                | Told::NotReached => {}
             },
             Entry::Handled { .. } if started => {
                 let clock = slowest(&clocks);

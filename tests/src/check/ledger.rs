@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{Incarnation, Sequence, WorkerId};
-use windlass_common::plan::{Mode, Plan, Stale};
+use windlass_common::plan::{Membership, Mode, Plan, Stale};
 use windlass_common::wire::{Member, Order, Outcome, Record};
 
 use crate::cluster::{Asked, Entry, History, Told};
@@ -161,6 +161,10 @@ fn within_limits(what: &str, plan: &Plan, workers: &BTreeMap<WorkerId, Worker>) 
     let (each, all) = match &plan.mode {
         Mode::Sync { .. } => (1, plan.cluster.workers_max()),
         Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => (0, 0),
+        // What is dealt anew may for a moment be held twice, of who has gone and of who has its client now.
+        Mode::Fedavg(fedavg) if plan.cluster.membership != Membership::Fixed => {
+            (fedavg.asked, 2 * fedavg.asked)
+        }
         Mode::Fedavg(fedavg) => (fedavg.asked, fedavg.asked),
         Mode::Softsync { buffer, stale: Stale::Kept, .. } | Mode::Fedbuff { buffer, .. } => {
             (*buffer, u32::MAX)

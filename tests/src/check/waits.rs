@@ -131,7 +131,7 @@ impl State {
                 self.parked.retain(|_, (its, _)| *its != session);
             }
             Told::Rejected => self.parked.retain(|_, (its, _)| *its != session),
-            Told::Settled(..) | Told::Waiting(_) | Told::NoSnapshot(_) => {}
+            Told::Settled(..) | Told::Waiting(_) | Told::NoSnapshot(_) | Told::NotReached => {}
         }
     }
 

@@ -204,7 +204,7 @@ impl Driver {
             Reply::Finished { .. } => Told::Finished,
             Reply::Waiting { .. } => return,
             Reply::Rejected { reason, .. } => Told::Rejected(reason),
-            Reply::NoSnapshot { .. } => panic!("a worker asks for no snapshot"),
+            Reply::NoSnapshot { .. } | Reply::NotReached { .. } => panic!("a worker asks for no snapshot"),
         };
         let mut effects = Vec::new();
         self.core.handle(Event::Reply { shard: shard.index(), reply: told }, &mut effects);

@@ -87,6 +87,8 @@ pub enum Told {
     Rejected,
     /// There are no such values for an observer; the next there are.
     NoSnapshot(Option<u64>),
+    /// An observer waits for values that are yet to come.
+    NotReached,
 }
 
 /// What one shard did.
@@ -207,5 +209,6 @@ fn told(reply: &Reply) -> Told {
         Reply::Waiting { step, .. } => Told::Waiting(*step),
         Reply::Rejected { .. } => Told::Rejected,
         Reply::NoSnapshot { next } => Told::NoSnapshot(*next),
+        Reply::NotReached { .. } => Told::NotReached,
     }
 }

@@ -355,6 +355,9 @@ impl Shards {
                 format!("rejected {who} push={sequence}: {reason}")
             }
             Reply::Rejected { sequence: None, reason } => format!("rejected {who}: {reason}"),
+            Reply::NotReached { point, position } => {
+                format!("wait {who} point={point} (it is at {position})")
+            }
             Reply::NoSnapshot { next } => match next {
                 Some(next) => format!("no snapshot {who}, the next one is {next}"),
                 None => format!("no snapshot {who}"),

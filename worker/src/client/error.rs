@@ -5,7 +5,7 @@ use std::time::Duration;
 use windlass_common::exit::Exit;
 use windlass_common::plan::PlanError;
 use windlass_common::wire::{Reject, Stop, WireError};
-use windlass_transport::{ConnectionLost, FrameError, Role, TransportError};
+use windlass_transport::{FrameError, Role, TransportError};
 
 /// Why a client could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +17,10 @@ pub enum ClientError {
     Lost { server: String, source: FrameError },
     #[error("the coordinator is gone: {0}")]
     Gone(String),
-    #[error("{who} has said nothing for {} s", after.as_secs())]
+    #[error("{who} has said nothing for {} s", after.as_secs_f64())]
     Silent { who: String, after: Duration },
+    #[error("{who} has taken nothing of what was sent to it for {} s", after.as_secs_f64())]
+    NotTaken { who: String, after: Duration },
     #[error("the request was refused: {0}")]
     Rejected(Reject),
     #[error("this worker takes no part any more: {0}")]
@@ -49,7 +51,11 @@ impl ClientError {
     /// The exit code for a program that ends because of this.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Transport(_) | Self::Silent { .. } | Self::Lost { .. } | Self::Gone(_) => Exit::Network,
+            Self::Transport(_)
+            | Self::Silent { .. }
+            | Self::NotTaken { .. }
+            | Self::Lost { .. }
+            | Self::Gone(_) => Exit::Network,
             Self::Plan(_) => Exit::Input,
             Self::WrongRole { .. } => Exit::Usage,
             Self::Interrupted => Exit::Interrupted,
@@ -68,8 +74,18 @@ impl ClientError {
         matches!(self, Self::Rejected(Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. }))
     }
 
+    /// What a stream that cannot go on means: its peer is gone, or silent.
     pub(crate) fn lost(server: impl ToString, source: impl Into<FrameError>) -> Self {
-        Self::Lost { server: server.to_string(), source: source.into() }
+        let who = server.to_string();
+        match source.into() {
+            FrameError::NotTaken { within } => Self::NotTaken { who, after: within },
+            FrameError::Halted { within, .. } => Self::Silent { who, after: within },
+            source => Self::Lost { server: who, source },
+        }
+    }
+
+    pub(crate) fn silent(who: impl ToString, after: Duration) -> Self {
+        Self::Silent { who: who.to_string(), after }
     }
 
     pub(crate) fn protocol(who: impl ToString, what: impl ToString) -> Self {
@@ -85,11 +101,5 @@ impl ClientError {
             Stop::Completed => Self::Ended("it is complete".into()),
             Stop::Failed { reason } => Self::Ended(reason.clone()),
         }
-    }
-}
-
-impl From<(Role, ConnectionLost)> for ClientError {
-    fn from((server, lost): (Role, ConnectionLost)) -> Self {
-        Self::lost(server, lost)
     }
 }

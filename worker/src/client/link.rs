@@ -1,10 +1,10 @@
 //! Carries requests and answers between a client and one shard.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytemuck::cast_slice_mut;
 use rkyv::util::AlignedVec;
-use tokio::time::timeout;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -13,7 +13,7 @@ use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, bytes
 use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
-use super::session::{SILENCE_MAX, brief, next, send};
+use super::session::{brief, next, open_stream, send};
 
 /// A slice of the caller's buffer: its number in the placement, and the values.
 pub(crate) type Place<'a> = (u32, &'a mut [f32]);
@@ -29,6 +29,8 @@ pub(crate) struct Link {
     receiver: FrameReceiver,
     buffer: AlignedVec<16>,
     incoming: AlignedVec<16>,
+    /// How long the shard may say nothing.
+    silence: Duration,
     /// Whether the last pull was made without any values at hand.
     has_nothing: bool,
 }
@@ -38,12 +40,13 @@ impl Link {
         connection: &Connection,
         shard: ShardId,
         envelope: Envelope,
+        silence: Duration,
     ) -> Result<Self, ClientError> {
-        let stream = connection.open_stream(Priority::Normal).await;
-        let (mut sender, receiver) = stream.map_err(|lost| ClientError::from((connection.peer(), lost)))?;
+        let (mut sender, receiver) = open_stream(connection, Priority::Normal, shard, silence).await?;
         let mut buffer = AlignedVec::new();
-        send(&mut sender, &mut buffer, envelope.header(Body::Open { shard })).await?;
-        Ok(Self { shard, sender, receiver, buffer, incoming: AlignedVec::new(), has_nothing: true })
+        send(&mut sender, &mut buffer, envelope.header(Body::Open { shard }), shard).await?;
+        let incoming = AlignedVec::new();
+        Ok(Self { shard, sender, receiver, buffer, incoming, silence, has_nothing: true })
     }
 
     /// Sends a push, a pull or both; of the gradient, the parts that belong to this shard.
@@ -84,17 +87,12 @@ impl Link {
         };
         let header = envelope.header(body);
         header.encode(&mut self.buffer).map_err(|e| ClientError::wire("this process", &e))?;
-        let sent = timeout(SILENCE_MAX, self.sender.send(&self.buffer, payload)).await;
-        match sent {
-            Ok(sent) => sent.map_err(|e| ClientError::lost(self.shard, e)),
-            Err(_) => Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX }),
-        }
+        self.sender.send(&self.buffer, payload).await.map_err(|e| ClientError::lost(self.shard, e))
     }
 
     /// Reads one answer; values go straight to their places. `None` is a word of explanation.
     pub(crate) async fn reply(&mut self, places: &mut [Place<'_>]) -> Result<Option<Reply>, ClientError> {
-        let header = next(&mut self.receiver, &mut self.incoming).await.map_err(|e| self.name(e))?;
-        Ok(Some(match header.body {
+        Ok(Some(match self.next().await? {
             Body::Held { sequence, .. } => Reply::Held { sequence },
             Body::Settled { sequence, outcome } => Reply::Settled { sequence, outcome },
             Body::Finished { .. } => Reply::Finished,
@@ -137,38 +135,20 @@ impl Link {
                     format!("slice {} with {} values, which was not asked for", part.slice, part.values);
                 return Err(ClientError::protocol(self.shard, what));
             };
-            let read = timeout(SILENCE_MAX, self.receiver.payload(cast_slice_mut(place))).await;
-            match read {
-                Ok(read) => read.map_err(|e| ClientError::lost(self.shard, e))?,
-                Err(_) => {
-                    return Err(ClientError::Silent { who: self.shard.to_string(), after: SILENCE_MAX });
-                }
-            }
+            let read = self.receiver.payload(cast_slice_mut(place)).await;
+            read.map_err(|e| ClientError::lost(self.shard, e))?;
         }
         Ok(())
     }
 
     pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
-        send(&mut self.sender, &mut self.buffer, envelope.header(body)).await.map_err(|e| self.name(e))
+        send(&mut self.sender, &mut self.buffer, envelope.header(body), self.shard).await
     }
 
+    /// What the shard says next.
     pub(crate) async fn next(&mut self) -> Result<Body, ClientError> {
-        let header = self.receiver.header(wire::HEADER_BYTES_MAX, &mut self.incoming).await;
-        let bytes = header.map_err(|e| ClientError::lost(self.shard, e))?;
-        let bytes = bytes.ok_or_else(|| ClientError::protocol(self.shard, "it closed the stream"))?;
-        let header = wire::Header::decode(bytes).map_err(|e| ClientError::wire(self.shard, &e))?;
-        Ok(header.body)
-    }
-
-    /// Says which shard it was.
-    fn name(&self, error: ClientError) -> ClientError {
-        let who = self.shard.to_string();
-        match error {
-            ClientError::Lost { source, .. } => ClientError::Lost { server: who, source },
-            ClientError::Silent { after, .. } => ClientError::Silent { who, after },
-            ClientError::Protocol { what, .. } => ClientError::Protocol { who, what },
-            other => other,
-        }
+        let next = next(&mut self.receiver, &mut self.incoming, self.shard, self.silence);
+        next.await.map(|header| header.body)
     }
 }
 

@@ -6,6 +6,7 @@ mod blocking;
 mod error;
 mod gradient;
 pub(crate) mod link;
+mod patience;
 pub(crate) mod session;
 
 use std::path::Path;
@@ -28,10 +29,11 @@ pub use windlass_worker_core::{Taken, Work};
 pub use blocking::BlockingClient;
 pub use error::ClientError;
 pub use gradient::Gradient;
+pub use patience::{FAREWELL, LEAVE_WITHIN, Patience, SILENCE_MAX, STATUS_SILENCE_MAX};
 
 use crate::client::gradient::Gradients;
 use crate::client::link::{Cuts, Link};
-use crate::client::session::{Hosted, Session};
+use crate::client::session::{COORDINATOR, Hosted, Session};
 
 /// How often one request is taken up again over new connections.
 const REJOINS_MAX: u32 = 5;
@@ -49,16 +51,23 @@ pub struct JoinOptions {
     pub identity: Identity,
     /// How long to try to reach the coordinator and each server.
     pub connect_deadline: Duration,
+    /// How long to wait for those who are connected and silent.
+    pub patience: Patience,
 }
 
 impl JoinOptions {
-    /// Reads the identity from its file; the deadline is 10 s.
+    /// Reads the identity from its file; the deadline is 10 s, and the patience the usual one.
     ///
     /// # Errors
     /// If the file is not an identity.
     pub fn new(coordinator: impl Into<String>, identity: &Path) -> Result<Self, IdentityError> {
         let identity = Identity::load(identity)?;
-        Ok(Self { coordinator: coordinator.into(), identity, connect_deadline: Duration::from_secs(10) })
+        Ok(Self {
+            coordinator: coordinator.into(),
+            identity,
+            connect_deadline: Duration::from_secs(10),
+            patience: Patience::default(),
+        })
     }
 }
 
@@ -75,7 +84,8 @@ pub enum Next {
 ///
 /// One request is in flight at a time. When a connection breaks, the request is taken up again over a new one, under the
 /// same number, so that a push counts once. Each request ends: with its answer, with the end of the run, or with an
-/// error when a server says nothing for 30 s (a server that makes a worker wait says so every other second). A request
+/// error when a server says nothing for 30 s ([`Patience`]; a shard that makes a worker wait says every other second whom
+/// for, and the coordinator that it lives; how long a worker may hold others up is the coordinator's to decide). A request
 /// whose future is dropped before its end, or that ended with an error, leaves a client that can only be closed.
 #[derive(Debug)]
 pub struct Client {
@@ -94,21 +104,22 @@ pub struct Client {
 }
 
 impl Client {
-    /// Joins a run, and resolves when the coordinator has admitted this worker.
+    /// Joins a run, and resolves when the coordinator has admitted this worker: at the latest when the plan's deadline for
+    /// joining is over, at which the coordinator ends the run.
     ///
     /// # Errors
-    /// If the coordinator or a server cannot be reached in time, or refuses this worker.
+    /// If the coordinator or a server cannot be reached in time, says nothing, or refuses this worker.
     pub async fn join(options: JoinOptions) -> Result<Self, ClientError> {
         let Role::Worker(_) = options.identity.role() else {
             return Err(ClientError::WrongRole { expected: "a worker's", found: options.identity.role() });
         };
         let endpoint = Endpoint::client(&options.identity, &Limits::default())?;
-        let within = options.connect_deadline;
-        let mut session = Session::join(&endpoint, &options.coordinator, joining(), within).await?;
+        let (within, patience) = (options.connect_deadline, options.patience);
+        let mut session = Session::join(&endpoint, &options.coordinator, joining(), within, patience).await?;
         endpoint.set_link_rate(session.plan.heterogeneity.link_rate);
         let layout = session.plan.layout().map_err(windlass_common::plan::PlanError::from)?;
         let placement = session.plan.placement()?;
-        let (connections, links) = connect(&endpoint, &session, &placement, within).await?;
+        let (connections, links) = connect(&endpoint, &session, &placement, within, patience.silence).await?;
         session.beat(&connections);
         let mut core = Worker::new(links.len(), Until::of(&session.plan));
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
@@ -230,7 +241,7 @@ impl Client {
     /// Says that a client will not push in this round, so that nobody waits for it.
     ///
     /// # Errors
-    /// If the coordinator is gone.
+    /// If the coordinator is gone, or takes nothing for too long.
     pub async fn drop_out(&mut self, client: ClientId) -> Result<(), ClientError> {
         let step = self.core.step();
         self.session.say(Body::Dropped { client, step }).await
@@ -240,26 +251,28 @@ impl Client {
     /// the others go on, and this worker may join again.
     ///
     /// # Errors
-    /// If the coordinator could not be told.
+    /// If the coordinator could not be told within [`Patience::farewell`].
     pub async fn leave(mut self, report: WorkerReport) -> Result<(), ClientError> {
-        let told = self.session.say_last(Body::Leave(report), session::LEAVE_WITHIN).await;
-        self.endpoint.shutdown(session::FAREWELL).await;
+        let within = self.options.patience.leave;
+        let told = self.session.say_last(Body::Leave(report), within).await;
+        self.endpoint.shutdown(self.options.patience.farewell).await;
         told
     }
 
     /// Ends the run for all, and says why.
     ///
     /// # Errors
-    /// If the coordinator could not be told.
+    /// If the coordinator could not be told within [`Patience::farewell`].
     pub async fn abort(mut self, reason: String) -> Result<(), ClientError> {
-        let told = self.session.say_last(Body::Abort { reason }, session::FAREWELL).await;
-        self.endpoint.shutdown(session::FAREWELL).await;
+        let within = self.options.patience.farewell;
+        let told = self.session.say_last(Body::Abort { reason }, within).await;
+        self.endpoint.shutdown(within).await;
         told
     }
 
     /// Closes every connection without a word; this worker may join again.
     pub async fn close(self) {
-        self.endpoint.shutdown(session::FAREWELL).await;
+        self.endpoint.shutdown(self.options.patience.farewell).await;
     }
 
     async fn exchange(
@@ -283,7 +296,7 @@ impl Client {
             if answered.as_ref().is_err_and(ClientError::is_unheard) {
                 // The coordinator knows why, and is about to say so.
                 let why = tokio::time::timeout(WORD, self.session.ended()).await;
-                let lost = || ClientError::lost("the coordinator", ConnectionLost::Silent);
+                let lost = || ClientError::lost(COORDINATOR, ConnectionLost::Silent);
                 answered = Err(why.unwrap_or_else(|_| lost()));
             }
             match answered {
@@ -391,14 +404,14 @@ impl Client {
         for connection in &self.connections {
             connection.close(0, "joining again");
         }
-        let within = self.options.connect_deadline;
-        let run = self.session.envelope.run;
-        self.session = Session::join(&self.endpoint, &self.options.coordinator, joining(), within).await?;
+        let (within, patience) = (self.options.connect_deadline, self.options.patience);
+        let (run, coordinator) = (self.session.envelope.run, &self.options.coordinator);
+        self.session = Session::join(&self.endpoint, coordinator, joining(), within, patience).await?;
         if self.session.envelope.run != run {
             return Err(ClientError::Ended("another one has taken its place".into()));
         }
         (self.connections, self.links) =
-            connect(&self.endpoint, &self.session, &self.placement, within).await?;
+            connect(&self.endpoint, &self.session, &self.placement, within, patience.silence).await?;
         self.session.beat(&self.connections);
         effects.clear();
         self.core.handle(Event::Joined { next: self.session.welcome.next }, effects);
@@ -417,11 +430,12 @@ async fn connect(
     session: &Session,
     placement: &Placement,
     within: Duration,
+    silence: Duration,
 ) -> Result<(Vec<Connection>, Vec<Link>), ClientError> {
     let connections = session.connect_to_servers(endpoint, within).await?;
     let links = (0..placement.shards()).map(ShardId).map(|shard| {
         let server = session.plan.cluster.server_of(shard);
-        Link::open(&connections[server.index()], shard, session.envelope)
+        Link::open(&connections[server.index()], shard, session.envelope, silence)
     });
     let links = try_join_all(links).await?;
     Ok((connections, links))

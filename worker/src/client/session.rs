@@ -14,14 +14,10 @@ use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, St
 use windlass_transport::{Connection, Endpoint, FrameReceiver, FrameSender, Priority, Role, resolve};
 
 use super::error::ClientError;
+use super::patience::Patience;
 
-/// A peer that says nothing for so long is given up. Whoever makes us wait longer says so every other second.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long the last message may take to arrive, where nobody depends on it.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
-/// How long the word that a worker leaves may take to arrive: the run waits for it. Longer than a silent connection lasts.
-pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(12);
-
+/// Who is at the other end of a control stream.
+pub(crate) const COORDINATOR: &str = "the coordinator";
 /// A worker says at least this often that it lives, and four times in each lease.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(2);
 
@@ -33,6 +29,8 @@ pub(crate) enum Told {
     Stop(Stop),
     /// This life takes no part any more; the next may.
     GivenUp(Reject),
+    /// The coordinator is connected, and has said nothing for so long.
+    Silent(Duration),
     Lost(String),
 }
 
@@ -51,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) welcome: Welcome,
     pub(crate) told: watch::Receiver<Told>,
     pub(crate) hosted: watch::Receiver<Hosted>,
+    /// For the coordinator.
+    pub(crate) patience: Patience,
     coordinator: Connection,
     control: Arc<Mutex<FrameSender>>,
     /// The step that is told with each sign of life.
@@ -59,23 +59,27 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Joins the run at this address by the request `joining`.
+    /// Joins the run at this address by the request `joining`. Whoever joins before the run begins is told so every other
+    /// second, for as long as the coordinator's own deadline for joining lets it wait.
     pub(crate) async fn join(
         endpoint: &Endpoint,
         coordinator: &str,
         joining: Body,
         within: Duration,
+        patience: Patience,
     ) -> Result<Self, ClientError> {
         let address = resolve(coordinator, within).await?;
         let who = Role::Server(ServerId(0));
         let connection = endpoint.connect(address, who, within).await?;
-        let stream = connection.open_stream(Priority::High).await;
-        let (mut control, mut receiver) = stream.map_err(|lost| ClientError::from((who, lost)))?;
+        // An observer is told how the run stands from the first moment.
+        let silence = if let Body::Observe = joining { patience.status } else { patience.silence };
+        let (mut control, mut receiver) =
+            open_stream(&connection, Priority::High, COORDINATOR, silence).await?;
         let mut buffer = AlignedVec::new();
         let worker = if let Role::Worker(worker) = endpoint.role() { worker } else { WorkerId(0) };
         let none = Envelope { worker, ..Envelope::default() };
-        send(&mut control, &mut buffer, none.header(joining)).await?;
-        let (envelope, welcome) = welcome(&mut receiver, &mut buffer).await?;
+        send(&mut control, &mut buffer, none.header(joining), COORDINATOR).await?;
+        let (envelope, welcome) = welcome(&mut receiver, &mut buffer, silence).await?;
         let plan = Plan::parse(&welcome.plan)?;
         if plan.hash() != welcome.plan_hash {
             return Err(ClientError::PlanHash);
@@ -83,7 +87,7 @@ impl Session {
         let (tell, told) = watch::channel(Told::Nothing);
         let clients = welcome.clients.as_slice().into();
         let (host, hosted) = watch::channel(Hosted { term: envelope.term, clients });
-        tokio::spawn(listen(receiver, buffer, tell, host));
+        tokio::spawn(listen(receiver, buffer, silence, tell, host));
         let step = Arc::new(AtomicU64::new(welcome.next.step.0));
         let control = Arc::new(Mutex::new(control));
         Ok(Self {
@@ -92,6 +96,7 @@ impl Session {
             welcome,
             told,
             hosted,
+            patience: Patience { silence, ..patience },
             coordinator: connection,
             control,
             step,
@@ -113,7 +118,10 @@ impl Session {
                     .fold((0, 0), |(up, down), meter| (up + meter.wire_sent, down + meter.wire_received));
                 let step = Step(step.load(Ordering::Relaxed));
                 let header = envelope.header(Body::Heartbeat { step, bytes_up, bytes_down });
-                if send(&mut *control.lock().await, &mut buffer, header).await.is_err() {
+                let sent = send(&mut *control.lock().await, &mut buffer, header, COORDINATOR).await;
+                if let Err(error) = sent {
+                    // Whoever waits for the coordinator learns it from what the coordinator does not say.
+                    tracing::debug!(%error, "signs of life are no longer sent");
                     return;
                 }
             }
@@ -140,31 +148,46 @@ impl Session {
         Ok(std::iter::once(self.coordinator.clone()).chain(others).collect())
     }
 
-    /// Resolves when the coordinator has ended the run, or is gone.
+    /// Resolves when the coordinator has ended the run, is gone, or lives and has said nothing for too long.
     pub(crate) async fn ended(&self) -> ClientError {
         let mut told = self.told.clone();
-        let is_last = |t: &Told| matches!(t, Told::Stop(_) | Told::GivenUp(_) | Told::Lost(_));
-        let last = told.wait_for(is_last).await;
-        match last.as_deref() {
-            Ok(Told::Stop(stop)) => ClientError::ended(stop),
-            Ok(Told::GivenUp(reason)) => ClientError::GivenUp(reason.clone()),
-            _ => ClientError::lost("the coordinator", self.coordinator.closed().await),
+        let is_last = |t: &Told| !matches!(t, Told::Nothing | Told::Status(_));
+        let last = told.wait_for(is_last).await.map(|told| told.clone());
+        match last {
+            Ok(Told::Stop(stop)) => ClientError::ended(&stop),
+            Ok(Told::GivenUp(reason)) => ClientError::GivenUp(reason),
+            Ok(Told::Silent(after)) => ClientError::silent(COORDINATOR, after),
+            // A stream may end without its connection, and then nobody may come to end that.
+            Ok(Told::Lost(why)) => match timeout(self.patience.farewell, self.coordinator.closed()).await {
+                Ok(lost) => ClientError::lost(COORDINATOR, lost),
+                Err(_) => ClientError::protocol(COORDINATOR, why),
+            },
+            _ => ClientError::lost(COORDINATOR, self.coordinator.closed().await),
         }
     }
 
     /// Tells the coordinator something that has no answer.
     pub(crate) async fn say(&mut self, body: Body) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
-        send(&mut *self.control.lock().await, &mut AlignedVec::new(), header).await
+        // A sign of life that is not taken either may be before it.
+        let silence = self.patience.silence;
+        let not_taken = |_| ClientError::NotTaken { who: COORDINATOR.into(), after: silence };
+        let mut control = timeout(silence, self.control.lock()).await.map_err(not_taken)?;
+        send(&mut control, &mut AlignedVec::new(), header, COORDINATOR).await
     }
 
     /// Sends the last message and waits until the coordinator has it, but no longer than `within`.
     pub(crate) async fn say_last(&mut self, body: Body, within: Duration) -> Result<(), ClientError> {
         let header = self.envelope.header(body);
-        let mut control = self.control.lock().await;
-        send(&mut control, &mut AlignedVec::new(), header).await?;
-        control.finish().map_err(|e| ClientError::lost("the coordinator", e))?;
-        control.received(within).await.map_err(|e| ClientError::lost("the coordinator", e))
+        let said = timeout(within, async {
+            let mut control = self.control.lock().await;
+            send(&mut control, &mut AlignedVec::new(), header, COORDINATOR).await?;
+            control.finish().map_err(|e| ClientError::lost(COORDINATOR, e))?;
+            Ok::<_, ClientError>(control)
+        });
+        let not_taken = |_| ClientError::NotTaken { who: COORDINATOR.into(), after: within };
+        let mut control = said.await.map_err(not_taken)??;
+        control.received(within).await.map_err(|e| ClientError::lost(COORDINATOR, e))
     }
 }
 
@@ -180,9 +203,10 @@ impl Drop for Session {
 async fn welcome(
     receiver: &mut FrameReceiver,
     buffer: &mut AlignedVec<16>,
+    silence: Duration,
 ) -> Result<(Envelope, Welcome), ClientError> {
     loop {
-        let header = next(receiver, buffer).await?;
+        let header = next(receiver, buffer, COORDINATOR, silence).await?;
         let envelope = header.envelope();
         match header.body {
             Body::Welcome(welcome) => return Ok((envelope, welcome)),
@@ -190,21 +214,22 @@ async fn welcome(
             Body::Refused(reason) => return Err(ClientError::Rejected(reason)),
             Body::Stop(stop) => return Err(ClientError::ended(&stop)),
             Body::Status(_) => {}
-            other => return Err(ClientError::protocol("the coordinator", brief(&other))),
+            other => return Err(ClientError::protocol(COORDINATOR, brief(&other))),
         }
     }
 }
 
-/// Follows the control stream until it ends.
+/// Follows the control stream until it ends, or nothing comes on it for too long.
 async fn listen(
     mut receiver: FrameReceiver,
     mut buffer: AlignedVec<16>,
+    silence: Duration,
     tell: watch::Sender<Told>,
     host: watch::Sender<Hosted>,
 ) {
     loop {
-        let told = match read(&mut receiver, &mut buffer).await {
-            Ok(Some(header)) => match header.body {
+        let told = match next(&mut receiver, &mut buffer, COORDINATOR, silence).await {
+            Ok(header) => match header.body {
                 Body::Status(status) => Told::Status(Box::new(status)),
                 Body::Stop(stop) => Told::Stop(stop),
                 Body::Hosts { clients } => {
@@ -215,10 +240,11 @@ async fn listen(
                     Told::GivenUp(reason)
                 }
                 Body::Refused(reason) => Told::Stop(Stop::Failed { reason: reason.to_string() }),
-                Body::NotYet { .. } => continue,
+                Body::NotYet { .. } | Body::Alive => continue,
                 other => Told::Lost(format!("it sent what is not understood: {}", brief(&other))),
             },
-            Ok(None) => Told::Lost("it closed the control stream".into()),
+            Err(ClientError::Silent { after, .. }) => Told::Silent(after),
+            Err(ClientError::Protocol { what, .. }) => Told::Lost(what),
             Err(error) => Told::Lost(error.to_string()),
         };
         let last = !matches!(told, Told::Status(_));
@@ -229,34 +255,46 @@ async fn listen(
     }
 }
 
+/// A stream on which both sides have to go on with what they have begun.
+pub(crate) async fn open_stream(
+    connection: &Connection,
+    priority: Priority,
+    who: impl ToString,
+    silence: Duration,
+) -> Result<(FrameSender, FrameReceiver), ClientError> {
+    match timeout(silence, connection.open_stream(priority)).await {
+        Ok(Ok((mut sender, mut receiver))) => {
+            sender.set_patience(silence);
+            receiver.set_patience(silence);
+            Ok((sender, receiver))
+        }
+        Ok(Err(lost)) => Err(ClientError::lost(who, lost)),
+        Err(_) => Err(ClientError::silent(who, silence)),
+    }
+}
+
 pub(crate) async fn send(
     sender: &mut FrameSender,
     buffer: &mut AlignedVec<16>,
     header: Header,
+    who: impl ToString,
 ) -> Result<(), ClientError> {
     header.encode(buffer).map_err(|e| ClientError::wire("this process", &e))?;
-    sender.send(buffer, []).await.map_err(|e| ClientError::lost("a server", e))
+    sender.send(buffer, []).await.map_err(|e| ClientError::lost(who, e))
 }
 
-async fn read(
-    receiver: &mut FrameReceiver,
-    buffer: &mut AlignedVec<16>,
-) -> Result<Option<Header>, ClientError> {
-    let bytes = receiver.header(HEADER_BYTES_MAX, buffer).await;
-    let Some(bytes) = bytes.map_err(|e| ClientError::lost("a server", e))? else { return Ok(None) };
-    Header::decode(bytes).map(Some).map_err(|e| ClientError::wire("a server", &e))
-}
-
-/// The next frame's header; a peer that is silent for too long is an error.
+/// The next frame's header; a peer that says nothing for too long is an error.
 pub(crate) async fn next(
     receiver: &mut FrameReceiver,
     buffer: &mut AlignedVec<16>,
+    who: impl ToString,
+    silence: Duration,
 ) -> Result<Header, ClientError> {
-    match timeout(SILENCE_MAX, read(receiver, buffer)).await {
-        Ok(Ok(Some(header))) => Ok(header),
-        Ok(Ok(None)) => Err(ClientError::protocol("a server", "it closed the stream")),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(ClientError::Silent { who: "a server".into(), after: SILENCE_MAX }),
+    match timeout(silence, receiver.header(HEADER_BYTES_MAX, buffer)).await {
+        Ok(Ok(Some(bytes))) => Header::decode(bytes).map_err(|e| ClientError::wire(who, &e)),
+        Ok(Ok(None)) => Err(ClientError::protocol(who, "it closed the stream")),
+        Ok(Err(error)) => Err(ClientError::lost(who, error)),
+        Err(_) => Err(ClientError::silent(who, silence)),
     }
 }
 

@@ -47,10 +47,7 @@ impl Coordinator {
         }
         let (Some(left), Phase::Training) = (self.first_finished(), self.phase) else { return };
         let since = *self.ending.get_or_insert(now);
-        let is_finished = match &self.rounds {
-            Some(rounds) => rounds.are_over(),
-            None => self.progress.examples_most() >= self.plan.examples_target(),
-        };
+        let is_finished = self.has_all();
         if !is_finished && now >= since.plus_seconds(FINISHED_WITHIN_S) {
             self.fail(format!("{left} left before the training was over"), out);
         } else if now >= since.plus_seconds(deadline.max(FINISHED_WITHIN_S)) {
@@ -64,6 +61,14 @@ impl Coordinator {
                 out.push(Effect::Membership { worker: *id, what });
             }
             self.finish_if_all_gone(out);
+        }
+    }
+
+    /// Whether the training has all its rounds or examples.
+    fn has_all(&self) -> bool {
+        match &self.rounds {
+            Some(rounds) => rounds.are_over(),
+            None => self.progress.examples_most() >= self.plan.examples_target(),
         }
     }
 
@@ -84,6 +89,12 @@ impl Coordinator {
     /// A training that anybody may join waits for somebody, but not for ever.
     fn fail_if_deserted(&mut self, now: Time, deadline: u64, out: &mut Vec<Effect>) {
         if self.workers.values().any(|w| w.member) || self.first_finished().is_some() {
+            return;
+        }
+        if self.has_all() {
+            // Who was given up at the end could not say so.
+            self.phase = Phase::Finishing;
+            self.finalize_if_settled(out);
             return;
         }
         let last = self.workers.iter().filter(|(_, w)| !w.why_lost.is_empty()).max_by_key(|(_, w)| w.lost_at);

@@ -178,6 +178,8 @@ impl Rounds {
     ) -> Option<Vec<Entry>> {
         let open = self.open.as_ref()?;
         let Fedavg { cohort, quorum, .. } = self.fedavg;
+        // A client may have been dealt to another worker since.
+        complete.retain(|e| open.tasks.iter().any(|t| (t.client, t.worker) == (e.client, e.worker)));
         if complete.len() >= cohort as usize {
             complete.truncate(cohort as usize);
             return Some(complete);

@@ -124,6 +124,13 @@ pub enum Reply {
         /// Why.
         reason: Reject,
     },
+    /// The evaluation point asked for has not been reached.
+    NotReached {
+        /// Its number.
+        point: u64,
+        /// How far the shard has come, in examples or rounds.
+        position: u64,
+    },
     /// There is no such snapshot.
     NoSnapshot {
         /// The next one there is.

@@ -9,7 +9,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
-use windlass_common::plan::{Goal, Plan, PlanError, Stale, Weights};
+use windlass_common::plan::{Goal, Membership, Plan, PlanError, Stale, Weights};
 use windlass_common::reduce::{Contribution, Scaled};
 use windlass_common::schedule::Schedule;
 use windlass_common::wire::{Entry, Outcome, Pull, Push, Record, Reject, Report, Task, Wait};
@@ -27,7 +27,8 @@ use crate::{SessionId, Time};
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
 pub const SNAPSHOT_BYTES: u64 = 256 << 20;
 
-/// A parked pull is told whom it waits for each time this many seconds have passed.
+/// A parked pull is told whom it waits for, and an observer that its point has not been reached, each time this many seconds
+/// have passed.
 pub const WAITING_NOTICE_S: u64 = 2;
 
 /// One shard: its values, what it knows of each worker, and who waits for what.
@@ -39,6 +40,7 @@ pub struct Shard<B> {
     apply: Apply,
     release: Release,
     rejoin: Rejoin,
+    is_elastic: bool,
     /// Whether pushes are those of clients; otherwise each worker pushes for itself.
     by_client: bool,
     schedule: Schedule,
@@ -110,6 +112,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             apply,
             release,
             rejoin: rules::rejoin(plan),
+            is_elastic: plan.cluster.membership != Membership::Fixed,
             by_client: plan.mode.local().is_some(),
             schedule: plan.schedule.clone(),
             goal: plan.goal(),
@@ -150,7 +153,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
     pub fn handle(&mut self, now: Time, event: Event<B>, out: &mut Vec<Effect>) {
         match event {
             Event::Request(request) => self.request(now, request, out),
-            Event::PullSnapshot { session, point } => self.snapshots.ask(session, point, out),
+            Event::PullSnapshot { session, point } => self.snapshots.ask(now, session, point, out),
             Event::Closed { session } => {
                 self.parked.retain(|_, p| p.session != session);
                 self.snapshots.forget(session);
@@ -294,7 +297,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Err(Reject::Ended);
         }
         let is_round = matches!(self.apply, Apply::Round { .. });
-        if step == open && is_round && self.tasks.binary_search(&Task { client, worker }).is_err() {
+        if step == open && is_round && !self.is_asked(client, worker) {
             return Err(Reject::NotInCohort { client, worker, step });
         }
         if step == open && self.has_pushed_for(client, worker) {
@@ -343,6 +346,15 @@ impl<B: AsRef<[f32]>> Shard<B> {
         self.held.insert(entry, held);
         out.push(Effect::Report(Report::Arrived { entry, incarnation, step: self.open }));
         Ok(())
+    }
+
+    /// Whether a worker may push for this client in the open round. Where clients are dealt anew, the word of it may have
+    /// reached another shard, and with it the worker, before it comes here; the coordinator counts only those who train.
+    fn is_asked(&self, client: ClientId, worker: WorkerId) -> bool {
+        match self.is_elastic {
+            true => self.tasks.iter().any(|t| t.client == client),
+            false => self.tasks.binary_search(&Task { client, worker }).is_ok(),
+        }
     }
 
     fn has_pushed_for(&self, client: ClientId, worker: WorkerId) -> bool {
@@ -600,6 +612,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
             out.push(Effect::Reply { session: p.session, reply: Reply::Waiting { step, wait } });
         }
         self.parked = parked;
+        let position = self.position();
+        self.snapshots.tell_waiters(now, position, out);
         self.tell_standing_if_due(now, out);
     }
 

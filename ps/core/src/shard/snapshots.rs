@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::SessionId;
+use super::WAITING_NOTICE_S;
 use crate::shard::event::{Effect, Reply};
 use crate::store::Snapshot;
+use crate::{SessionId, Time};
 
 /// Fewest evaluation points kept, however large the model.
 pub const SNAPSHOTS_MIN: u64 = 4;
@@ -22,8 +23,16 @@ pub(crate) struct Snapshots {
     kept: VecDeque<(u64, Snapshot)>,
     /// The point that the next snapshot would be kept for.
     next: u64,
-    waiters: BTreeMap<SessionId, u64>,
+    waiters: BTreeMap<SessionId, Waiter>,
     ended: bool,
+}
+
+/// An observer that waits for a point.
+#[derive(Debug)]
+struct Waiter {
+    point: u64,
+    /// When it was told last that the point has not been reached.
+    told: Time,
 }
 
 impl Snapshots {
@@ -60,13 +69,22 @@ impl Snapshots {
         self.answer(out);
     }
 
-    pub(crate) fn ask(&mut self, session: SessionId, point: u64, out: &mut Vec<Effect>) {
+    pub(crate) fn ask(&mut self, now: Time, session: SessionId, point: u64, out: &mut Vec<Effect>) {
         if self.waiters.len() >= WAITERS_MAX && !self.waiters.contains_key(&session) {
             out.push(Effect::Reply { session, reply: Reply::NoSnapshot { next: None } });
             return;
         }
-        self.waiters.insert(session, point);
+        self.waiters.insert(session, Waiter { point, told: now });
         self.answer(out);
+    }
+
+    /// Tells those who wait, every so often, that they wait for a shard that lives.
+    pub(crate) fn tell_waiters(&mut self, now: Time, position: u64, out: &mut Vec<Effect>) {
+        let is_due = |waiter: &Waiter| now.seconds_since(waiter.told) >= WAITING_NOTICE_S;
+        for (&session, waiter) in self.waiters.iter_mut().filter(|(_, w)| is_due(w)) {
+            waiter.told = now;
+            out.push(Effect::Reply { session, reply: Reply::NotReached { point: waiter.point, position } });
+        }
     }
 
     pub(crate) fn forget(&mut self, session: SessionId) {
@@ -75,7 +93,7 @@ impl Snapshots {
 
     fn answer(&mut self, out: &mut Vec<Effect>) {
         let (kept, next, ended) = (&self.kept, self.next, self.ended);
-        self.waiters.retain(|&session, &mut point| {
+        self.waiters.retain(|&session, &mut Waiter { point, .. }| {
             let reply = match kept.iter().find(|(p, _)| *p == point) {
                 Some((_, snapshot)) => Reply::Values {
                     step: snapshot.step,
