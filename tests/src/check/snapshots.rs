@@ -47,6 +47,12 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                 }
                 is_over |= position >= plan.goal().total();
                 for (session, what) in told.drain(..) {
+                    if *what == Told::NotReached {
+                        let point = waiting.get(&session).copied();
+                        let is_yet_to_come = point.is_some_and(|point| point >= next) && !is_over;
+                        assert!(is_yet_to_come, "shard {shard} says that point {point:?} is yet to come");
+                        continue;
+                    }
                     let point = waiting.remove(&session).expect("who is told has asked");
                     let further = kept.range(point + 1..).next().map(|(point, _)| *point);
                     let expected = match kept.get(&point) {

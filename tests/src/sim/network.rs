@@ -250,7 +250,8 @@ impl Net {
         let delay = link.delay;
         let mut losses = 0;
         while self.loss > 0 && losses < LOSSES_MAX && self.rng.below(1_000_000) < self.loss {
-            departs += notice << losses;
+            // The acknowledgement of anything else on the connection ends the doubling.
+            departs += notice << losses.min(2);
             losses += 1;
         }
         self.retransmissions += u64::from(losses);
