@@ -20,8 +20,10 @@ pub(crate) enum Rest {
 /// Which pushes are enough for a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Enough {
-    /// So many, whoever made them.
+    /// So many of those who take part, which are always the same.
     Count(usize),
+    /// So many, whoever made them and however often.
+    Buffer(usize),
     /// Those of all who were there when the step was opened and still are, but for so many.
     Members { backup: usize },
     /// Somebody else decides.
@@ -50,8 +52,12 @@ impl Closing {
             (Apply::Hold { backup }, Membership::Elastic { .. }) => {
                 (Enough::Members { backup: backup as usize }, Rest::Late)
             }
-            (Apply::Buffer { size, stale: Stale::Kept, .. }, _) => (Enough::Count(size as usize), Rest::Kept),
-            (Apply::Buffer { size, stale: Stale::Late, .. }, _) => (Enough::Count(size as usize), Rest::Late),
+            (Apply::Buffer { size, stale: Stale::Kept, .. }, _) => {
+                (Enough::Buffer(size as usize), Rest::Kept)
+            }
+            (Apply::Buffer { size, stale: Stale::Late, .. }, _) => {
+                (Enough::Buffer(size as usize), Rest::Late)
+            }
             (Apply::HoldAll | Apply::Round { .. } | Apply::Immediate { .. } | Apply::Mix { .. }, _) => {
                 (Enough::Never, Rest::Late)
             }
@@ -87,9 +93,13 @@ impl Closing {
     /// With which pushes the open step is to be closed; `None` if it goes on. With none it is abandoned: nobody is left who
     /// was there when it was opened, and `anyone` may begin with the next.
     pub(crate) fn verdict(&self, anyone: bool) -> Option<Vec<Entry>> {
-        let complete = self.complete();
+        let mut complete = self.complete();
+        if let Enough::Members { .. } = self.enough {
+            // Who joined meanwhile is in the next.
+            complete.retain(|e| self.expected.contains(&e.worker));
+        }
         let is_enough = match self.enough {
-            Enough::Count(count) => complete.len() >= count,
+            Enough::Count(count) | Enough::Buffer(count) => complete.len() >= count,
             Enough::Members { .. } if self.expected.is_empty() => anyone,
             Enough::Members { backup: 0 } => {
                 let has_pushed = |w: &WorkerId| complete.iter().any(|e| e.worker == *w);
@@ -99,6 +109,12 @@ impl Closing {
             Enough::Never => false,
         };
         is_enough.then_some(complete)
+    }
+
+    /// Whether no push that is held for the open step counts for a later one, so that it may be abandoned when none of them
+    /// can be complete any more: a push may be late on one shard and held on another.
+    pub(crate) fn may_be_abandoned(&self) -> bool {
+        matches!(self.enough, Enough::Buffer(_)) && self.rest == Rest::Late
     }
 
     /// The step is closed with these pushes; the next is opened for those who are ready.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use windlass_common::cohort::Hosts;
 use windlass_common::ids::{ClientId, Incarnation, RunId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Mode, Plan};
-use windlass_common::wire::{Body, Order, Phase, Reject, Report, Resume, Stop, Welcome, WorkerReport};
+use windlass_common::wire::{Body, Entry, Order, Phase, Reject, Report, Resume, Stop, Welcome, WorkerReport};
 
 pub use event::{Effect, Event};
 
@@ -32,6 +32,9 @@ pub const OBSERVERS_MAX: usize = 64;
 pub const FINISHED_WITHIN_S: u64 = 10;
 /// The shards deliver the result within this many seconds.
 pub const RESULT_WITHIN_S: u64 = 120;
+/// Pushes that are held for a step are complete within this many seconds after somebody waits for that alone; otherwise
+/// they never will be, and the step is abandoned.
+pub const CLOSED_WITHIN_S: u64 = 3;
 /// Who has joined is told what is still missing each time this many seconds have passed.
 pub const NOT_YET_NOTICE_S: u64 = 2;
 
@@ -250,9 +253,24 @@ impl Coordinator {
             }
             None => self.closing.verdict(!ready.is_empty()),
         };
-        let Some(cohort) = cohort else { return };
+        if let Some(cohort) = cohort {
+            self.close(now, cohort, &ready, out);
+        }
+    }
+
+    /// Closes the open step with nobody if those who wait for it have waited in vain.
+    fn abandon_if_stuck(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let since = self.standings.closing_since(self.closing.open());
+        let is_stuck = since.is_some_and(|since| now >= since.plus_seconds(CLOSED_WITHIN_S));
+        if is_stuck && self.phase == Phase::Training && self.closing.may_be_abandoned() {
+            let ready = self.ready();
+            self.close(now, Vec::new(), &ready, out);
+        }
+    }
+
+    fn close(&mut self, now: Time, cohort: Vec<Entry>, ready: &[WorkerId], out: &mut Vec<Effect>) {
         let step = self.closing.open();
-        self.closing.close(&cohort, &ready);
+        self.closing.close(&cohort, ready);
         if let Some(rounds) = &mut self.rounds {
             rounds.close();
         }
@@ -331,6 +349,7 @@ impl Coordinator {
                 if self.rounds.is_some() && self.phase == Phase::Training {
                     self.close_if_due(now, out);
                 }
+                self.abandon_if_stuck(now, out);
             }
             Phase::Finishing => {
                 let since = *self.finishing.get_or_insert(now);

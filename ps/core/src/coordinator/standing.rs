@@ -43,6 +43,12 @@ impl Standings {
         self.holding.iter().map(|(&worker, &since)| (worker, since))
     }
 
+    /// Since when somebody has waited for this step to be closed, complete as it is on his shard.
+    pub(super) fn closing_since(&self, open: Step) -> Option<Time> {
+        let waits = self.blocked.values().filter(|(_, _, wait)| *wait == Wait::Close { step: open });
+        waits.map(|(since, ..)| *since).min()
+    }
+
     fn shards(&self, now: Time) -> Vec<ShardStatus> {
         let status = |(&shard, (at, s)): (&ShardId, &(Time, Standing))| ShardStatus {
             shard,
