@@ -32,6 +32,10 @@ say "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 say "cores, simulated cluster and mutations, with every assertion"
 cargo test --locked -p windlass-common -p windlass-ps-core -p windlass-worker-core -p windlass-report -p windlass-tests
+say "simulated clusters with faults: 10,000 seeds"
+cargo run --profile simulation --locked -p windlass-tests --bin hunt -- --seeds 0..10000
+say "simulated clusters of 1,000 workers on 64 shards"
+cargo test --release --locked -p windlass-tests --test scale
 say "transport, servers, workers, command line and real processes"
 cargo test --release --locked -p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker \
     -p windlass-cli -p windlass-process-tests

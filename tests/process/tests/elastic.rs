@@ -16,7 +16,7 @@ const MODES: [&str; 6] = [
     "ssp --staleness 2 --passes 1.5",
     "fedavg --rounds 30 --clients 20 --cohort 8 --local-passes 1 --local-rate 0.1",
     "softsync --buffer 3 --passes 1.5",
-    "fedasync --clients 20 --passes 8 --local-passes 1 --local-rate 0.1",
+    "fedasync --clients 20 --passes 16 --local-passes 1 --local-rate 0.1",
 ];
 const COMMON: &str = "--model softmax --servers 2 --membership elastic --restarts 0 --step-time const:5ms";
 
@@ -74,7 +74,7 @@ fn three_of_four_workers_are_killed_in_turn_and_the_training_ends() {
         let running = train(&run, &format!("--mode {mode} --workers 4 {COMMON}"));
         for worker in [3, 1, 2] {
             let process = child(running.id(), &format!("worker-{worker}"), None);
-            reach(&run, 60 + events(&run).len());
+            reach(&run, 30 + events(&run).len());
             send(process, Signal::KILL);
         }
         running.end(WITHIN).well();
@@ -135,7 +135,7 @@ fn planned(run: &Path, mode: &str) -> usize {
     let plan = windlass_process_tests::replay::plan(run);
     2 * match mode.split_whitespace().next() {
         Some("fedavg") => 30 * 8,
-        Some("fedasync") => 8 * 20,
+        Some("fedasync") => 16 * 20,
         _ => (plan.examples_target().0 / u64::from(plan.training.batch)) as usize,
     }
 }
