@@ -9,16 +9,16 @@ use windlass_process_tests::{child, events, send, start, summary, text, train, u
 
 const WITHIN: Duration = Duration::from_secs(180);
 
-/// Modes with what each takes, all of them about as long.
+/// Modes with what each takes, all of them for some seconds. No step time is emulated, which a busy machine could not keep.
 const MODES: [&str; 6] = [
-    "sync --passes 1.5",
-    "async --passes 1.5",
-    "ssp --staleness 2 --passes 1.5",
-    "fedavg --rounds 30 --clients 20 --cohort 8 --local-passes 1 --local-rate 0.1",
-    "softsync --buffer 3 --passes 1.5",
-    "fedasync --clients 20 --passes 16 --local-passes 1 --local-rate 0.1",
+    "sync --model 2nn --passes 2",
+    "async --model 2nn --passes 2",
+    "ssp --staleness 2 --model 2nn --passes 2",
+    "fedavg --model softmax --rounds 40 --clients 20 --cohort 8 --local-passes 1 --local-rate 0.1",
+    "softsync --buffer 3 --model 2nn --passes 2",
+    "fedasync --model softmax --clients 20 --passes 16 --local-passes 1 --local-rate 0.1",
 ];
-const COMMON: &str = "--model softmax --servers 2 --membership elastic --restarts 0 --step-time const:5ms";
+const COMMON: &str = "--servers 2 --membership elastic --restarts 0";
 
 /// Checks what can be known of a run that workers came to and went from.
 fn check(run: &Path, mode: &str) {
@@ -32,7 +32,8 @@ fn check(run: &Path, mode: &str) {
     }
     account(run, mode, summary["pushes_partial"].as_u64().expect("a summary counts"));
     let accuracy = summary["test_accuracy"].as_f64().expect("the result is scored");
-    assert!(accuracy > 0.88, "{mode}: {accuracy}");
+    let least = if mode.contains("2nn") { 0.94 } else { 0.88 };
+    assert!(accuracy > least, "{mode}: {accuracy}");
 }
 
 /// Each push has one outcome on each shard; where each is a step, it is applied on one at least, and where it is void is
@@ -134,7 +135,7 @@ fn planned(run: &Path, mode: &str) -> usize {
     until("the plan is there", || std::fs::metadata(run.join("plan.toml")).ok());
     let plan = windlass_process_tests::replay::plan(run);
     2 * match mode.split_whitespace().next() {
-        Some("fedavg") => 30 * 8,
+        Some("fedavg") => 40 * 8,
         Some("fedasync") => 16 * 20,
         _ => (plan.examples_target().0 / u64::from(plan.training.batch)) as usize,
     }
