@@ -80,6 +80,13 @@ fn three_of_four_workers_are_killed_in_turn_and_the_training_ends() {
         }
         running.end(WITHIN).well();
         check(&run, mode);
+        if mode.starts_with("async") || mode.starts_with("ssp") {
+            let other = folder.path().join("undisturbed");
+            train(&other, &format!("--mode {mode} --workers 4 {COMMON}")).end(WITHIN).well();
+            let accuracy = |run: &Path| summary(run)["test_accuracy"].as_f64().expect("it is scored");
+            let (disturbed, undisturbed) = (accuracy(&run), accuracy(&other));
+            assert!((disturbed - undisturbed).abs() <= 0.005, "{mode}: {disturbed}, else {undisturbed}");
+        }
         for worker in [3, 1, 2] {
             let log = lines(&run);
             let named = |line: &&serde_json::Value| {
