@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use windlass_common::ids::{
     ClientId, Examples, Incarnation, RunId, Sequence, ServerId, ShardId, Step, Term, Version, WorkerId,
 };
-use windlass_common::wire::{Body, Entry, Order, Outcome, Record, Report, Resume, Task, WorkerReport};
+use windlass_common::wire::{
+    Body, Entry, Order, Outcome, Record, Report, Resume, Standing, Task, Wait, WorkerReport,
+};
 use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
 use windlass_ps_core::{SessionId, Time};
 
@@ -135,6 +137,13 @@ impl Played {
                 client: ClientId(command.need("client")?),
                 step: Step(command.need("step")?),
             },
+            "standing" => {
+                let (worker, step) = (command::worker(&first()?)?, Step(command.need("step")?));
+                let missing = vec![command::worker(&command.need::<String>("missing")?)?];
+                let blocked = vec![(worker, step, Wait::Pushes { step, missing })];
+                let standing = Standing { parked: 1, blocked, ..Standing::default() };
+                Event::Report { shard: ShardId(0), report: Report::Standing(standing) }
+            }
             "conclude" => Event::Conclude { session: self.session(&first()?)? },
             "final" => {
                 let (version, examples) = (Version(1), Examples(1));

@@ -308,6 +308,13 @@ impl Coordinator {
         }
     }
 
+    /// A worker has pushed: in a round it may for long be at one step, and does not stand still.
+    pub(super) fn has_moved(&mut self, now: Time, worker: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.stepped = now;
+        }
+    }
+
     /// A worker lives. One that was thought silent takes part again if nobody has given it up.
     pub(super) fn heard(
         &mut self,

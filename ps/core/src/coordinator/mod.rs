@@ -215,6 +215,7 @@ impl Coordinator {
                         rounds.heard(now);
                     }
                     self.closing.arrived(shard, entry, step);
+                    self.has_moved(now, entry.worker);
                     self.close_if_due(now, out);
                 }
             }
