@@ -1,19 +1,43 @@
-//! Breaks one rule at a time in a copy of the cores, and shows that a test notices.
+//! Breaks one rule at a time in a copy of the cores, and shows that the hunt or a test notices.
 //!
 //! Each file in `mutations/` is a patch whose first line says which rule it breaks. The copy is built in a target
-//! folder of its own, which is kept, so that only what a patch touches is built again.
+//! folder of its own, which is kept, so that only what a patch touches is built again. The hunt comes first; only what
+//! it does not notice are the tests asked about. `WINDLASS_MUTATIONS=NAME,NAME` breaks only those rules.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
-use std::{env, fs};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
 /// What is copied, from the root of the workspace.
 const COPIED: [&str; 4] = ["common", "ps/core", "worker/core", "tests"];
 /// What is not: other crates within those, and this test itself.
 const LEFT_OUT: [&str; 4] =
     ["common/transport", "tests/process", "tests/mutations", "tests/tests/mutations.rs"];
+
+/// Seeds of the hunt.
+const SEEDS: &str = "0..1000";
+/// The hunt takes a few seconds; one that takes this long has a run that does not end.
+const HUNT_WITHIN: Duration = Duration::from_secs(60);
+/// These the hunt has to notice by itself.
+const BY_THE_HUNT: [&str; 9] = [
+    // The duplicate check.
+    "duplicate-taken",
+    // The order of acknowledgement.
+    "acknowledged-not-applied",
+    "acknowledged-not-recorded",
+    // The release rule.
+    "bound-loose",
+    "bound-tight",
+    // The order of reduction.
+    "reduction-order",
+    "round-by-arrival",
+    // The quorum.
+    "quorum-ignored",
+    // The gap between sequences.
+    "gap-taken",
+];
 
 #[test]
 fn every_broken_rule_is_noticed() {
@@ -27,7 +51,9 @@ fn every_broken_rule_is_noticed() {
         .join("mutations");
     let copy = Copy { work: folder.join("work"), target: folder.join("target"), root };
     copy.refresh();
-    let failed = copy.failing_tests("the unpatched copy");
+    let whole = "the unpatched copy";
+    assert_eq!(copy.hunt(whole), None, "without any mutation the hunt fails");
+    let failed = copy.failing_tests(whole);
     assert!(failed.is_empty(), "without any mutation these fail: {failed:?}");
 
     let mut patches: Vec<PathBuf> = fs::read_dir(copy.root.join("tests/mutations"))
@@ -37,21 +63,45 @@ fn every_broken_rule_is_noticed() {
         .collect();
     patches.sort();
     assert!(patches.len() >= 10, "there are {} patches", patches.len());
-    let mut unnoticed = Vec::new();
+    let name = |patch: &PathBuf| patch.file_stem().unwrap().to_string_lossy().into_owned();
+    for wanted in BY_THE_HUNT {
+        assert!(patches.iter().any(|patch| name(patch) == wanted), "there is no patch {wanted}");
+    }
+    if let Ok(only) = env::var("WINDLASS_MUTATIONS") {
+        patches.retain(|patch| only.split(',').any(|one| one == name(patch)));
+        assert!(!patches.is_empty(), "WINDLASS_MUTATIONS names no patch");
+    }
+    let (all, mut unnoticed) = (Instant::now(), Vec::new());
     for patch in &patches {
-        let name = patch.file_stem().unwrap().to_string_lossy();
-        let begun = Instant::now();
+        let (name, begun) = (name(patch), Instant::now());
         copy.refresh();
         copy.apply(patch);
-        let failed = copy.failing_tests(&name);
-        let noticed = if failed.is_empty() { "NOT NOTICED".into() } else { failed.join(", ") };
-        println!("{name} ({} s): {noticed}", begun.elapsed().as_secs());
-        if failed.is_empty() {
-            unnoticed.push(name.into_owned());
-        }
+        let hunted = copy.hunt(&name);
+        let hunt_s = begun.elapsed().as_secs();
+        let by = match hunted {
+            Some(Hunted { seeds, why }) => format!("the hunt after {seeds} seeds: {why}"),
+            None => {
+                let failed = copy.failing_tests(&name);
+                if failed.is_empty() || BY_THE_HUNT.contains(&name.as_str()) {
+                    unnoticed.push(name.clone());
+                }
+                let failed = if failed.is_empty() { "NO TEST".into() } else { failed.join(", ") };
+                format!("not by the hunt in 1000 seeds ({hunt_s} s), but by {failed}")
+            }
+        };
+        println!("{name} ({} s): {by}", begun.elapsed().as_secs());
     }
+    println!("{} mutations in {} s", patches.len(), all.elapsed().as_secs());
     copy.refresh();
-    assert!(unnoticed.is_empty(), "no test notices {}", unnoticed.join(", "));
+    assert!(unnoticed.is_empty(), "not noticed as they should be: {}", unnoticed.join(", "));
+}
+
+/// What the hunt has found.
+#[derive(Debug, PartialEq)]
+struct Hunted {
+    /// Played until then, in their order.
+    seeds: u64,
+    why: String,
 }
 
 /// A workspace of the cores and their tests alone.
@@ -82,13 +132,67 @@ impl Copy {
         assert!(done.status.success(), "{} does not apply any more: {why}", patch.display());
     }
 
-    /// Builds and runs the tests, and names those that fail.
-    fn failing_tests(&self, name: &str) -> Vec<String> {
+    fn cargo(&self) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(&self.work).env("CARGO_TARGET_DIR", &self.target).env("RUST_BACKTRACE", "0");
+        cargo
+    }
+
+    /// Builds the hunt and plays its seeds until one fails.
+    fn hunt(&self, name: &str) -> Option<Hunted> {
+        let mut cargo = self.cargo();
+        cargo.args([
+            "build",
+            "--offline",
+            "--profile",
+            "simulation",
+            "-p",
+            "windlass-tests",
+            "--bin",
+            "hunt",
+        ]);
+        let built = cargo.output().expect("cargo can be run");
+        let errors = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{name} cannot be built:\n{errors}");
+
+        let mut hunt = Command::new(self.target.join("simulation/hunt"));
+        hunt.args(["--seeds", SEEDS, "--until-failure"]).stdout(Stdio::piped());
+        let (mut child, begun) = (hunt.spawn().expect("what was built can be run"), Instant::now());
+        while child.try_wait().expect("it is a child").is_none() {
+            if begun.elapsed() >= HUNT_WITHIN {
+                child.kill().expect("it is a child");
+                child.wait().expect("it is a child");
+                panic!("{name}: the hunt has not ended within {} s", HUNT_WITHIN.as_secs());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let done = child.wait_with_output().expect("it has ended");
+        let out = String::from_utf8_lossy(&done.stdout);
+        if done.status.success() {
+            return None;
+        }
+        // The first of those that failed: all before it have been played to their end.
+        let (_, failure) = out.split_once("\nhunt --seed ").unwrap_or_else(|| panic!("{name}:\n{out}"));
+        let mut lines = failure.lines();
+        let seed: u64 = lines.next().and_then(|l| l.parse().ok()).expect("the hunt names the seed");
+        let why = lines.nth(1).unwrap_or_default().trim().chars().take(120).collect();
+        Some(Hunted { seeds: seed + 1, why })
+    }
+
+    /// Builds and runs the tests, and names those that fail.
+    fn failing_tests(&self, name: &str) -> Vec<String> {
+        let mut cargo = self.cargo();
         // A part of the seeds is enough to notice.
         cargo.env("WINDLASS_SEED_TIMES", "0.25").env_remove("WINDLASS_SEED").env_remove("UPDATE_SCENARIOS");
-        cargo.args(["test", "--offline", "--no-fail-fast", "-p", "windlass-tests"]);
+        cargo.args([
+            "test",
+            "--offline",
+            "--no-fail-fast",
+            "--profile",
+            "simulation",
+            "-p",
+            "windlass-tests",
+        ]);
         cargo.args(["--test", "equalities", "--test", "federated", "--test", "scenarios"]);
         let done = cargo.output().expect("cargo can be run");
         let (out, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
@@ -101,13 +205,17 @@ impl Copy {
     }
 }
 
-/// The workspace's manifest with only the copied members, and without debug information, which takes time to write.
+/// The workspace's manifest with only the copied members, and with one profile for the hunt and the tests that takes
+/// little time to build again.
 fn reduced(manifest: &Path) -> String {
     let text = fs::read_to_string(manifest).expect("the workspace has a manifest");
     let (before, rest) = text.split_once("members = [").expect("the workspace lists its members");
     let (_, after) = rest.split_once(']').expect("the list ends");
-    let after = after.replace("[profile.dev]\n", "[profile.dev]\ndebug = false\n");
-    format!("{before}members = {COPIED:?}{after}")
+    let simulation = "[profile.simulation]\ninherits = \"release\"\n";
+    assert!(after.contains(simulation), "the profile has other words");
+    let quick =
+        "[profile.simulation]\ninherits = \"dev\"\nopt-level = 1\ndebug = false\nincremental = true\n";
+    format!("{before}members = {COPIED:?}{}", after.replace(simulation, quick))
 }
 
 /// Copies what is below `part`, and removes from the copy what is not there any more.
