@@ -97,7 +97,7 @@ impl Played {
             "not-stored" => Event::Stored(Err(command.words.join(" "))),
             "admitted" => {
                 let (worker, incarnation, next) = (command.worker()?, incarnation()?, command.next()?);
-                let slowest = None;
+                let slowest = command.find("slowest")?.map(Step);
                 let report = Report::Admitted { worker, incarnation, next, slowest };
                 Event::Report { shard: shard()?, report }
             }
