@@ -91,7 +91,7 @@ fn needed(of: &Coordinator) -> Vec<WorkerId> {
     }
     // With a quorum a round is over when all who are missing are lost. So it is asked as if it had one, by pushes of nobody:
     // it waits for a lost worker if it were over, and were not if that one was there.
-    let mut complete = of.closing.complete();
+    let mut complete = rounds.of_their_own(of.closing.complete());
     let nobody = Entry { client: ClientId(u32::MAX), worker: WorkerId(u32::MAX), sequence: Sequence(0) };
     complete.resize(complete.len().max(fedavg.quorum as usize), nobody);
     let is_over_without =

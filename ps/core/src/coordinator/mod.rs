@@ -250,7 +250,7 @@ impl Coordinator {
         let cohort = match &self.rounds {
             Some(rounds) => {
                 let is_lost = |id| self.workers.get(&id).is_none_or(|w| !w.is_active());
-                rounds.verdict(now, self.closing.complete(), is_lost)
+                rounds.verdict(now, rounds.of_their_own(self.closing.complete()), is_lost)
             }
             None => self.closing.verdict(!ready.is_empty()),
         };

@@ -164,6 +164,13 @@ impl Rounds {
         false
     }
 
+    /// Of these pushes, those of the workers whose task they were: a client may have been dealt to another since.
+    pub(crate) fn of_their_own(&self, mut pushes: Vec<Entry>) -> Vec<Entry> {
+        let tasks = self.open.as_ref().map_or(&[][..], |open| &open.tasks);
+        pushes.retain(|e| tasks.iter().any(|t| (t.client, t.worker) == (e.client, e.worker)));
+        pushes
+    }
+
     /// With which pushes the open round is to be closed; `None` if it goes on. `complete` are those that every shard has,
     /// `is_lost` says which workers are away.
     ///
@@ -178,8 +185,6 @@ impl Rounds {
     ) -> Option<Vec<Entry>> {
         let open = self.open.as_ref()?;
         let Fedavg { cohort, quorum, .. } = self.fedavg;
-        // A client may have been dealt to another worker since.
-        complete.retain(|e| open.tasks.iter().any(|t| (t.client, t.worker) == (e.client, e.worker)));
         if complete.len() >= cohort as usize {
             complete.truncate(cohort as usize);
             return Some(complete);
