@@ -244,9 +244,9 @@ impl Config {
     pub fn must_complete(&self) -> bool {
         let away = |fault: &Fault| match fault.what {
             What::CrashServer(_) | What::DiskFull | What::Abort(_) => u64::MAX,
-            // After it, up to a keep-alive may pass until something is heard.
-            What::Pause(Place::Server(_), lasts) => lasts + 3_400_000,
-            What::Partition { from: Place::Server(_), to: Place::Server(_), lasts, .. } => lasts + 3_400_000,
+            // Before and after it, up to a keep-alive may pass in which nothing is heard.
+            What::Pause(Place::Server(_), lasts) => lasts + 6_800_000,
+            What::Partition { from: Place::Server(_), to: Place::Server(_), lasts, .. } => lasts + 6_800_000,
             What::Pause(..)
             | What::Partition { .. }
             | What::Crash(_)
@@ -256,7 +256,7 @@ impl Config {
             | What::Conclude => 0,
         };
         // Servers give each other up when nothing is heard for the idle timeout, by clocks that differ.
-        self.faults.iter().map(away).fold(0, u64::saturating_add) <= 9_000_000
+        self.faults.iter().map(away).fold(0, u64::saturating_add) <= 9_900_000
             // Where much is lost, a last word may be, and whoever said it has to come back for it.
             && (self.faults.is_empty() && self.network.loss <= 1_000
                 || (self.launcher.restarts >= 100
