@@ -38,6 +38,8 @@ const STATUS_SILENT: &str = "the coordinator has said nothing for 1.6 s";
 const COORDINATOR_DEAF: &str = "the coordinator has taken nothing of what was sent to it for 2 s";
 const STATUS_DEAF: &str = "the coordinator has taken nothing of what was sent to it for 1.6 s";
 const FAREWELL_DEAF: &str = "the coordinator has taken nothing of what was sent to it for 0.9 s";
+const NOT_LET_IN: &str =
+    "the coordinator, which answers when all planned servers have joined, has said nothing for 1 s";
 const SHARD_SILENT: &str = "shard 0 has said nothing for 2 s";
 const SHARD_DEAF: &str = "shard 0 has taken nothing of what was sent to it for 2 s";
 
@@ -415,6 +417,10 @@ fn of_observer() -> Vec<Case> {
                 said(Observer::connect_with(&address, &scene.observer, within, PATIENCE).await)
             },
         ),
+        case(&["Observer::watch"], "a coordinator that is mute", NOT_LET_IN, async {
+            let (scene, within) = (play(Mute, Shard::Mute), Duration::from_secs(1));
+            said(Observer::watch(&scene.address.to_string(), &scene.observer, within).await)
+        }),
         case(&["StatusStream::next"], "one status and no other", STATUS_SILENT, async {
             let (mut statuses, _reader) = observing(&play(Welcome, Shard::Mute)).await;
             loop {
