@@ -1,7 +1,15 @@
 //! Shows laws of asynchronous training: how stale its gradients are, and how many more steps it makes.
 
-use windlass_common::ids::WorkerId;
+use std::collections::VecDeque;
+
+use windlass_common::ids::{
+    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
+};
 use windlass_common::plan::{Mode, StalenessScaling};
+use windlass_common::rng::{Purpose, Rng};
+use windlass_common::wire::{Codec, Member, Order, Outcome, Pull, Push, Record};
+use windlass_ps_core::shard::{Effect, Event, Reply, Request, Shard};
+use windlass_ps_core::{SessionId, Time};
 use windlass_tests::audit::mean_staleness;
 use windlass_tests::cluster::{self, Pace, run};
 use windlass_tests::problem::Quadratic;
@@ -73,7 +81,7 @@ fn who_waits_or_stops_breaks_the_law() {
     let faults = vec![Fault { at: 500, what }];
     let paused = Config { faults, ..on_the_clock(1, ASYNC, workers, CONSTANT, 2000) };
     let played = play(&paused, false);
-    let is_stale = |r: &&windlass_common::wire::Record| matches!(r.outcome, windlass_common::wire::Outcome::Applied { staleness, .. } if staleness > 300);
+    let is_stale = |r: &&Record| matches!(r.outcome, Outcome::Applied { staleness, .. } if staleness > 300);
     let stale = played.run.histories[0].records().filter(is_stale).count();
     assert_eq!(stale, 1, "one gradient is as old as its worker was stopped");
 }
@@ -81,7 +89,7 @@ fn who_waits_or_stops_breaks_the_law() {
 fn steps_per_second(played: &Played) -> f64 {
     let (first, last) = played.settled.expect("something has been applied");
     let steps = played.run.histories[0].records().map(|r| r.outcome).filter_map(|outcome| match outcome {
-        windlass_common::wire::Outcome::Applied { version, .. } => Some(version.0),
+        Outcome::Applied { version, .. } => Some(version.0),
         _ => None,
     });
     (steps.max().unwrap_or(0) - 1) as f64 / ((last - first) as f64 / 1e6)
@@ -113,5 +121,86 @@ fn asynchronous_steps_are_as_many_more_as_the_longest_of_them_takes() {
             (mean / expected - 1.0).abs() <= tolerance,
             "{mean} times as many steps with {workers} workers, {expected} are expected: {measured:?}"
         );
+    }
+}
+
+/// The mean staleness of what a shard applies when each worker has two gradients in flight: it computes the next on the
+/// values at hand while one is on its way and is answered. Whose gradient is done next is drawn.
+fn staleness_with_two_in_flight(workers: u32, seed: u64, pushes: u64) -> f64 {
+    let problem = Quadratic { workers, batch: 1 };
+    let config = cluster::Config { shards: 1, ..cluster::Config::new(seed, ASYNC, workers, 1 << 20) };
+    let (run, lineage, incarnation) = (RunId(1), Lineage(0), Incarnation(1));
+    let mut shard = Shard::new(&config.plan(&problem), run, lineage, ShardId(0)).unwrap();
+    let mut out = Vec::new();
+    let members = (0..workers).map(|w| Member { worker: WorkerId(w), incarnation }).collect();
+    let joined = Order::Membership { term: Term(1), members, departed: Vec::new() };
+    for order in [joined, Order::Start] {
+        shard.handle(Time(0), Event::Order(order), &mut out);
+    }
+    let parts = shard.shape().parts.clone();
+    let values = shard.shape().values();
+    // Per worker the versions that its two gradients are computed on, the older first.
+    let mut bases = vec![VecDeque::from([Version(0), Version(0)]); workers as usize];
+    let mut next = vec![0_u64; workers as usize];
+    let mut rng = Rng::new(seed, Purpose::Delivery);
+    let mut sum = 0;
+    for _ in 0..pushes {
+        let w = rng.below(u64::from(workers)) as usize;
+        let (worker, sequence, step) = (WorkerId(w as u32), Sequence(next[w]), Step(next[w]));
+        next[w] += 1;
+        let push = Push {
+            sequence,
+            step,
+            base: bases[w].pop_front().unwrap(),
+            client: ClientId(worker.0),
+            examples: 1,
+            work: 1,
+            loss: 0.0,
+            codec: Codec::F32,
+            parts: parts.clone(),
+            payload_bytes: 4 * values,
+        };
+        let pull = Pull { step: step.next(), have: None, slices: Vec::new(), codec: Codec::F32 };
+        let gradient = vec![0.0; values as usize];
+        let request = Request {
+            session: SessionId(u64::from(worker.0)),
+            run,
+            lineage,
+            worker,
+            term: Term(1),
+            incarnation,
+            push: Some((push, gradient)),
+            pull: Some(pull),
+        };
+        out.clear();
+        shard.handle(Time(0), Event::Request(request), &mut out);
+        for effect in &out {
+            match effect {
+                Effect::Reply {
+                    reply: Reply::Settled { outcome: Outcome::Applied { staleness, .. }, .. },
+                    ..
+                } => {
+                    sum += staleness;
+                }
+                Effect::Reply { reply: Reply::Values { snapshot, .. }, .. } => {
+                    bases[w].push_back(snapshot.version)
+                }
+                Effect::Reply { reply, .. } => panic!("{reply:?}"),
+                _ => {}
+            }
+        }
+    }
+    sum as f64 / pushes as f64
+}
+
+/// Of the 2C gradients under way each waits for all others: those of the other workers twice, and its own worker's one.
+#[test]
+fn two_gradients_in_flight_are_twice_as_stale_and_one_more() {
+    for workers in [1_u32, 2, 4, 8] {
+        let expected = f64::from(2 * workers - 1);
+        for seed in seeds(2) {
+            let mean = staleness_with_two_in_flight(workers, seed, 20_000);
+            assert!((mean - expected).abs() <= 0.02 * expected, "{mean} with {workers} workers, seed {seed}");
+        }
     }
 }
