@@ -41,6 +41,7 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: i64::MAX as u64 },
         optimizer: "sgd".parse()?,
         schedule: Schedule { rate: 1e-6, warm_up: 0.0, shape: Shape::Constant },
+        checkpoints: Default::default(),
         data: Data {
             path: String::new(),
             label_column: String::new(),

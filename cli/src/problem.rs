@@ -222,6 +222,7 @@ pub(crate) mod tests {
             training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every: 600 },
             optimizer: Optimizer::default(),
             schedule: Default::default(),
+            checkpoints: Default::default(),
             data: Data {
                 path: "nowhere".into(),
                 label_column: "label".into(),

@@ -1,5 +1,6 @@
 //! The checked, complete configuration of a run, the same text for every process.
 
+mod checkpoints;
 mod federated;
 mod heterogeneity;
 mod mode;
@@ -7,6 +8,7 @@ mod partition;
 
 use serde::{Deserialize, Serialize};
 
+pub use checkpoints::{Checkpoints, EVERY_SECONDS_MAX, Every, EveryError, KEEP_MAX};
 pub use federated::{
     CLIENTS_MAX, COHORT_MAX, Fedavg, Hosting, LocalWork, ROUNDS_MAX, Sampler, StragglerWork, Weights,
 };
@@ -66,6 +68,9 @@ pub struct Plan {
     pub optimizer: Optimizer,
     /// The learning rate as a function of the examples applied.
     pub schedule: Schedule,
+    /// How often a checkpoint is kept.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
     /// What is trained on.
     pub data: Data,
     /// What is trained.
@@ -246,6 +251,32 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What would be another training in this plan than in `other`; `None` if a checkpoint of the one can be gone on with under
+    /// the other. Names, sizes of the cluster and how often checkpoints are kept may differ.
+    pub fn differs_in_training(&self, other: &Self) -> Option<&'static str> {
+        let clients = |plan: &Self| {
+            // Where workers train for themselves each deals the data among as many as there are.
+            let is_own = plan.mode.local().is_none() && plan.clients.partition == Partition::Iid;
+            (!is_own || plan.clients.count != plan.cluster.workers).then(|| plan.clients.clone())
+        };
+        let differences = [
+            ("its model", self.model != other.model),
+            ("its mode", self.mode != other.mode),
+            ("its optimizer", self.optimizer != other.optimizer),
+            ("its learning rate", self.schedule != other.schedule),
+            ("its seed", self.seed != other.seed),
+            ("how much is trained", self.training != other.training),
+            (
+                "its data",
+                self.data.fingerprint != other.data.fingerprint
+                    || self.data.train_examples != other.data.train_examples
+                    || self.data.validation != other.data.validation,
+            ),
+            ("its clients", clients(self) != clients(other)),
+        ];
+        differences.into_iter().find(|(_, differs)| *differs).map(|(what, _)| what)
+    }
+
     /// The text that [`Plan::parse`] reads; equal plans have equal texts.
     pub fn to_text(&self) -> String {
         toml::to_string(self).expect("a checked plan has no value that TOML cannot hold")
@@ -291,6 +322,7 @@ impl Plan {
         if let Membership::Elastic { workers_max } = cluster.membership {
             range("--workers-max", workers_max.into(), cluster.workers.into(), WORKERS_MAX.into())?;
         }
+        range("--keep", self.checkpoints.keep.into(), 1, KEEP_MAX.into())?;
         range("--batch", training.batch.into(), 1, BATCH_MAX.into())?;
         range("--compute-threads", training.compute_threads.into(), 1, 1024)?;
         range("--evaluate-every", training.evaluate_every, 1, i64::MAX as u64)?;

@@ -50,6 +50,8 @@ pub enum Body {
     Dropped { client: ClientId, step: Step },
     /// An observer has seen enough: the open round is the last.
     Conclude,
+    /// An observer asks for a checkpoint; what becomes of it is in the status.
+    Checkpoint,
     /// An observer that started a worker's process says that this process has ended, and how.
     Exited { worker: WorkerId, process: u32, how: String },
     /// What a shard of another server tells the coordinator.
@@ -191,7 +193,10 @@ pub struct Values {
 }
 
 /// What became of a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It has changed the model.
     Applied { version: Version, staleness: u64 },
@@ -234,6 +239,13 @@ pub enum Order {
     Conclude,
     /// All workers have gone: the values now are the result.
     Finalize,
+    /// A checkpoint is about to be taken: no further push is applied until it is known which belong to it.
+    Pause { checkpoint: u64 },
+    /// The checkpoint consists of each worker's pushes before these; it is taken when the shard has settled those. Of workers
+    /// that are not named it consists of what has been settled.
+    Cut { checkpoint: u64, before: Vec<(WorkerId, Sequence)> },
+    /// The checkpoint is not taken: the shard goes on.
+    GoOn { checkpoint: u64 },
 }
 
 /// A worker that takes part.
@@ -281,6 +293,12 @@ pub enum Report {
     Records(Vec<Record>),
     /// How the shard stands; sent about once a second.
     Standing(Standing),
+    /// No further push is applied; of each worker the first that has not been settled here.
+    Paused { checkpoint: u64, next: Vec<(WorkerId, Sequence)> },
+    /// The checkpoint has been taken, and the shard goes on.
+    Taken { checkpoint: u64 },
+    /// The shard's part of the checkpoint is in the store, described in JSON, or why it is not.
+    Kept { checkpoint: u64, part: Result<String, String> },
     /// The result; its payload follows, every slice of the shard in order.
     Final { version: Version, examples: Examples, partial: u64, payload_bytes: u64 },
 }
@@ -340,6 +358,10 @@ pub struct Welcome {
     pub next: Resume,
     /// Whose data the worker has; for others nobody's.
     pub clients: Vec<ClientId>,
+    /// For a server, where checkpoints are kept; empty where there are none.
+    pub checkpoints: String,
+    /// For a server, the checkpoint that its shards begin with; without one they begin with the initial values.
+    pub restore: Option<u64>,
 }
 
 /// What a worker measured of itself.

@@ -14,10 +14,12 @@ pub use message::{
     Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
-pub use status::{Blocked, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
+pub use status::{
+    Blocked, CheckpointStatus, Checkpointed, Phase, ShardStatus, Status, WorkerState, WorkerStatus,
+};
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 

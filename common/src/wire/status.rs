@@ -5,7 +5,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::message::{Meter, Wait};
-use crate::ids::{Examples, Incarnation, ShardId, Step, Term, Version, WorkerId};
+use crate::ids::{Examples, Incarnation, Lineage, ShardId, Step, Term, Version, WorkerId};
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
@@ -35,10 +35,36 @@ pub struct Status {
     pub shards: Vec<ShardStatus>,
     /// Requests that have waited for others for a second or more, ordered by shard and worker.
     pub blocked: Vec<Blocked>,
+    pub checkpoints: CheckpointStatus,
     /// What the run waits for, in a sentence; empty when it moves.
     pub waiting: String,
     /// What is wrong and what to do, in sentences; empty when nothing is.
     pub advice: Vec<String>,
+}
+
+/// How a run's checkpoints stand.
+#[derive(Clone, Debug, Default, PartialEq, Archive, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// How often the run has been restored.
+    pub lineage: Lineage,
+    /// The newest that is complete.
+    pub newest: Option<Checkpointed>,
+    /// Those that were begun since the coordinator's process was started, and how many of them came to nothing.
+    pub begun: u64,
+    pub failed: u64,
+    /// Why the last one came to nothing; empty when it did not.
+    pub failure: String,
+}
+
+/// A checkpoint that is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Checkpointed {
+    pub number: u64,
+    /// Microseconds since 1970.
+    pub at_us: u64,
+    /// Examples applied, and federated rounds closed.
+    pub examples: Examples,
+    pub rounds: u64,
 }
 
 /// Where a run is in its life.

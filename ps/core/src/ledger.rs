@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Incarnation, Sequence, Step, Term, WorkerId};
 use windlass_common::wire::{Member, Outcome, Reject, Resume};
 
@@ -24,6 +25,25 @@ struct Entry {
     clock: Step,
     /// What became of the last pushes, the newest at the back; `None` while one is held.
     outcomes: VecDeque<Option<Outcome>>,
+}
+
+/// What a checkpoint remembers of one worker: pushes that were held belong to no checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Whose it is.
+    pub worker: WorkerId,
+    /// Whether it took part.
+    pub member: bool,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// The push it would make next.
+    pub sequence: Sequence,
+    /// The step of that.
+    pub step: Step,
+    /// Steps settled.
+    pub clock: Step,
+    /// What became of its last pushes, the newest last.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// What to do with a push, by its number.
@@ -52,6 +72,50 @@ impl Ledger {
     /// Nobody takes part yet. So many outcomes are remembered per worker: more than it may have pushes held at once.
     pub fn new(outcomes_max: usize) -> Self {
         Self { outcomes_max, term: Term(0), entries: BTreeMap::new() }
+    }
+
+    /// The ledger of a checkpoint. Who took part then does so again when it has joined again.
+    pub fn restored(outcomes_max: usize, rows: &[Row]) -> Self {
+        let entry = |row: &Row| Entry {
+            member: false,
+            incarnation: row.incarnation,
+            next: Resume { sequence: row.sequence, step: row.step },
+            clock: row.clock,
+            outcomes: row.outcomes.iter().copied().map(Some).collect(),
+        };
+        let entries = rows.iter().map(|row| (row.worker, entry(row))).collect();
+        Self { outcomes_max, term: Term(0), entries }
+    }
+
+    /// What a checkpoint remembers. A push that is held is as if it had not been taken, for the step in `held`; where workers
+    /// make it again under a new number it is void.
+    pub fn rows(&self, is_made_again: bool, held: impl Fn(WorkerId) -> Option<Step>) -> Vec<Row> {
+        let row = |(&worker, entry): (&WorkerId, &Entry)| {
+            let open = entry.outcomes.iter().take_while(|o| o.is_some()).count();
+            let (kept, taken_back) = match is_made_again {
+                true => (entry.outcomes.len(), 0),
+                false => (open, (entry.outcomes.len() - open) as u64),
+            };
+            let outcomes = entry.outcomes.iter().take(kept).map(|o| o.unwrap_or(Outcome::Void)).collect();
+            Row {
+                worker,
+                member: entry.member,
+                incarnation: entry.incarnation,
+                sequence: Sequence(entry.next.sequence.0 - taken_back),
+                step: held(worker).unwrap_or(entry.next.step),
+                clock: entry.clock,
+                outcomes,
+            }
+        };
+        self.entries.iter().map(row).collect()
+    }
+
+    /// Of each worker the first push that has not been settled.
+    pub fn unsettled(&self) -> impl Iterator<Item = (WorkerId, Sequence)> + '_ {
+        self.entries.iter().map(|(&worker, entry)| {
+            let open = entry.outcomes.iter().rev().take_while(|o| o.is_none()).count() as u64;
+            (worker, Sequence(entry.next.sequence.0 - open))
+        })
     }
 
     /// Notes who takes part from now on, and who did and has gone, under an incarnation that nobody has. Returns those

@@ -171,6 +171,15 @@ struct Stored {
     spares: Vec<SliceValues>,
 }
 
+/// One slice at one moment, with what the optimizer remembers of it.
+#[derive(Clone, Debug)]
+pub struct SliceState {
+    /// Its values.
+    pub values: SliceValues,
+    /// The optimizer's vectors, and how often it has updated the slice.
+    pub state: State,
+}
+
 /// A shard's slices.
 #[derive(Debug)]
 pub struct Store {
@@ -212,6 +221,44 @@ impl Store {
             .collect();
         let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
         Self { optimizer, version: Version(0), slices, mean: vec![0.0; longest], shown: None }
+    }
+
+    /// The slices of a checkpoint, in the order of the shape; so often had something been applied.
+    ///
+    /// # Panics
+    /// If there are not as many, or one has another length.
+    pub fn restored(
+        placement: &Placement,
+        shard: ShardId,
+        optimizer: Optimizer,
+        version: Version,
+        slices: Vec<SliceState>,
+    ) -> Self {
+        let shape = Shape::new(placement, shard);
+        assert_eq!(slices.len(), shape.parts.len(), "a checkpoint has every slice of {shard}");
+        let mut offset = 0;
+        let stored = |(&part, slice): (&Part, SliceState)| {
+            assert_eq!(slice.values.len() as u64, part.values, "slice {} of {shard}", part.slice);
+            let stored = Stored {
+                part,
+                offset,
+                changed: version,
+                current: slice.values,
+                state: slice.state,
+                spares: Vec::new(),
+            };
+            offset += stored.current.len();
+            stored
+        };
+        let slices: Vec<Stored> = shape.parts.iter().zip(slices).map(stored).collect();
+        let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
+        Self { optimizer, version, slices, mean: vec![0.0; longest], shown: None }
+    }
+
+    /// All slices with what the optimizer remembers of them, in order: the values by reference, the rest copied.
+    pub fn slices(&self) -> Vec<SliceState> {
+        let slice = |s: &Stored| SliceState { values: s.current.clone(), state: s.state.clone() };
+        self.slices.iter().map(slice).collect()
     }
 
     /// How often something has been applied.

@@ -146,6 +146,7 @@ impl Config {
             training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 1 << 40 },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
+            checkpoints: Default::default(),
             data: Data {
                 path: String::new(),
                 label_column: String::new(),

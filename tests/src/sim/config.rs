@@ -226,6 +226,7 @@ impl Config {
             },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
+            checkpoints: Default::default(),
             data: Data {
                 path: String::new(),
                 label_column: String::new(),

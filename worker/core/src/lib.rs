@@ -15,6 +15,12 @@ pub enum Event {
         /// Where it goes on.
         next: Resume,
     },
+    /// The run has been taken back to a checkpoint, and the coordinator has admitted it there. Whatever it had is of another
+    /// history.
+    Restored {
+        /// Where it goes on.
+        next: Resume,
+    },
     /// Values are wanted for the next step.
     Pull,
     /// A gradient is ready, computed on the values at hand.
@@ -239,6 +245,7 @@ impl Worker {
     pub fn handle(&mut self, event: Event, out: &mut Vec<Effect>) {
         match event {
             Event::Joined { next } => self.joined(next, out),
+            Event::Restored { next } => self.restored(next, out),
             Event::Pull => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 self.wants_values = true;
@@ -293,6 +300,23 @@ impl Worker {
             // It has been settled on every shard while this worker was away, or the others are beyond its step.
             let is_settled = pushed.sequence < next.sequence;
             out.push(Effect::Taken(if is_settled { Taken::Applied } else { Taken::Unused }));
+        }
+        if busy && self.wants_values {
+            self.pull_from_all(next.step, out);
+        }
+    }
+
+    fn restored(&mut self, next: Resume, out: &mut Vec<Effect>) {
+        let busy = self.is_busy();
+        for link in &mut self.links {
+            (link.awaits_push, link.awaits_values) = (false, false);
+            link.have = None;
+            link.taken = None;
+        }
+        (self.is_ready, self.finished) = (false, false);
+        self.next = next;
+        if self.in_flight.take().is_some() {
+            out.push(Effect::Taken(Taken::Unused));
         }
         if busy && self.wants_values {
             self.pull_from_all(next.step, out);
@@ -505,6 +529,21 @@ mod tests {
         assert_eq!(sent[0], Effect::Taken(Taken::Unused));
         let pull = Pull { step: Step(4), have: None };
         assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
+    }
+
+    #[test]
+    fn a_push_of_another_history_is_not_sent_again() {
+        for until in [Until::Settled, Until::Held] {
+            let mut worker = ready();
+            worker.until = until;
+            worker.next = next(7, 7);
+            handle(&mut worker, PUSH);
+            let sent = handle(&mut worker, Event::Restored { next: next(3, 3) });
+            assert_eq!(sent[0], Effect::Taken(Taken::Unused));
+            let pull = Pull { step: Step(3), have: None };
+            assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
+            assert_eq!((sent.len(), worker.step()), (3, Step(3)));
+        }
     }
 
     #[test]

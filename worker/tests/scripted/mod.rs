@@ -53,6 +53,7 @@ pub(crate) fn plan(shards: u32) -> Plan {
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 100 },
         optimizer: "sgd".parse().unwrap(),
         schedule: Schedule { rate: 0.1, warm_up: 0.0, shape: Shape::Constant },
+        checkpoints: Default::default(),
         data: Data {
             path: String::new(),
             label_column: String::new(),

@@ -43,8 +43,8 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
-    /// As the mode and the membership of the plan say.
-    pub(crate) fn new(plan: &Plan) -> Self {
+    /// As the mode and the membership of the plan say; this step is open.
+    pub(crate) fn new(plan: &Plan, open: Step) -> Self {
         let (enough, rest) = match (rules::rules(plan).0, plan.cluster.membership) {
             (Apply::Hold { backup }, Membership::Fixed) => {
                 (Enough::Count((plan.cluster.workers - backup) as usize), Rest::Late)
@@ -64,7 +64,7 @@ impl Closing {
         };
         let shards = plan.cluster.shards() as usize;
         let (expected, arrived) = (BTreeSet::new(), BTreeMap::new());
-        Self { shards, rest, enough, open: Step(0), expected, arrived }
+        Self { shards, rest, enough, open, expected, arrived }
     }
 
     /// The training begins with these.

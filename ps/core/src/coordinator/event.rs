@@ -3,6 +3,7 @@
 use windlass_common::ids::{ClientId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::wire::{Body, Entry, Member, Meter, Order, Report, Stop, Task, WorkerReport};
 
+use super::checkpoints::Complete;
 use crate::SessionId;
 
 /// What can happen to the coordinator.
@@ -75,6 +76,23 @@ pub enum Event {
         session: Option<SessionId>,
         /// In words.
         reason: String,
+    },
+    /// The process of the coordinator is to end.
+    ShutDown {
+        /// In words.
+        reason: String,
+    },
+    /// Somebody wants a checkpoint now.
+    Checkpoint {
+        /// The control stream of an observer.
+        session: SessionId,
+    },
+    /// The manifest of a checkpoint is in the store, or could not be written.
+    CheckpointKept {
+        /// Its number.
+        number: u64,
+        /// Why it is not there.
+        kept: Result<(), String>,
     },
     /// A client has gone from a round.
     Dropped {
@@ -172,6 +190,26 @@ pub enum Effect {
         step: Step,
         /// In the order of their reduction.
         cohort: Vec<Entry>,
+    },
+    /// Of what a checkpoint consists has been decided, and the shards are about to be told. For the counts of the run.
+    CheckpointCut {
+        /// Its number.
+        number: u64,
+    },
+    /// Every shard's part of a checkpoint is in the store: write its manifest.
+    KeepCheckpoint(Complete),
+    /// A checkpoint is complete, or has come to nothing. For the log of the run.
+    Checkpointed {
+        /// Its number.
+        number: u64,
+        /// Why it has come to nothing.
+        failure: Option<String>,
+    },
+    /// The run goes back to its last checkpoint: this coordinator is done, and another one goes on in a new lineage with
+    /// whoever joins again.
+    RollBack {
+        /// In words.
+        why: String,
     },
     /// Every shard has delivered its part of the result: write it.
     Store,

@@ -69,6 +69,11 @@ impl Worker {
         }
     }
 
+    /// One that has had lives before the run was restored.
+    pub(super) fn expected_again(now: Time, incarnation: Incarnation) -> Self {
+        Self { incarnation, ..Self::expected(now) }
+    }
+
     pub(super) fn is_active(&self) -> bool {
         self.state == WorkerState::Active
     }
@@ -185,6 +190,8 @@ impl Coordinator {
     ) {
         let shards = self.plan.cluster.shards() as usize;
         let is_open = self.phase == Phase::Training;
+        // Who was not there at the checkpoint that the run goes on from begins with those who were.
+        let slowest_then = self.restore.as_ref().filter(|r| !r.members.contains(&id)).map(|r| r.slowest);
         let (step, apply) = (self.closing.open(), rules::rules(&self.plan).0);
         let is_elastic = self.is_elastic();
         let Some(worker) = self.workers.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
@@ -207,6 +214,9 @@ impl Coordinator {
                 }
                 Apply::HoldAll | Apply::Round { .. } | Apply::Buffer { .. } => next.step,
             };
+        }
+        if let (Some(slowest), Apply::Immediate { .. } | Apply::Mix { .. }) = (slowest_then, apply) {
+            next.step = next.step.max(slowest);
         }
         pending.next = Some(next);
         let order = Order::Settle { worker: id, incarnation, next, void_missing: !is_first };
@@ -404,7 +414,7 @@ impl Coordinator {
         if let Some((id, address)) = server
             && (!self.is_over() || self.lacks_result_of(id))
         {
-            self.fail(format!("{id} at {address} is gone: {why}"), out);
+            self.server_gone(format!("{id} at {address} is gone: {why}"), out);
         }
     }
 

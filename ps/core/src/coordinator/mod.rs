@@ -1,5 +1,6 @@
 //! Decides who takes part in a run, when steps close for all shards, and when the run is over.
 
+mod checkpoints;
 mod closing;
 mod ending;
 mod event;
@@ -9,21 +10,24 @@ mod progress;
 mod rounds;
 mod standing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use windlass_common::cohort::Hosts;
-use windlass_common::ids::{ClientId, Incarnation, RunId, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Mode, Plan};
 use windlass_common::wire::{Body, Entry, Order, Phase, Reject, Report, Resume, Stop, Welcome, WorkerReport};
 
+pub use checkpoints::{AGAIN_AFTER_S, Complete, GRACE_S, RunState, TAKEN_WITHIN_S};
 pub use event::{Effect, Event};
 
+use crate::coordinator::checkpoints::Checkpoints;
 use crate::coordinator::closing::Closing;
 use crate::coordinator::members::Worker;
 use crate::coordinator::progress::Progress;
 use crate::coordinator::rounds::Rounds;
 use crate::coordinator::standing::Standings;
 use crate::rules::{self, Rejoin};
+use crate::shard::ShardState;
 use crate::{SessionId, Time};
 
 /// Observers that may be connected at once.
@@ -43,6 +47,9 @@ pub const NOT_YET_NOTICE_S: u64 = 2;
 pub struct Coordinator {
     plan: Plan,
     run: RunId,
+    lineage: Lineage,
+    /// What the run goes on from, if not from its beginning.
+    restore: Option<Restore>,
     phase: Phase,
     term: Term,
     /// When it was told something last.
@@ -59,6 +66,7 @@ pub struct Coordinator {
     rounds: Option<Rounds>,
     progress: Progress,
     standings: Standings,
+    checkpoints: Checkpoints,
     results: BTreeMap<ShardId, ()>,
     failure: Option<String>,
     /// When the first worker left, and since when the result is being collected.
@@ -72,30 +80,92 @@ struct Server {
     address: String,
 }
 
+/// What a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    /// The checkpoint; without one it begins with the initial values.
+    pub checkpoint: Option<u64>,
+    /// What the coordinator remembered in it.
+    pub state: RunState,
+    /// Who took part then.
+    pub members: BTreeSet<WorkerId>,
+    /// The slowest clock of those.
+    pub slowest: Step,
+    /// The number of the next checkpoint: above that of any that was begun.
+    pub next: u64,
+}
+
+impl Restore {
+    /// From this checkpoint; `shards` is what each of its shards knew of the workers.
+    pub fn new(checkpoint: u64, mut state: RunState, shards: &[ShardState], next: u64) -> Self {
+        let mut members = BTreeSet::new();
+        // A shard may have learned of a life after the coordinator's part was taken.
+        for row in shards.iter().flat_map(|shard| &shard.workers) {
+            let incarnation = state.incarnations.entry(row.worker).or_default();
+            *incarnation = row.incarnation.max(*incarnation);
+            if row.member {
+                members.insert(row.worker);
+            }
+        }
+        let then = shards.first().into_iter().flat_map(|shard| &shard.workers).filter(|row| row.member);
+        let slowest = then.map(|row| row.clock).min().unwrap_or_default();
+        for shard in shards {
+            state.examples = state.examples.max(shard.examples);
+        }
+        if let Some(first) = shards.first() {
+            state.steps = first.version.0;
+        }
+        Self { checkpoint: Some(checkpoint), state, members, slowest, next }
+    }
+
+    /// Where no checkpoint was complete.
+    pub fn from_the_beginning(state: RunState, next: u64) -> Self {
+        Self { checkpoint: None, state, members: BTreeSet::new(), slowest: Step(0), next }
+    }
+}
+
 impl Coordinator {
     /// A coordinator that waits for the planned servers and workers.
     pub fn new(plan: Plan, run: RunId, now: Time) -> Self {
+        Self::in_lineage(plan, run, Lineage(0), None, now)
+    }
+
+    /// A coordinator that waits for the planned servers and workers in order to go on with a run in a new lineage.
+    pub fn restored(plan: Plan, run: RunId, lineage: Lineage, restore: Restore, now: Time) -> Self {
+        Self::in_lineage(plan, run, lineage, Some(restore), now)
+    }
+
+    fn in_lineage(plan: Plan, run: RunId, lineage: Lineage, restore: Option<Restore>, now: Time) -> Self {
+        let state = restore.as_ref().map(|r| r.state.clone()).unwrap_or_default();
         let rounds = match &plan.mode {
-            Mode::Fedavg(fedavg) => Some(Rounds::new(&plan, fedavg)),
+            Mode::Fedavg(fedavg) => Some(Rounds::new(&plan, fedavg, state.rounds, state.concluded)),
             _ => None,
         };
         let planned: Vec<WorkerId> = plan.cluster.worker_ids().collect();
+        let worker = |id: WorkerId| {
+            let incarnation = state.incarnations.get(&id).copied().unwrap_or_default();
+            (id, Worker::expected_again(now, incarnation))
+        };
+        let next = restore.as_ref().map_or(1, |r| r.next);
         Self {
             run,
+            lineage,
             phase: Phase::Gathering,
-            term: Term(0),
+            term: state.term,
             now,
             began: now,
             told: now,
             servers: BTreeMap::new(),
-            workers: plan.cluster.possible_workers().map(|w| (w, Worker::expected(now))).collect(),
+            workers: plan.cluster.possible_workers().map(worker).collect(),
             rejoin: rules::rejoin(&plan),
             hosts: plan.hosts(&planned),
             observers: Vec::new(),
-            closing: Closing::new(&plan),
+            closing: Closing::new(&plan, state.open),
             rounds,
-            progress: Progress::default(),
+            progress: Progress::from(state.examples, state.steps),
             standings: Standings::default(),
+            checkpoints: Checkpoints::new(&plan, lineage, next, now, state.steps.max(state.rounds)),
+            restore,
             results: BTreeMap::new(),
             failure: None,
             ending: None,
@@ -107,6 +177,11 @@ impl Coordinator {
     /// Which run this is.
     pub fn run(&self) -> RunId {
         self.run
+    }
+
+    /// How often the run has been restored.
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// The membership now.
@@ -153,6 +228,9 @@ impl Coordinator {
                     self.fail(reason, out);
                 }
             }
+            Event::ShutDown { reason } => self.shut_down(now, reason, out),
+            Event::Checkpoint { session } => self.checkpoint_asked(now, session, out),
+            Event::CheckpointKept { number, kept } => self.checkpoint_kept(now, number, kept, out),
             Event::Dropped { session, client, step } => self.dropped(now, session, client, step, out),
             Event::Conclude { session } => self.conclude(now, session, out),
             Event::Report { shard, report } => self.report(now, shard, report, out),
@@ -186,7 +264,7 @@ impl Coordinator {
         }
         if let Some(before) = self.servers.get(&server) {
             let reason = format!("{server} joined a second time, from {address} after {}", before.address);
-            self.fail(reason, out);
+            self.server_gone(reason, out);
             return;
         }
         self.servers.insert(server, Server { session, address });
@@ -220,6 +298,9 @@ impl Coordinator {
                 }
             }
             Report::Records(records) => self.progress.records(shard, &records),
+            Report::Paused { checkpoint, next } => self.paused(shard, checkpoint, next, out),
+            Report::Taken { checkpoint } => self.taken(shard, checkpoint),
+            Report::Kept { checkpoint, part } => self.kept(now, shard, checkpoint, part, out),
             Report::Standing(standing) => self.standings.report(now, shard, standing),
             Report::Final { .. } => {
                 self.results.insert(shard, ());
@@ -338,6 +419,8 @@ impl Coordinator {
             servers,
             next,
             clients,
+            checkpoints: String::new(),
+            restore: self.restore.as_ref().and_then(|r| r.checkpoint),
         })
     }
 
@@ -351,6 +434,7 @@ impl Coordinator {
                     self.close_if_due(now, out);
                 }
                 self.abandon_if_stuck(now, out);
+                self.checkpoint_if_due(now, out);
             }
             Phase::Finishing => {
                 let since = *self.finishing.get_or_insert(now);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{Examples, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Goal, Plan};
-use windlass_common::wire::{Meter, Outcome, Phase, Record, Status};
+use windlass_common::wire::{CheckpointStatus, Meter, Outcome, Phase, Record, Status};
 
 /// The loss shown is a mean over about this many pushes.
 const LOSS_PUSHES: f32 = 50.0;
@@ -28,6 +28,21 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Of a run that has come so far already.
+    pub(crate) fn from(examples: Examples, steps: u64) -> Self {
+        Self { examples, examples_most: examples, steps, ..Self::default() }
+    }
+
+    /// Examples applied on shard 0.
+    pub(crate) fn examples(&self) -> Examples {
+        self.examples
+    }
+
+    /// Optimizer steps of shard 0.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     pub(crate) fn records(&mut self, shard: ShardId, records: &[Record]) {
         let applied = records.iter().map(|r| r.examples_applied).max().unwrap_or_default();
         self.examples_most = self.examples_most.max(applied);
@@ -100,6 +115,7 @@ impl Progress {
             workers: Vec::new(),
             shards: Vec::new(),
             blocked: Vec::new(),
+            checkpoints: CheckpointStatus::default(),
             waiting: String::new(),
             advice: Vec::new(),
         }

@@ -19,6 +19,8 @@ pub(crate) struct Rounds {
     open: Option<Open>,
     closed: u64,
     concluded: bool,
+    /// Whether a round has been opened since the workers joined; those that have just done so still load their data.
+    is_warm: bool,
     /// Workers that were away for too long: nobody waits for their clients.
     given_up: BTreeSet<WorkerId>,
 }
@@ -33,17 +35,23 @@ struct Open {
 }
 
 impl Rounds {
-    pub(crate) fn new(plan: &Plan, fedavg: &Fedavg) -> Self {
+    pub(crate) fn new(plan: &Plan, fedavg: &Fedavg, closed: u64, concluded: bool) -> Self {
         Self {
             fedavg: fedavg.clone(),
             seed: plan.seed,
             clients: plan.clients.count,
             sizes: plan.clients.sizes.clone(),
             open: None,
-            closed: 0,
-            concluded: false,
+            closed,
+            concluded,
+            is_warm: false,
             given_up: BTreeSet::new(),
         }
+    }
+
+    /// Whether no further round is to be opened.
+    pub(crate) fn is_concluded(&self) -> bool {
+        self.concluded
     }
 
     /// Rounds closed.
@@ -84,11 +92,12 @@ impl Rounds {
         let Fedavg { sampler, asked, hosting, deadline_ms, .. } = &self.fedavg;
         let chosen = cohort::choose(sampler, self.seed, self.closed, self.clients, &self.sizes, *asked);
         let tasks = cohort::deal(*hosting, &chosen, &self.sizes, hosts, members);
-        // Workers that have just joined still load their data: the time of round 0 begins with its first word.
-        let deadline = deadline_ms.filter(|_| self.closed > 0).map(|ms| after(now, ms));
+        // The time of the first round begins with its first word.
+        let deadline = deadline_ms.filter(|_| self.is_warm).map(|ms| after(now, ms));
         let is_away = |w: WorkerId| self.given_up.contains(&w) || !members.contains(&w);
         let in_vain = tasks.iter().filter(|t| is_away(t.worker)).map(|t| t.client).collect();
         self.open = Some(Open { tasks: tasks.clone(), dropped: in_vain, deadline });
+        self.is_warm = true;
         Some((Step(self.closed), tasks))
     }
 
@@ -241,6 +250,7 @@ mod tests {
             open: None,
             closed: 0,
             concluded: false,
+            is_warm: false,
             given_up: BTreeSet::new(),
         };
         open(&mut rounds, 0).unwrap();

@@ -106,6 +106,7 @@ impl Coordinator {
             workers: workers.collect(),
             shards: self.standings.shards(now),
             blocked: self.standings.blocked(now),
+            checkpoints: self.checkpoints.status.clone(),
             waiting: explain::waiting(self),
             ..self.progress.status(self.phase, self.term, &self.plan, rounds)
         };

@@ -6,6 +6,7 @@ use windlass_common::ids::{
 use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Wait};
 
 use crate::SessionId;
+use crate::shard::Image;
 use crate::store::Snapshot;
 
 /// What can happen to a shard. `B` holds the floats of a gradient.
@@ -66,6 +67,13 @@ pub enum Effect {
     Report(Report),
     /// Write to the log of the run.
     Record(Record),
+    /// The shard's part of a checkpoint: keep it, and tell the coordinator whether it is kept.
+    Image {
+        /// Its number.
+        checkpoint: u64,
+        /// What it holds.
+        image: Box<Image>,
+    },
     /// The result: the values after everybody has gone. Tell the coordinator.
     Final {
         /// The values.

@@ -1,5 +1,6 @@
 //! Decides, for one shard, when a push counts and when a pull is answered.
 
+mod cut;
 mod event;
 mod orders;
 mod snapshots;
@@ -14,6 +15,8 @@ use windlass_common::reduce::{Contribution, Scaled};
 use windlass_common::schedule::Schedule;
 use windlass_common::wire::{Entry, Outcome, Pull, Push, Record, Reject, Report, Task, Wait};
 
+use cut::Cut;
+pub use cut::{Image, ShardState};
 pub use event::{Effect, Event, Reply, Request};
 use snapshots::Snapshots;
 pub use snapshots::{SNAPSHOTS_MAX, SNAPSHOTS_MIN, WAITERS_MAX};
@@ -67,6 +70,9 @@ pub struct Shard<B> {
     previous: Option<Snapshot>,
     snapshots: Snapshots,
     partial: u64,
+    cut: Cut,
+    /// Requests with pushes that belong to no checkpoint that is being taken: at most one per worker.
+    aside: BTreeMap<WorkerId, Request<B>>,
     /// When it has last told how it stands.
     told: Time,
 }
@@ -133,6 +139,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 SNAPSHOT_BYTES / (4 * layout.total()).max(1),
             ),
             partial: 0,
+            cut: Cut::None,
+            aside: BTreeMap::new(),
             told: Time(0),
         };
         shard.keep_snapshot_if_due(&mut Vec::new());
@@ -156,6 +164,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             Event::PullSnapshot { session, point } => self.snapshots.ask(now, session, point, out),
             Event::Closed { session } => {
                 self.parked.retain(|_, p| p.session != session);
+                self.aside.retain(|_, r| r.session != session);
                 self.snapshots.forget(session);
             }
             Event::Order(order) => self.order(now, order, out),
@@ -164,9 +173,14 @@ impl<B: AsRef<[f32]>> Shard<B> {
     }
 
     fn request(&mut self, now: Time, request: Request<B>, out: &mut Vec<Effect>) {
+        let heard = self.hear(request.run, request.lineage, request.worker, request.incarnation);
+        let is_aside = |(push, _): &(Push, B)| self.is_aside(request.worker, push.sequence);
+        if heard.is_ok() && request.push.as_ref().is_some_and(is_aside) {
+            self.set_aside(request);
+            return;
+        }
         let Request { session, worker, term, incarnation, push, pull, .. } = request;
         let sequence = push.as_ref().map(|(p, _)| p.sequence);
-        let heard = self.hear(request.run, request.lineage, worker, incarnation);
         let heard = heard.and_then(|()| match push {
             Some((push, gradient)) => {
                 self.push(now, Held { session, term, incarnation, push, gradient }, worker, out)
@@ -180,6 +194,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
         if let Err(reason) = answered {
             out.push(Effect::Reply { session, reply: Reply::Rejected { sequence, reason } });
         }
+        self.take_cut_if_due(now, out);
     }
 
     fn hear(

@@ -62,7 +62,11 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 let snapshot = self.snapshot();
                 out.push(Effect::Final { snapshot, partial: self.partial });
             }
+            Order::Pause { checkpoint } => self.pause(checkpoint, out),
+            Order::Cut { checkpoint, before } => self.cut(now, checkpoint, &before, out),
+            Order::GoOn { checkpoint } => self.go_on(now, checkpoint, out),
         }
+        self.take_cut_if_due(now, out);
     }
 
     fn void_up_to(

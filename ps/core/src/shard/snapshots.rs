@@ -42,6 +42,12 @@ impl Snapshots {
         Self { every, most, kept: VecDeque::new(), next: 0, waiters: BTreeMap::new(), ended: false }
     }
 
+    /// The shard begins with values that are so far already; points before them are gone.
+    pub(crate) fn go_on_at(&mut self, position: u64) {
+        self.kept.clear();
+        self.next = position / self.every;
+    }
+
     /// Evaluation points kept.
     pub(crate) fn len(&self) -> usize {
         self.kept.len()

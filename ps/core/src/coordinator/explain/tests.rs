@@ -39,6 +39,7 @@ fn plan(membership: Membership, mode: Mode) -> Plan {
         training: Training { batch: 1, passes: 1000.0, compute_threads: 1, evaluate_every: 1 << 40 },
         optimizer: Optimizer::default(),
         schedule: Default::default(),
+        checkpoints: Default::default(),
         data: Data {
             path: String::new(),
             label_column: String::new(),
