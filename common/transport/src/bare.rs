@@ -10,11 +10,13 @@ use std::time::Duration;
 
 pub use quinn;
 
+use aws_lc_rs::hmac;
 use quinn::congestion::CubicConfig;
 use quinn::{
     AsyncUdpSocket, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::error::TransportError;
@@ -44,7 +46,22 @@ pub fn endpoint(
     let bind = |source| TransportError::Bind { address, source };
     let socket = socket(address, limits).map_err(bind)?;
     let socket = runtime.wrap_udp_socket(socket).map_err(bind)?;
-    over(socket, endpoint_config(limits)?, identity, limits)
+    let mut config = endpoint_config(limits)?;
+    recognise_after_restart(&mut config, identity);
+    over(socket, config, identity, limits)
+}
+
+/// A process that was restarted on the same port with the same identity tells peers of its earlier life at once that their
+/// connections are gone (RFC 9000, section 10.3), instead of letting them wait for the idle timeout: it makes the same reset
+/// tokens, and recognises the connection ids it has given out.
+fn recognise_after_restart(config: &mut EndpointConfig, identity: &Identity) {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, identity.key().secret_der());
+    let derived = |label: &str| hmac::sign(&secret, label.as_bytes());
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, derived("windlass stateless reset").as_ref());
+    config.reset_key(Arc::new(reset));
+    let ids = derived("windlass connection ids");
+    let ids = u64::from_le_bytes(ids.as_ref()[..8].try_into().expect("a hash of 32 bytes has 8"));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
 }
 
 /// The same over any socket, such as one end of a simulated network, with the configuration that [`endpoint_config`]
