@@ -77,6 +77,11 @@ pub enum Purpose<'a> {
     },
     /// When and how processes are disturbed in a schedule of faults.
     Disturbance,
+    /// What a faulty store does with one operation.
+    Storage {
+        /// The number of the operation, from 0.
+        operation: u64,
+    },
     /// One part of what is drawn for a simulated cluster: its configuration, its network, a worker's steps.
     Simulation(u64),
 }
@@ -98,6 +103,7 @@ impl Purpose<'_> {
             Self::Delivery => (b"delivery", 0, 0),
             Self::Link { link } => (b"link\0\0\0\0", link, 0),
             Self::Disturbance => (b"disturb\0", 0, 0),
+            Self::Storage { operation } => (b"storage\0", operation, 0),
             Self::Simulation(part) => (b"simulate", part, 0),
         }
     }
@@ -229,6 +235,7 @@ mod tests {
             Purpose::Link { link: 0 },
             Purpose::Link { link: 1 },
             Purpose::Disturbance,
+            Purpose::Storage { operation: 0 },
             Purpose::Simulation(0),
             Purpose::Simulation(1),
         ]
@@ -236,7 +243,7 @@ mod tests {
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 24);
+        assert_eq!(first.len(), 25);
     }
 
     #[test]
