@@ -150,6 +150,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
                 Shape::default()
             }),
         },
+        checkpoints: Default::default(),
         data: Data {
             path: String::new(),
             label_column: recipe.label_column.clone(),
