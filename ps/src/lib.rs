@@ -2,12 +2,16 @@
 
 pub mod clock;
 mod coordinator;
+mod follower;
+mod keeper;
+mod leader;
 mod meter;
+mod restore;
 mod run_directory;
 mod server;
 mod session;
 mod shard;
 
-pub use coordinator::EVENTS_FILE;
+pub use coordinator::{DECISIONS_FILE, EVENTS_FILE};
 pub use run_directory::{MODEL_FILE, PLAN_FILE, SUMMARY_FILE};
-pub use server::{Options, Part, SILENCE_MAX, limits, serve, serve_within};
+pub use server::{CHECKPOINTS, Options, Part, SILENCE_MAX, limits, serve, serve_within};

@@ -50,6 +50,15 @@ struct Flags {
     #[arg(long, value_name = "DIR", conflicts_with = "coordinator")]
     run_dir: Option<PathBuf>,
 
+    /// Go on with the run in --run-dir from its newest sound checkpoint, or from its beginning if it has none. For server 0.
+    #[arg(long, conflicts_with = "coordinator")]
+    resume: bool,
+
+    /// Where checkpoints are kept: a folder that every server can reach, or s3://BUCKET/PREFIX, gs:// or az:// in a build
+    /// with --features object-store [default: RUN_DIR/checkpoints]. For server 0.
+    #[arg(long, value_name = "LOCATION", conflicts_with = "coordinator")]
+    checkpoints: Option<String>,
+
     /// How long to try to reach the coordinator, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_deadline: u64,
@@ -73,7 +82,8 @@ fn run(flags: Flags) -> Result<(), Failure> {
             let text = std::fs::read_to_string(&path).with_context(name).or_exit(Exit::Input)?;
             let plan = Plan::parse(&text).with_context(name).or_exit(Exit::Input)?;
             let run_directory = flags.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&plan.name));
-            Part::Coordinator { plan: Box::new(plan), run_directory }
+            let (resume, checkpoints) = (flags.resume, flags.checkpoints);
+            Part::Coordinator { plan: Box::new(plan), run_directory, resume, checkpoints }
         }
         (None, Some(coordinator)) => Part::Follower { coordinator },
         (None, None) => unreachable!("one of --plan and --coordinator is required"),

@@ -7,44 +7,43 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
-use bytes::Bytes;
-use crossbeam::channel::{self, Sender};
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
+use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Lineage, RunId, ServerId, ShardId};
+use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Report, Stop};
+use windlass_common::wire::{Body, Envelope, Header, Reject, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::coordinator::Event;
 use windlass_ps_core::shard::Shard;
 use windlass_ps_core::store::Snapshot;
 use windlass_transport::{
-    Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Priority,
-    Role, bytes_of, resolve,
+    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Role,
 };
 
-use crate::coordinator::{self, Control, Input};
+use crate::coordinator::{self, Control};
+use crate::follower::{self, Waits};
+use crate::leader::{self, Lead};
 use crate::meter::Meters;
-use crate::run_directory::RunDirectory;
+use crate::restore;
 use crate::session;
 use crate::shard::{self, ShardLink, ShardMessage};
 
+/// The folder of a run directory where checkpoints are kept, unless it is said where.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// Gradient buffers kept for use again, in bytes.
-const POOL_BYTES_MAX: usize = 1 << 30;
+pub(crate) const POOL_BYTES_MAX: usize = 1 << 30;
 /// A stream that says nothing for this long after it was opened is given up.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// A peer that says nothing for so long where a word is due, or takes nothing of a frame or sends nothing more of one, is
 /// given up. The coordinator says every other second that it lives.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often a server tells the coordinator how many bytes it has exchanged.
-const METER_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const METER_EVERY: Duration = Duration::from_millis(200);
 /// How long the last messages may take.
-const FAREWELL: Duration = Duration::from_secs(3);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 /// Longest first message of a stream.
 const FIRST_BYTES_MAX: usize = 64 << 10;
 const MIB: u64 = 1 << 20;
@@ -73,6 +72,11 @@ pub enum Part {
         plan: Box<Plan>,
         /// Where the run leaves what it made.
         run_directory: PathBuf,
+        /// Whether the run that the directory holds is gone on with.
+        resume: bool,
+        /// Where checkpoints are kept, if not in the run directory: a folder that every server can reach, or the address of an
+        /// object store.
+        checkpoints: Option<String>,
     },
     /// It follows the coordinator at this address.
     Follower {
@@ -121,14 +125,23 @@ pub async fn serve_within(
     let address = endpoint.local_address().or_exit(Exit::Network)?;
     ready(address);
     let stop = match (options.identity.role(), options.part) {
-        (Role::Server(ServerId(0)), Part::Coordinator { plan, run_directory }) => {
+        (Role::Server(ServerId(0)), Part::Coordinator { plan, run_directory, resume, checkpoints }) => {
             let advertise = options.advertise.unwrap_or_else(|| address.to_string());
-            coordinate(&endpoint, *plan, run_directory, advertise, silence, interrupted).await?
+            let checkpoints = match checkpoints {
+                Some(location) => location,
+                None => std::path::absolute(run_directory.join(CHECKPOINTS))
+                    .or_exit(Exit::System)?
+                    .display()
+                    .to_string(),
+            };
+            let run_directory = &run_directory;
+            let lead = Lead { plan: *plan, run_directory, resume, checkpoints, advertise, silence };
+            leader::lead(&endpoint, lead, interrupted).await?
         }
         (Role::Server(id), Part::Follower { coordinator }) if id != ServerId(0) => {
             let joining = Body::JoinServer { address: options.advertise, port: address.port() };
             let waits = Waits { connect: options.connect_deadline, silence };
-            follow(&endpoint, id, &coordinator, joining, waits, interrupted).await?
+            follower::follow(&endpoint, id, &coordinator, joining, waits, interrupted).await?
         }
         (role, part) => {
             let needed = match part {
@@ -147,352 +160,84 @@ pub async fn serve_within(
     }
 }
 
-/// How long a follower waits for the coordinator: to be reached, and for its next word.
-#[derive(Clone, Copy)]
-struct Waits {
-    connect: Duration,
-    silence: Duration,
-}
-
 /// What every connection task shares.
-struct Shared {
+pub(crate) struct Shared {
     /// How long a peer may stand still in the middle of a frame.
-    silence: Duration,
-    envelope: Envelope,
-    shards: Vec<(ShardId, ShardLink)>,
-    pool: Arc<Pool>,
-    meters: Meters,
-    sessions: Arc<AtomicU64>,
-    control: Option<Arc<Control>>,
+    pub(crate) silence: Duration,
+    pub(crate) envelope: Envelope,
+    pub(crate) shards: Vec<(ShardId, ShardLink)>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) guests: Guests,
+    pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) control: Option<Arc<Control>>,
 }
 
-async fn coordinate(
-    endpoint: &Endpoint,
-    plan: Plan,
-    run_directory: PathBuf,
-    advertise: String,
-    silence: Duration,
-    interrupted: impl Future<Output = ()>,
-) -> Result<Stop, Failure> {
-    let directory = RunDirectory::create(&run_directory, &plan).or_exit(Exit::System)?;
-    let run = RunId(crate::clock::now().0.rotate_left(20) ^ u64::from(std::process::id()));
-    let envelope = envelope_of(run);
-    let (inputs, receiver) = channel::bounded(coordinator::MESSAGES_MAX);
-    let (ended, mut end) = oneshot::channel();
-    coordinator::spawn(plan.clone(), run, directory, receiver, ended).or_exit(Exit::System)?;
-    let served = Arc::new(std::sync::OnceLock::<Arc<Shared>>::new());
-    let mut shards = Vec::new();
-    for shard in plan.cluster.shards_of(ServerId(0)) {
-        let (to_coordinator, shared) = (inputs.clone(), Arc::clone(&served));
-        let tell = move |message| {
-            let input = match message {
-                ShardMessage::Report(report) => Input::Event(Event::Report { shard, report }),
-                ShardMessage::Final { snapshot, partial } => {
-                    if let Some(shared) = shared.get() {
-                        measure(&to_coordinator, shared);
-                    }
-                    let (report, values) = result(&snapshot, partial);
-                    Input::Result {
-                        shard,
-                        report,
-                        values: values.iter().flat_map(|v| v.iter().copied()).collect(),
-                    }
-                }
-            };
-            let _ = to_coordinator.send(input);
-        };
-        let link = start_shard(&plan, run, shard, tell)?;
-        coordinator::tell(&inputs, Input::LocalShard { shard, link: link.clone() }).await;
-        shards.push((shard, link));
-    }
-    let sessions = Arc::new(AtomicU64::new(1));
-    let (alive, mut all_written) = mpsc::channel(1);
-    let control = Control {
-        plan,
-        inputs: inputs.clone(),
-        alive: Mutex::new(Some(alive)),
-        sessions: Arc::clone(&sessions),
-    };
-    let control = Arc::new(control);
-    let shared = Arc::new(Shared {
-        silence,
-        envelope,
-        shards,
-        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
-        meters: Meters::default(),
-        sessions,
-        control: Some(Arc::clone(&control)),
-    });
-    let _ = served.set(Arc::clone(&shared));
-    let joined = Event::ServerJoined { session: SessionId(0), server: ServerId(0), address: advertise };
-    coordinator::tell(&inputs, Input::Event(joined)).await;
+/// Whoever is connected in one life of the run: when it goes back, they all have to come again.
+#[derive(Default)]
+pub(crate) struct Guests(Mutex<Inner>);
 
-    let mut interrupted = std::pin::pin!(interrupted);
-    let mut is_interrupted = false;
-    let mut every = tokio::time::interval(METER_EVERY);
-    let stop = loop {
-        tokio::select! {
-            stop = &mut end => break stop.unwrap_or(Stop::Failed { reason: "the coordinator's thread is gone".into() }),
-            () = &mut interrupted, if !is_interrupted => {
-                is_interrupted = true;
-                let reason = "server 0 was told to end".into();
-                coordinator::tell(&inputs, Input::Event(Event::Abort { session: None, reason })).await;
-            }
-            incoming = endpoint.accept() => match incoming {
-                Some(incoming) => {
-                    tokio::spawn(connection(incoming, Arc::clone(&shared)));
-                }
-                None => break Stop::Failed { reason: "the socket of server 0 is gone".into() },
-            },
-            _ = every.tick() => {
-                let meter = shared.meters.total();
-                let measured = Event::Measured { server: ServerId(0), meter };
-                coordinator::tell(&inputs, Input::Event(measured)).await;
-            }
+#[derive(Default)]
+struct Inner {
+    open: Vec<Connection>,
+    /// Why nobody is a guest any more.
+    closed: Option<&'static str>,
+}
+
+impl Guests {
+    fn add(&self, connection: &Connection) {
+        let mut inner = self.0.lock();
+        if let Some(why) = inner.closed {
+            connection.close(0, why);
+            return;
         }
-    };
-    for (_, link) in &shared.shards {
-        link.stop();
-    }
-    // The last messages are on their way; each control stream holds a token until its peer has them.
-    control.alive.lock().take();
-    let _ = timeout(FAREWELL, async { while all_written.recv().await.is_some() {} }).await;
-    Ok(stop)
-}
-
-async fn follow(
-    endpoint: &Endpoint,
-    id: ServerId,
-    coordinator: &str,
-    joining: Body,
-    Waits { connect, silence }: Waits,
-    interrupted: impl Future<Output = ()>,
-) -> Result<Stop, Failure> {
-    let address = resolve(coordinator, connect).await.or_exit(Exit::Network)?;
-    let connection =
-        endpoint.connect(address, Role::Server(ServerId(0)), connect).await.or_exit(Exit::Network)?;
-    let silent = || {
-        let silence = silence.as_secs_f64();
-        anyhow::anyhow!("the coordinator at {address} has said nothing for {silence} s")
-    };
-    let opened = timeout(silence, connection.open_stream(Priority::High)).await;
-    let (mut sender, mut receiver) =
-        opened.map_err(|_| silent()).or_exit(Exit::Network)?.or_exit(Exit::Network)?;
-    sender.set_patience(silence);
-    receiver.set_patience(silence);
-    let mut buffer = AlignedVec::new();
-    envelope_of(RunId(0)).header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
-    sender.send(&buffer, []).await.or_exit(Exit::Network)?;
-    let answer = timeout(silence, next(&mut receiver, &mut buffer)).await;
-    let (envelope, plan) = match answer.map_err(|_| silent()).or_exit(Exit::Network)?? {
-        Header { run, lineage, term, worker, incarnation, body: Body::Welcome(welcome), .. } => {
-            let plan = Plan::parse(&welcome.plan).or_exit(Exit::Input)?;
-            if plan.hash() != welcome.plan_hash {
-                let reason = anyhow::anyhow!(
-                    "this program reads the plan differently from the coordinator; use one build"
-                );
-                return Err(reason).or_exit(Exit::Run);
-            }
-            (Envelope { run, lineage, term, worker, incarnation }, plan)
+        if inner.open.len() == inner.open.capacity() {
+            inner.open.retain(|c| !c.is_closed());
         }
-        Header { body: Body::Refused(reason), .. } => return Err(reason).or_exit(Exit::Run),
-        Header { body: Body::Stop(stop), .. } => return Ok(stop),
-        other => return Err(unexpected(&other)).or_exit(Exit::Run),
-    };
-
-    let (outgoing, queue) = mpsc::channel(coordinator::OUTGOING_MAX);
-    let mut shards = Vec::new();
-    for shard in plan.cluster.shards_of(id) {
-        let outgoing = outgoing.clone();
-        // The shard's thread is not a task of the runtime, so that it may wait for a place.
-        let tell = move |message| {
-            let _ = outgoing.blocking_send((shard, message));
-        };
-        shards.push((shard, start_shard(&plan, envelope.run, shard, tell)?));
+        inner.open.push(connection.clone());
     }
-    let shared = Arc::new(Shared {
-        silence,
-        envelope,
-        shards,
-        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
-        meters: Meters::default(),
-        sessions: Arc::new(AtomicU64::new(1)),
-        control: None,
-    });
-    let (abort, aborted) = oneshot::channel();
-    let mut writer = tokio::spawn(report(sender, queue, Arc::clone(&shared), aborted));
-    let mut abort = Some(abort);
-    let mut is_written = true;
-    // Each word moves it on.
-    let mut heard = std::pin::pin!(sleep(silence));
-    // Once told to end, for as long as the coordinator may take to end the run.
-    let mut ending = std::pin::pin!(sleep(Duration::MAX));
 
-    let mut interrupted = std::pin::pin!(interrupted);
-    let stop = loop {
-        tokio::select! {
-            () = &mut interrupted, if abort.is_some() => {
-                ending.as_mut().reset(Instant::now() + FAREWELL);
-                if let Some(abort) = abort.take() {
-                    let _ = abort.send(());
-                }
-            }
-            incoming = endpoint.accept() => match incoming {
-                Some(incoming) => {
-                    tokio::spawn(self::connection(incoming, Arc::clone(&shared)));
-                }
-                None => break Stop::Failed { reason: format!("the socket of {id} is gone") },
-            },
-            () = &mut ending, if abort.is_none() => {
-                break Stop::Failed { reason: format!("{id} was told to end") };
-            }
-            () = &mut heard => break Stop::Failed { reason: silent().to_string() },
-            written = &mut writer, if is_written => {
-                is_written = false;
-                if let Ok(Some(not_taken)) = written {
-                    break Stop::Failed { reason: format!("the coordinator at {address}: {not_taken}") };
-                }
-            }
-            message = next(&mut receiver, &mut buffer) => match message {
-                Ok(Header { body: Body::Alive, .. }) => heard.as_mut().reset(Instant::now() + silence),
-                Ok(Header { body: Body::Order { shard, order }, .. }) => {
-                    heard.as_mut().reset(Instant::now() + silence);
-                    if let Some((_, link)) = shared.shards.iter().find(|(id, _)| *id == shard) {
-                        link.order(order);
-                    }
-                }
-                Ok(Header { body: Body::Stop(stop), .. }) => break stop,
-                Ok(Header { body: Body::Refused(reason), .. }) => break Stop::Failed { reason: reason.to_string() },
-                Ok(other) => return Err(unexpected(&other)).or_exit(Exit::Run),
-                Err(lost) => {
-                    let reason = format!("the coordinator at {address} is gone: {}", lost.error);
-                    break Stop::Failed { reason };
-                }
-            },
+    pub(crate) fn close(&self, why: &'static str) {
+        let mut inner = self.0.lock();
+        inner.closed = Some(why);
+        for connection in inner.open.drain(..) {
+            connection.close(0, why);
         }
-    };
-    for (_, link) in &shared.shards {
-        link.stop();
     }
-    writer.abort();
-    Ok(stop)
 }
 
-fn envelope_of(run: RunId) -> Envelope {
-    Envelope { run, ..Envelope::default() }
-}
-
-fn unexpected(header: &Header) -> anyhow::Error {
-    let body = format!("{:?}", header.body);
-    anyhow::anyhow!(
-        "the coordinator sent what a server does not expect: {}",
-        body.chars().take(80).collect::<String>()
-    )
-}
-
-async fn next(receiver: &mut FrameReceiver, buffer: &mut AlignedVec<16>) -> Result<Header, Failure> {
-    let bytes = receiver.header(HEADER_BYTES_MAX, buffer).await.or_exit(Exit::Run)?;
-    let bytes = bytes.context("it closed the control stream").or_exit(Exit::Run)?;
-    Header::decode(bytes).or_exit(Exit::Run)
-}
-
-fn start_shard(
+/// Starts a shard with its initial values, or those of a checkpoint.
+pub(crate) fn start_shard(
     plan: &Plan,
-    run: RunId,
+    envelope: Envelope,
     id: ShardId,
+    from: Option<(&Arc<dyn Store>, u64)>,
     tell: impl FnMut(ShardMessage) + Send + 'static,
 ) -> Result<ShardLink, Failure> {
-    let shard = Shard::new(plan, run, Lineage(0), id).or_exit(Exit::Input)?;
+    let shard = match from {
+        Some((store, number)) => {
+            let image = restore::image(store, number, plan, id).or_exit(Exit::Input)?;
+            Shard::restored(plan, envelope.run, envelope.lineage, id, image).or_exit(Exit::Input)?
+        }
+        None => Shard::new(plan, envelope.run, envelope.lineage, id).or_exit(Exit::Input)?,
+    };
     shard::spawn(id, shard, tell).or_exit(Exit::System)
 }
 
 /// A shard's part of the result, slice by slice in order.
-fn result(snapshot: &Snapshot, partial: u64) -> (Report, Vec<Arc<Vec<f32>>>) {
+pub(crate) fn result(snapshot: &Snapshot, partial: u64) -> (Report, Vec<Arc<Vec<f32>>>) {
     let values: Vec<_> = snapshot.changed_since(None, &[]).map(|(_, values)| values).collect();
     let payload_bytes = values.iter().map(|v| v.len() as u64 * 4).sum();
     let (version, examples) = (snapshot.version, snapshot.examples);
     (Report::Final { version, examples, partial, payload_bytes }, values)
 }
 
-fn measure(inputs: &Sender<Input>, shared: &Shared) {
-    let measured = Event::Measured { server: ServerId(0), meter: shared.meters.total() };
-    let _ = inputs.send(Input::Event(measured));
-}
-
-/// Writes what the shards of this server tell the coordinator, until the stream ends. The error is that the coordinator
-/// lives and takes nothing of it; any other is told by what is read.
-async fn report(
-    mut sender: FrameSender,
-    mut queue: mpsc::Receiver<(ShardId, ShardMessage)>,
-    shared: Arc<Shared>,
-    mut aborted: oneshot::Receiver<()>,
-) -> Option<FrameError> {
-    let mut buffer = AlignedVec::new();
-    let mut every = tokio::time::interval(METER_EVERY);
-    let mut may_abort = true;
-    loop {
-        let message = tokio::select! {
-            message = queue.recv() => match message {
-                Some(message) => Some(message),
-                None => return None,
-            },
-            _ = every.tick() => None,
-            told = &mut aborted, if may_abort => {
-                may_abort = false;
-                if told.is_err() {
-                    continue;
-                }
-                let reason = "was told to end".into();
-                let abort = send(&mut sender, &shared, &mut buffer, Body::Abort { reason }, Vec::new());
-                if let Err(error) = abort.await {
-                    return not_taken(error);
-                }
-                continue;
-            }
-        };
-        let mut bodies = Vec::new();
-        if !matches!(message, Some((_, ShardMessage::Report(_)))) {
-            bodies.push((Body::ServerReport(shared.meters.total()), Vec::new()));
-        }
-        match message {
-            Some((shard, ShardMessage::Report(report))) => {
-                bodies.push((Body::Report { shard, report }, Vec::new()))
-            }
-            Some((shard, ShardMessage::Final { snapshot, partial })) => {
-                let (report, values) = result(&snapshot, partial);
-                bodies.push((Body::Report { shard, report }, values.into_iter().map(bytes_of).collect()));
-            }
-            None => {}
-        }
-        for (body, payload) in bodies {
-            if let Err(error) = send(&mut sender, &shared, &mut buffer, body, payload).await {
-                tracing::debug!(%error, "the control stream has ended");
-                return not_taken(error);
-            }
-        }
-    }
-}
-
-fn not_taken(error: anyhow::Error) -> Option<FrameError> {
-    error.downcast().ok().filter(|error| matches!(error, FrameError::NotTaken { .. }))
-}
-
-async fn send(
-    sender: &mut FrameSender,
-    shared: &Shared,
-    buffer: &mut AlignedVec<16>,
-    body: Body,
-    payload: Vec<Bytes>,
-) -> anyhow::Result<()> {
-    shared.envelope.header(body).encode(buffer)?;
-    Ok(sender.send(buffer, payload).await?)
-}
-
 /// Serves all streams of one connection.
-async fn connection(incoming: Incoming, shared: Arc<Shared>) {
+pub(crate) async fn connection(incoming: Incoming, shared: Arc<Shared>) {
     let Ok(connection) = incoming.finish().await else { return };
     tracing::debug!(peer = %connection.peer(), address = %connection.remote_address(), "connected");
     shared.meters.watch(&connection);
+    shared.guests.add(&connection);
     loop {
         match connection.accept_stream().await {
             Ok(stream) => {

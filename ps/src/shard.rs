@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use windlass_common::ids::ShardId;
 use windlass_common::wire::{Order, Record, Report, Standing};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
+use windlass_ps_core::shard::{Effect, Event, Image, Reply, Shard};
 use windlass_ps_core::store::{Shape, Snapshot};
 use windlass_transport::{Connection, PooledFloats};
 
@@ -39,7 +39,15 @@ pub(crate) enum Input {
 #[derive(Debug)]
 pub(crate) enum ShardMessage {
     Report(Report),
-    Final { snapshot: Snapshot, partial: u64 },
+    /// Its part of a checkpoint, to be kept.
+    Image {
+        checkpoint: u64,
+        image: Box<Image>,
+    },
+    Final {
+        snapshot: Snapshot,
+        partial: u64,
+    },
 }
 
 /// The way to a shard's thread.
@@ -182,6 +190,11 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
                     (self.tell)(ShardMessage::Report(Report::Standing(Standing { queue, ..standing })));
                 }
                 Effect::Report(report) => (self.tell)(ShardMessage::Report(report)),
+                Effect::Image { checkpoint, image } => {
+                    // What the checkpoint holds is told before it is said to be taken.
+                    self.tell_records();
+                    (self.tell)(ShardMessage::Image { checkpoint, image });
+                }
                 Effect::Final { snapshot, partial } => {
                     self.tell_records();
                     (self.tell)(ShardMessage::Final { snapshot, partial });

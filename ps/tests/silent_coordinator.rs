@@ -79,7 +79,17 @@ impl Control {
     async fn welcome(&mut self) {
         let (plan, plan_hash) = (plan().to_text(), plan().hash());
         let (servers, next, clients) = (Vec::new(), Resume::default(), Vec::new());
-        self.say(Body::Welcome(Welcome { plan, plan_hash, servers, next, clients })).await;
+        let checkpoints = "checkpoints".to_owned();
+        self.say(Body::Welcome(Welcome {
+            plan,
+            plan_hash,
+            servers,
+            next,
+            clients,
+            checkpoints,
+            restore: None,
+        }))
+        .await;
     }
 }
 
@@ -189,7 +199,12 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
         identity: issue(0),
         listen: ([127, 0, 0, 1], 0).into(),
         advertise: None,
-        part: Part::Coordinator { plan: Box::new(plan()), run_directory: run_directory.clone() },
+        part: Part::Coordinator {
+            plan: Box::new(plan()),
+            run_directory: run_directory.clone(),
+            resume: false,
+            checkpoints: None,
+        },
         connect_deadline: Duration::from_secs(20),
     };
     let (told, address) = tokio::sync::oneshot::channel();

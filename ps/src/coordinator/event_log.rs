@@ -1,10 +1,11 @@
 //! Writes what happens to pushes and members as lines of JSON.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use serde::Serialize;
-use windlass_common::ids::{ClientId, ShardId, Step, Term, WorkerId};
+use windlass_common::ids::{ClientId, Lineage, ShardId, Step, Term, WorkerId};
 use windlass_common::wire::{Entry, Member, Outcome, Record, Stop, Task};
 use windlass_ps_core::Time;
 
@@ -88,9 +89,51 @@ struct EndLine<'a> {
     reason: &'a str,
 }
 
+/// One line about a checkpoint.
+#[derive(Serialize)]
+struct CheckpointLine<'a> {
+    at_us: u64,
+    event: &'static str,
+    number: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+}
+
+/// One line about what the run goes on from.
+#[derive(Serialize)]
+struct RestoredLine {
+    at_us: u64,
+    event: &'static str,
+    lineage: u32,
+    checkpoint: Option<u64>,
+}
+
+/// A log to go on with. A last line that is not whole was being written when its writer died.
+fn open_whole(path: &Path) -> io::Result<File> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let mut end = file.seek(SeekFrom::End(0))?;
+    let mut byte = [0];
+    while end > 0 {
+        file.seek(SeekFrom::Start(end - 1))?;
+        file.read_exact(&mut byte)?;
+        if byte[0] == b'\n' {
+            break;
+        }
+        end -= 1;
+    }
+    file.set_len(end)?;
+    file.seek(SeekFrom::End(0))?;
+    Ok(file)
+}
+
 impl EventLog {
-    pub(crate) fn create(directory: &RunDirectory) -> io::Result<Self> {
-        let file = File::create(directory.path().join(EVENTS_FILE))?;
+    /// Begins the log of a run, or goes on with it.
+    pub(crate) fn open(directory: &RunDirectory, goes_on: bool) -> io::Result<Self> {
+        let path = directory.path().join(EVENTS_FILE);
+        let file = match goes_on {
+            true => open_whole(&path)?,
+            false => File::create(path)?,
+        };
         Ok(Self { file: BufWriter::with_capacity(1 << 16, file), failed: false })
     }
 
@@ -175,6 +218,26 @@ impl EventLog {
             Stop::Failed { reason } => reason,
         };
         self.line(&EndLine { at_us: now.0, event: "ended", reason });
+    }
+
+    /// From here on the run is in this lineage: what came after the checkpoint, here above, counts no more.
+    pub(crate) fn restored(&mut self, now: Time, lineage: Lineage, checkpoint: Option<u64>) {
+        self.line(&RestoredLine { at_us: now.0, event: "restored", lineage: lineage.0, checkpoint });
+    }
+
+    pub(crate) fn rolled_back(&mut self, now: Time, why: &str) {
+        self.line(&EndLine { at_us: now.0, event: "rolled back", reason: why });
+    }
+
+    pub(crate) fn checkpoint(&mut self, now: Time, number: u64, failure: Option<&str>) {
+        let event = if failure.is_none() { "checkpoint" } else { "no checkpoint" };
+        self.line(&CheckpointLine { at_us: now.0, event, number, reason: failure.unwrap_or_default() });
+    }
+
+    /// The file, with all that has been written so far on its way: whoever syncs it makes that durable.
+    pub(crate) fn for_sync(&mut self) -> Option<File> {
+        self.flush();
+        self.file.get_ref().try_clone().ok()
     }
 
     pub(crate) fn flush(&mut self) {

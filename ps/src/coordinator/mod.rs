@@ -1,6 +1,7 @@
 //! Runs the coordinator on a thread of its own, carrying its orders and writing down what it decides.
 
 mod control;
+mod decisions;
 mod event_log;
 mod summary;
 
@@ -9,19 +10,24 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::{mpsc, oneshot};
-use windlass_common::ids::{Lineage, RunId, ShardId, WorkerId};
+use windlass_checkpoint::Manifest;
+use windlass_common::ids::{RunId, ShardId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Envelope, Record, Report, Stop};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
+use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event};
 use windlass_transport::{Connection, Role};
 
 pub(crate) use control::{Control, serve};
+pub use decisions::DECISIONS_FILE;
+pub(crate) use decisions::{Decided, Decisions};
 pub use event_log::EVENTS_FILE;
 
 use crate::clock;
 use crate::coordinator::event_log::EventLog;
 use crate::coordinator::summary::Tally;
+use crate::keeper::{Keeper, Part, Remembered};
+use crate::leader::Beginning;
 use crate::run_directory::RunDirectory;
 use crate::shard::ShardLink;
 
@@ -65,26 +71,61 @@ enum Place {
     Remote(SessionId),
 }
 
-/// Starts the coordinator's thread. What it is told comes by `inputs`; how the run ended is sent to `ended`.
+/// How a life of the run ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    Stop(Stop),
+    /// It goes back to its last checkpoint.
+    RollBack,
+}
+
+/// Where checkpoints are kept, and by whom.
+pub(crate) struct Kept {
+    pub(crate) keeper: Keeper,
+    pub(crate) location: String,
+}
+
+/// Starts the coordinator's thread. What it is told comes by `inputs`; how this life of the run ended is sent to `ended`.
 ///
 /// # Errors
-/// If the system gives no thread.
+/// If the system gives no thread, or the log cannot be written.
 pub(crate) fn spawn(
     plan: Plan,
-    run: RunId,
+    beginning: Beginning,
     directory: RunDirectory,
-    inputs: Receiver<Input>,
-    ended: oneshot::Sender<Stop>,
+    kept: Kept,
+    (to_itself, inputs): (Sender<Input>, Receiver<Input>),
+    ended: oneshot::Sender<End>,
 ) -> std::io::Result<()> {
-    let log = EventLog::create(&directory)?;
-    let core = Coordinator::new(plan.clone(), run, clock::now());
+    let Beginning { run, lineage, restore, tally, decisions } = beginning;
+    let now = clock::now();
+    let mut log = EventLog::open(&directory, restore.is_some())?;
+    let core = match restore {
+        Some(restore) => {
+            log.restored(now, lineage, restore.checkpoint);
+            Coordinator::restored(plan.clone(), run, lineage, restore, now)
+        }
+        None => Coordinator::new(plan.clone(), run, now),
+    };
+    let tally = match tally.map(serde_json::from_value::<Tally>) {
+        Some(Ok(tally)) => tally,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the counts of the checkpoint cannot be read; they begin anew");
+            Tally::new(&plan)
+        }
+        None => Tally::new(&plan),
+    };
     let thread = Thread {
-        tally: Tally::new(&plan),
+        tally,
+        at_cut: AtCut::default(),
         plan,
         run,
         core,
         directory,
         log,
+        decisions,
+        kept,
+        to_itself,
         sessions: HashMap::new(),
         shards: BTreeMap::new(),
         results: BTreeMap::new(),
@@ -95,19 +136,32 @@ pub(crate) fn spawn(
     Ok(())
 }
 
+/// The counts of the run at the cut of the checkpoint that is being taken: what the coordinator has decided by then, and
+/// what has been settled on shard 0.
+#[derive(Default)]
+struct AtCut {
+    decided: Tally,
+    settled: Tally,
+}
+
 struct Thread {
     plan: Plan,
     run: RunId,
     core: Coordinator,
     directory: RunDirectory,
     log: EventLog,
+    decisions: Decisions,
+    kept: Kept,
+    /// For what comes of keeping a checkpoint.
+    to_itself: Sender<Input>,
     tally: Tally,
+    at_cut: AtCut,
     sessions: HashMap<SessionId, Session>,
     shards: BTreeMap<ShardId, Place>,
     results: BTreeMap<ShardId, Vec<f32>>,
     effects: Vec<Effect>,
-    /// Taken when the run ends.
-    ended: Option<oneshot::Sender<Stop>>,
+    /// Taken when this life of the run ends.
+    ended: Option<oneshot::Sender<End>>,
 }
 
 impl Thread {
@@ -159,6 +213,9 @@ impl Thread {
             Input::Event(event) => {
                 if let Event::Report { shard, report: Report::Records(records) } = &event {
                     self.note(*shard, records);
+                }
+                if let Event::Report { shard: ShardId(0), report: Report::Taken { .. } } = &event {
+                    self.at_cut.settled = self.tally.clone();
                 }
                 let lost = if let Event::Lost { session, .. } = &event { Some(*session) } else { None };
                 self.handle(event);
@@ -214,7 +271,33 @@ impl Thread {
                 self.tally.started(clock::now());
                 self.log.started(clock::now());
             }
-            Effect::Term { term, members, moved } => self.log.term(clock::now(), term, &members, &moved),
+            Effect::Term { term, members, moved } => {
+                // Before the shards are told, who come after this.
+                if let Err(error) = self.decisions.term(clock::now(), term, &members) {
+                    tracing::error!(%error, "a change of membership could not be made durable");
+                }
+                self.log.term(clock::now(), term, &members, &moved);
+            }
+            Effect::CheckpointCut { .. } => self.at_cut.decided = self.tally.clone(),
+            Effect::KeepCheckpoint(complete) => self.keep(complete),
+            Effect::Checkpointed { number, failure } => {
+                match &failure {
+                    None => tracing::info!(number, "a checkpoint is complete"),
+                    Some(why) => tracing::warn!(number, why, "no checkpoint"),
+                }
+                self.log.checkpoint(clock::now(), number, failure.as_deref());
+            }
+            Effect::RollBack { why } => {
+                tracing::warn!(why, "the run goes back to its last checkpoint");
+                self.log.rolled_back(clock::now(), &why);
+                self.log.flush();
+                for (_, session) in self.sessions.drain() {
+                    session.connection.close(0, "the run goes back to its last checkpoint");
+                }
+                if let Some(ended) = self.ended.take() {
+                    let _ = ended.send(End::RollBack);
+                }
+            }
             Effect::Dealt { step, tasks } => self.log.dealt(clock::now(), step, &tasks),
             Effect::Opened { step, tasks } => {
                 self.tally.opened(&tasks);
@@ -241,21 +324,60 @@ impl Thread {
                 // Sessions end when their senders are dropped, after what was sent last.
                 self.sessions.clear();
                 if let Some(ended) = self.ended.take() {
-                    let _ = ended.send(stop);
+                    let _ = ended.send(End::Stop(stop));
                 }
             }
         }
     }
 
-    fn send(&mut self, session: SessionId, body: Body) {
+    /// Every shard's part is in the store: the manifest makes a checkpoint of them.
+    fn keep(&mut self, Complete { number, parts, state }: Complete) {
+        let parts: Result<Vec<Part>, _> = parts.iter().map(|part| serde_json::from_str(part)).collect();
+        let to_itself = self.to_itself.clone();
+        let done = Box::new(move |kept| {
+            let _ = to_itself.send(Input::Event(Event::CheckpointKept { number, kept }));
+        });
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                let why = format!("a shard described its part in a way that cannot be read: {error}");
+                self.handle(Event::CheckpointKept { number, kept: Err(why) });
+                return;
+            }
+        };
+        let (files, shards): (Vec<_>, Vec<_>) = parts.into_iter().map(|p| (p.file, p.state)).unzip();
+        let first = shards.first().cloned().unwrap_or_default();
+        let AtCut { decided, settled } = std::mem::take(&mut self.at_cut);
+        let tally = serde_json::to_value(settled.with_decisions_of(&decided)).unwrap_or_default();
+        let rounds = state.rounds;
+        let remembered = Remembered { run: state, shards, tally };
+        let manifest = Manifest {
+            number,
+            run: self.run.to_string(),
+            lineage: u64::from(self.core.lineage().0),
+            at_us: clock::now().0,
+            plan: self.plan.to_text(),
+            examples: first.examples.0,
+            steps: first.version.0,
+            rounds,
+            files,
+            state: serde_json::to_value(remembered).expect("what is remembered can be written as JSON"),
+        };
+        self.kept.keeper.manifest(manifest, self.plan.checkpoints.keep, self.log.for_sync(), done);
+    }
+
+    fn send(&mut self, session: SessionId, mut body: Body) {
         let Some(Session { outgoing, connection, is_welcome }) = self.sessions.get_mut(&session) else {
             return;
         };
         *is_welcome |= matches!(body, Body::Welcome(_));
+        if let (Body::Welcome(welcome), Role::Server(_)) = (&mut body, connection.peer()) {
+            welcome.checkpoints.clone_from(&self.kept.location);
+        }
         let worker = if let Role::Worker(worker) = connection.peer() { worker } else { WorkerId(0) };
         let envelope = Envelope {
             run: self.run,
-            lineage: Lineage(0),
+            lineage: self.core.lineage(),
             term: self.core.term(),
             worker,
             incarnation: self.core.incarnation(worker),

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use windlass_common::ids::{ClientId, RunId, ShardId, WorkerId};
 use windlass_common::plan::{Mode, Plan};
 use windlass_common::wire::{Entry, Outcome, Record, Status, Stop, Task, WorkerReport};
 use windlass_ps_core::Time;
 
 /// Counts over a run. Pushes, steps and examples are those of shard 0; staleness is over all shards.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
     pushes: u64,
     late: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Tally {
 }
 
 /// What became of one client's part in the rounds of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClientTally {
     client: u32,
     /// Rounds that asked it.
@@ -77,6 +77,8 @@ pub(crate) struct Summary {
     steps_abandoned: u64,
     /// Changes of who takes part.
     terms: u64,
+    /// How often the run has been restored.
+    lineage: u32,
     /// Owners of data.
     clients: u32,
     /// What became of each client's work, where clients train by themselves.
@@ -112,8 +114,19 @@ impl Tally {
         self.clients.entry(client.0).or_insert(ClientTally { client: client.0, ..ClientTally::default() })
     }
 
+    /// These counts, with what the coordinator had decided taken from others, which were counted at another moment.
+    pub(crate) fn with_decisions_of(mut self, decided: &Self) -> Self {
+        self.abandoned = decided.abandoned;
+        for then in decided.clients.values() {
+            let client = self.client(ClientId(then.client));
+            (client.asked, client.dropped) = (then.asked, then.dropped);
+        }
+        self
+    }
+
+    /// The first time counts: a run that goes on from a checkpoint has begun before.
     pub(crate) fn started(&mut self, now: Time) {
-        self.started_us = Some(now.0);
+        self.started_us.get_or_insert(now.0);
     }
 
     pub(crate) fn opened(&mut self, tasks: &[Task]) {
@@ -209,6 +222,7 @@ impl Tally {
             rounds_abandoned: if has_rounds { self.abandoned } else { 0 },
             steps_abandoned: if has_rounds { 0 } else { self.abandoned },
             terms: status.term.0,
+            lineage: status.checkpoints.lineage.0,
             clients: plan.clients.count,
             client_tallies: self.clients.values().copied().collect(),
             started_us: self.started_us,

@@ -69,9 +69,14 @@ impl ClientError {
         matches!(self, Self::Lost { .. } | Self::GivenUp(_))
     }
 
-    /// Whether a shard has said that this life takes no part any more.
+    /// Whether a shard has said that this life takes no part any more, or belongs to another history.
     pub(crate) fn is_unheard(&self) -> bool {
-        matches!(self, Self::Rejected(Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. }))
+        matches!(
+            self,
+            Self::Rejected(
+                Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. } | Reject::WrongLineage { .. }
+            )
+        )
     }
 
     /// What a stream that cannot go on means: its peer is gone, or silent.

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{Body, WorkerReport};
 use windlass_transport::{
     Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Role,
@@ -404,17 +404,29 @@ impl Client {
         for connection in &self.connections {
             connection.close(0, "joining again");
         }
-        let (within, patience) = (self.options.connect_deadline, self.options.patience);
-        let (run, coordinator) = (self.session.envelope.run, &self.options.coordinator);
+        let patience = self.options.patience;
+        let mut within = self.options.connect_deadline;
+        if self.session.plan.checkpoints.every != Every::Never {
+            // Whoever is gone may be started again, and the run goes on from a checkpoint.
+            within = within.max(Duration::from_secs(self.session.plan.cluster.rejoin_deadline_s));
+        }
+        let (before, coordinator) = (self.session.envelope, &self.options.coordinator);
         self.session = Session::join(&self.endpoint, coordinator, joining(), within, patience).await?;
-        if self.session.envelope.run != run {
+        if self.session.envelope.run != before.run {
             return Err(ClientError::Ended("another one has taken its place".into()));
         }
         (self.connections, self.links) =
             connect(&self.endpoint, &self.session, &self.placement, within, patience.silence).await?;
         self.session.beat(&self.connections);
         effects.clear();
-        self.core.handle(Event::Joined { next: self.session.welcome.next }, effects);
+        let next = self.session.welcome.next;
+        self.core.handle(
+            match self.session.envelope.lineage == before.lineage {
+                true => Event::Joined { next },
+                false => Event::Restored { next },
+            },
+            effects,
+        );
         Ok(())
     }
 }

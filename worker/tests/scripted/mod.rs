@@ -107,6 +107,8 @@ impl Scene {
             servers: vec![self.address.to_string()],
             next,
             clients: vec![ClientId(WORKER.0)],
+            checkpoints: String::new(),
+            restore: None,
         })
     }
 
