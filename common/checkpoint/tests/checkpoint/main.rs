@@ -1,0 +1,9 @@
+//! Tests of checkpoints on every store that there is.
+
+mod conformance;
+mod damage;
+mod export;
+mod history;
+mod recut;
+mod support;
+mod torn;
