@@ -1,4 +1,5 @@
 //! Tests of checkpoints on every store that there is.
+#![cfg(test)]
 
 mod conformance;
 mod damage;

@@ -25,7 +25,10 @@ fn pieces(variable: &str, len: u64, places: &[u64], shards: &[u32]) -> Vec<Cut> 
     cuts
 }
 
-fn variables() -> impl Strategy<Value = Vec<(u64, Vec<u64>, Vec<u64>, Vec<u32>)>> {
+/// Length, where it is cut for writing, where for reading, and whose the pieces are.
+type Plan = (u64, Vec<u64>, Vec<u64>, Vec<u32>);
+
+fn variables() -> impl Strategy<Value = Vec<Plan>> {
     let places = || prop::collection::vec(any::<u64>(), 0..9);
     let shards = prop::collection::vec(0..5_u32, 1..9);
     prop::collection::vec((1..400_u64, places(), places(), shards), 1..5)
@@ -37,10 +40,11 @@ proptest! {
     #[test]
     fn any_cut_reads_what_any_other_wrote(variables in variables()) {
         let names: Vec<String> = (0..variables.len()).map(|i| format!("layer{i}/weight")).collect();
-        let cut = |(name, (len, write, _, shards)): (&String, &(u64, Vec<u64>, Vec<u64>, Vec<u32>))| {
-            pieces(name, *len, write, shards)
-        };
-        let written: Vec<Cut> = names.iter().zip(&variables).flat_map(cut).collect();
+        let written: Vec<Cut> = names
+            .iter()
+            .zip(&variables)
+            .flat_map(|(name, (len, write, _, shards))| pieces(name, *len, write, shards))
+            .collect();
         let counting = Counting::new(FaultyStore::new(0));
         let store: Arc<dyn Store> = counting.clone();
         write(&*store, 12, &written).unwrap();
