@@ -12,7 +12,7 @@ use windlass_common::plan::{Goal, Plan};
 use windlass_report::{ClientContribution, Cost, Outcome as Ended, Point, RunResult, crossing};
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{CheckpointFlags, RecipeFlags, SourceFlags};
+use crate::flags::{KeepingFlags, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::programs::Programs;
 use crate::recipe;
@@ -77,7 +77,7 @@ impl Cell {
             name: Some(name.clone()),
             data: self.data.clone(),
             worker_program: None,
-            checkpoints: CheckpointFlags::never(),
+            checkpoints: KeepingFlags::never(),
             recipe: self.recipe.clone(),
         };
         let preparing = tokio::task::spawn_blocking(move || recipe::prepare(&source, &name));

@@ -1,8 +1,9 @@
 //! Says which commands and flags there are.
 
-mod checkpoints;
+mod checkpoint;
 mod compare;
 mod federated;
+mod keeping;
 mod recipe;
 
 use std::ffi::OsString;
@@ -13,10 +14,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use windlass_common::exit;
 
-use checkpoints::excluded_by_resume;
-pub(crate) use checkpoints::{Changes, CheckpointFlags};
+pub(crate) use checkpoint::{CheckpointCommand, CheckpointFlags, ExportFlags, VerifyFlags};
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
+use keeping::excluded_by_resume;
+pub(crate) use keeping::{Changes, KeepingFlags};
 pub(crate) use recipe::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
@@ -56,7 +58,7 @@ fn contradiction(command: &clap::Command, given: &ArgMatches) -> Option<String> 
         is_known && given.value_source(id) == Some(ValueSource::CommandLine)
     };
     // The recipe is made of several groups, and clap excludes no group of groups.
-    let recipe = CheckpointFlags::augment_args(RecipeFlags::augment_args(clap::Command::new("recipe")));
+    let recipe = KeepingFlags::augment_args(RecipeFlags::augment_args(clap::Command::new("recipe")));
     let (with, excluded): (_, Box<dyn Fn(&str) -> Option<&'static str>>) = if is_given("resume") {
         ("--resume <RUN_DIR>", Box::new(excluded_by_resume))
     } else if is_given("plan") {
@@ -107,6 +109,12 @@ A run by hand, on one machine or several:
   windlass-worker --identity ids/worker-0.pem --coordinator 127.0.0.1:7171
   windlass watch --identity ids/observer.pem --coordinator 127.0.0.1:7171
 ";
+const CHECKPOINT_EXAMPLES: &str = "\
+Examples:
+  windlass checkpoint list runs/2nn-sync-1
+  windlass checkpoint verify runs/2nn-sync-1
+  windlass checkpoint export runs/2nn-sync-1 --number 12 --to model.safetensors
+";
 const TOP_EXAMPLES: &str = "\
 Examples:
   windlass top runs/2nn-sync-1
@@ -141,6 +149,9 @@ pub(crate) enum Command {
     /// Show the progress of a run in lines, and end as it ends
     #[command(after_help = exit::HELP)]
     Watch(WatchFlags),
+    /// List, verify or export the checkpoints of a run
+    #[command(after_help = help(CHECKPOINT_EXAMPLES))]
+    Checkpoint(CheckpointFlags),
     /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it
     #[command(after_help = help(TOP_EXAMPLES))]
     Top(TopFlags),
@@ -291,7 +302,7 @@ mod tests {
         let given = of("--checkpoint-every 500steps --keep 7");
         assert_eq!((given.every, given.keep), (Every::Steps(500), 7));
         assert_eq!(of("--checkpoint-every never").every, Every::Never);
-        assert_eq!(CheckpointFlags::never().plan(), windlass_common::plan::Checkpoints::default());
+        assert_eq!(KeepingFlags::never().plan(), windlass_common::plan::Checkpoints::default());
         for wrong in ["--checkpoint-every 30", "--checkpoint-every 0s", "--keep 0", "--keep 1001"] {
             assert!(train(wrong).is_err(), "{wrong}");
         }

@@ -9,8 +9,8 @@ use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{LEASE_S, Membership, STALL_DEADLINE_S, StalenessScaling};
 use windlass_common::schedule::Shape;
 
-use super::checkpoints::CheckpointFlags;
 use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
+use super::keeping::KeepingFlags;
 
 /// Whether workers may come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -50,7 +50,7 @@ pub(crate) struct SourceFlags {
     #[arg(long, value_name = "FILE", help_heading = "A worker of your own")]
     pub(crate) worker_program: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) checkpoints: CheckpointFlags,
+    pub(crate) checkpoints: KeepingFlags,
     #[command(flatten)]
     pub(crate) recipe: RecipeFlags,
 }

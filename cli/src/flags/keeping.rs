@@ -11,7 +11,7 @@ const EVERY_S: u64 = 60;
 
 /// When a checkpoint is kept, and how many.
 #[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct CheckpointFlags {
+pub(crate) struct KeepingFlags {
     /// How often a checkpoint is kept, from which the run goes on when a server is lost: 30s, 500steps (in fedavg rounds),
     /// or never
     #[arg(long, value_name = "EVERY", default_value_t = Every::Seconds(EVERY_S), help_heading = "Checkpoints")]
@@ -22,7 +22,7 @@ pub(crate) struct CheckpointFlags {
     pub(crate) keep: u32,
 }
 
-impl CheckpointFlags {
+impl KeepingFlags {
     /// For runs that are begun again rather than gone on with.
     pub(crate) fn never() -> Self {
         let Checkpoints { every: checkpoint_every, keep } = Checkpoints::default();
