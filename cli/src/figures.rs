@@ -48,9 +48,48 @@ pub(crate) fn time(seconds: f64) -> String {
     }
 }
 
+/// A moment in microseconds since 1970, as a date and time in UTC.
+///
+/// The days are counted in eras of 400 years that begin with March, so that a leap day is the last of its year (Hinnant,
+/// "chrono-Compatible Low-Level Date Algorithms").
+pub(crate) fn moment(us: u64) -> String {
+    let seconds = us / 1_000_000;
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3600,
+        second % 3600 / 60,
+        second % 60
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_are_those_of_the_calendar() {
+        // As `date --utc --date=@SECONDS` writes them.
+        for (seconds, right) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59:59 UTC"),
+            (1_740_787_200, "2025-03-01 00:00:00 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(moment(seconds * 1_000_000 + 999_999), right);
+        }
+        assert!(moment(u64::MAX).ends_with("UTC"));
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -22,6 +22,8 @@ pub(crate) const COORDINATOR_FILE: &str = "coordinator";
 pub(crate) const OBSERVER_FILE: &str = "observer.pem";
 /// The folder of a run directory that holds what the processes wrote.
 pub(crate) const LOGS: &str = "logs";
+/// The folder of a run directory that holds its checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const EVENTS_FILE: &str = "events.jsonl";
 
 /// Where a run is to be kept, and under which name.

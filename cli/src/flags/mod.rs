@@ -1,5 +1,6 @@
 //! Says which commands and flags there are.
 
+mod checkpoint;
 mod compare;
 mod federated;
 mod recipe;
@@ -12,6 +13,7 @@ use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use windlass_common::exit;
 
+pub(crate) use checkpoint::{CheckpointCommand, CheckpointFlags, ExportFlags, VerifyFlags};
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
 pub(crate) use recipe::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
@@ -82,6 +84,12 @@ A run by hand, on one machine or several:
   windlass-worker --identity ids/worker-0.pem --coordinator 127.0.0.1:7171
   windlass watch --identity ids/observer.pem --coordinator 127.0.0.1:7171
 ";
+const CHECKPOINT_EXAMPLES: &str = "\
+Examples:
+  windlass checkpoint list runs/2nn-sync-1
+  windlass checkpoint verify runs/2nn-sync-1
+  windlass checkpoint export runs/2nn-sync-1 --number 12 --to model.safetensors
+";
 const TOP_EXAMPLES: &str = "\
 Examples:
   windlass top runs/2nn-sync-1
@@ -116,6 +124,9 @@ pub(crate) enum Command {
     /// Show the progress of a run in lines, and end as it ends
     #[command(after_help = exit::HELP)]
     Watch(WatchFlags),
+    /// List, verify or export the checkpoints of a run
+    #[command(after_help = help(CHECKPOINT_EXAMPLES))]
+    Checkpoint(CheckpointFlags),
     /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it
     #[command(after_help = help(TOP_EXAMPLES))]
     Top(TopFlags),
