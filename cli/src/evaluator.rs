@@ -48,6 +48,17 @@ impl Evaluation {
     }
 }
 
+impl Evaluation {
+    /// One as a summary holds it; `None` if that is none.
+    pub(crate) fn stored(plan: &Plan, value: &serde_json::Value) -> Option<Self> {
+        let count = |name: &str| value[name].as_u64();
+        let score = |name: &str| value[name].as_f64();
+        let (examples, pushes, at_us) = (count("examples")?, count("pushes")?, count("at_us")?);
+        let none = Self::new(plan, examples, count("step").unwrap_or(0), &Score::default());
+        Some(Self { pushes, at_us, accuracy: score("accuracy")?, loss: score("loss")?, ..none })
+    }
+}
+
 /// What the evaluator has to say.
 #[derive(Debug)]
 pub(crate) enum Judged {
@@ -56,6 +67,8 @@ pub(crate) enum Judged {
     Skipped {
         examples: u64,
     },
+    /// The values can no longer be had, for this reason.
+    Lost(String),
     /// There will be no further evaluations, for this reason.
     Failed(String),
 }
@@ -74,21 +87,27 @@ pub(crate) struct Evaluator {
 }
 
 impl Evaluator {
-    /// Starts scoring the snapshots of a run, from the initial values on. Must be called on the runtime.
+    /// Starts scoring the snapshots of a run, from this evaluation point on: 0 is the model before the first step. Of a run
+    /// that has gone on from a checkpoint the first one may not be there, which is not worth a word. Must be called on the
+    /// runtime.
     ///
     /// It fetches a snapshot over its own connection and computes on one thread, so that training waits for nothing.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub(crate) fn start(judge: Arc<Judge>, plan: Plan, mut reader: SnapshotReader) -> Outcome<Self> {
+    pub(crate) fn start(
+        judge: Arc<Judge>,
+        plan: Plan,
+        mut reader: SnapshotReader,
+        first: u64,
+    ) -> Outcome<Self> {
         let handle = Handle::current();
         // A message per evaluation point, each of which takes a while to compute or to be reached.
         let (sender, judged) = mpsc::unbounded_channel();
         let work = move || {
             let mut last = None;
             let mut values = Vec::new();
-            // Point 0 is the model before the first step.
-            let mut point = 0;
+            let mut point = first;
             loop {
                 let pulled = handle.block_on(reader.pull(point, &mut values));
                 let (judged, next) = match pulled {
@@ -106,12 +125,16 @@ impl Evaluator {
                             Err(error) => (Judged::Failed(error.to_string()), None),
                         }
                     }
+                    Ok(SnapshotSeen::Skipped { next: Some(next) }) if point == first && first > 0 => {
+                        point = next.max(point + 1);
+                        continue;
+                    }
                     Ok(SnapshotSeen::Skipped { next: Some(next) }) => {
                         let examples = point.saturating_mul(plan.training.evaluate_every);
                         (Judged::Skipped { examples }, Some(next.max(point + 1)))
                     }
                     Ok(SnapshotSeen::Skipped { next: None }) => return last,
-                    Err(error) => (Judged::Failed(error.to_string()), None),
+                    Err(error) => (Judged::Lost(error.to_string()), None),
                 };
                 let (Ok(()), Some(next)) = (sender.send(judged), next) else { return last };
                 point = next;
@@ -132,5 +155,21 @@ impl Evaluator {
     /// What was scored last. To be asked for after the last result.
     pub(crate) fn into_last(mut self) -> Option<Last> {
         self.thread.take()?.join().ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::tests::plan_of_model;
+
+    #[test]
+    fn an_evaluation_comes_back_from_a_summary() {
+        let plan = plan_of_model("softmax", 1, 1);
+        let score = Score { examples: 8, correct: 6, loss_sum: 4.0 };
+        let evaluation = Evaluation { pushes: 3, at_us: 9, ..Evaluation::new(&plan, 640, 10, &score) };
+        let stored = serde_json::to_value(&evaluation).unwrap();
+        assert_eq!(Evaluation::stored(&plan, &stored), Some(evaluation));
+        assert_eq!(Evaluation::stored(&plan, &serde_json::json!({"examples": 1})), None);
     }
 }

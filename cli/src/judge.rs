@@ -35,6 +35,11 @@ impl Judge {
         self.dealing.as_ref()
     }
 
+    /// The number of each client's examples, where that is known here.
+    pub(crate) fn sizes(&self) -> Option<Vec<u32>> {
+        self.dealing.as_ref().map(Dealing::sizes)
+    }
+
     /// The training data.
     pub(crate) fn train(&self) -> &Dataset {
         &self.train

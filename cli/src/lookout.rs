@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use windlass_common::exit::Exit;
-use windlass_transport::{Identity, Role};
+use windlass_common::ids::ServerId;
+use windlass_transport::{Endpoint, Identity, Limits, Role, resolve};
 
 use crate::failure::{Failure, OrExit, Outcome};
 use crate::run_directory::{COORDINATOR_FILE, OBSERVER_FILE};
+
+/// How long a run that is under way may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Two files in a run directory by which the same user can look at the run from elsewhere: where its coordinator is, and an
 /// identity for observers. They go with this value. Should the program be killed they stay, and open nothing.
@@ -28,6 +33,31 @@ impl Lookout {
         fs::write(address, format!("{coordinator}\n"))
             .or_fail(Exit::System, format!("could not write {}", address.display()))?;
         Ok(lookout)
+    }
+}
+
+/// Who answers where the files of a lookout say that a run is under way; `None` if nobody does, or there are none.
+///
+/// # Errors
+/// If this machine lets no question be sent.
+pub(crate) async fn answering(directory: &Path) -> Outcome<Option<String>> {
+    let text = fs::read_to_string(directory.join(COORDINATOR_FILE)).unwrap_or_default();
+    let (address, identity) = (text.trim(), Identity::load(&directory.join(OBSERVER_FILE)));
+    let Ok(identity) = identity else { return Ok(None) };
+    if address.is_empty() || identity.role() != Role::Observer {
+        return Ok(None);
+    }
+    let endpoint = Endpoint::client(&identity, &Limits::default()).or_exit(Exit::System)?;
+    let Ok(socket) = resolve(address, ANSWER).await else { return Ok(None) };
+    let connected = endpoint.connect(socket, Role::Server(ServerId(0)), ANSWER).await;
+    Ok(connected.is_ok().then(|| address.to_owned()))
+}
+
+/// Takes away what a program that was killed has left of a lookout.
+pub(crate) fn clear(directory: &Path) {
+    for name in [COORDINATOR_FILE, OBSERVER_FILE] {
+        // One that is gone already needs no removal.
+        let _ = fs::remove_file(directory.join(name));
     }
 }
 

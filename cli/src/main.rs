@@ -1,5 +1,6 @@
 //! The program `windlass`: starts, watches, scores and plans training runs.
 
+mod asked;
 mod checkpoint;
 mod children;
 mod compare;

@@ -116,7 +116,7 @@ pub(crate) struct Dealing {
 }
 
 impl Dealing {
-    fn sizes(&self) -> Vec<u32> {
+    pub(crate) fn sizes(&self) -> Vec<u32> {
         self.table.sizes().iter().map(|&size| u32::try_from(size).unwrap_or(u32::MAX)).collect()
     }
 

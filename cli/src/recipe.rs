@@ -7,7 +7,7 @@ use std::path::Path;
 use windlass_common::exit::Exit;
 use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{
-    Cluster, Data, FORMAT, Fedavg, Goal, Mode, Model, Plan, TEXT_BYTES_MAX, Training,
+    Checkpoints, Cluster, Data, FORMAT, Fedavg, Goal, Mode, Model, Plan, TEXT_BYTES_MAX, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
 
@@ -38,6 +38,7 @@ pub(crate) fn prepare(source: &SourceFlags, name: &str) -> Outcome<(Plan, Option
         let mut plan = plan_of(&source.recipe, name)?;
         let Problem { model, data, judge, sizes } = problem::of_flags(source, &plan)?;
         (plan.model, plan.data, plan.clients.sizes) = (model, data, sizes);
+        plan.checkpoints = source.checkpoints.plan();
         if let Mode::Fedavg(fedavg) = &plan.mode
             && source.recipe.federated.rounds.is_none()
         {
@@ -55,8 +56,17 @@ pub(crate) fn prepare(source: &SourceFlags, name: &str) -> Outcome<(Plan, Option
     };
     let mut plan = Plan { name: name.to_owned(), ..read(file)? };
     plan.check().or_exit(Exit::Usage)?;
+    let judge = judge_of(&mut plan, source, file)?;
+    Ok((plan, judge))
+}
+
+/// What is needed to score the model of the plan in this file, which is told where the data is if the flags say so.
+///
+/// # Errors
+/// If the data is not that of the plan, or nobody here computes its model.
+pub(crate) fn judge_of(plan: &mut Plan, source: &SourceFlags, file: &Path) -> Outcome<Option<Judge>> {
     let judge = match problem::is_built_in(&plan.model.name) {
-        true => Some(problem::of_plan(&plan, source.data.as_deref())?),
+        true => Some(problem::of_plan(plan, source.data.as_deref())?),
         false if source.worker_program.is_some() => None,
         false => {
             return Err(Failure::usage(format!(
@@ -69,7 +79,7 @@ pub(crate) fn prepare(source: &SourceFlags, name: &str) -> Outcome<(Plan, Option
     if let Some(data) = &source.data {
         plan.data.path = problem::text_of(data)?;
     }
-    Ok((plan, judge))
+    Ok(judge)
 }
 
 /// Reads and checks the plan in a file.
@@ -150,7 +160,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
                 Shape::default()
             }),
         },
-        checkpoints: Default::default(),
+        checkpoints: Checkpoints::default(),
         data: Data {
             path: String::new(),
             label_column: recipe.label_column.clone(),

@@ -1,7 +1,7 @@
 //! Finds a name and a directory for a run that no other run has.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use windlass_common::exit::Exit;
@@ -24,6 +24,8 @@ pub(crate) const OBSERVER_FILE: &str = "observer.pem";
 pub(crate) const LOGS: &str = "logs";
 /// The folder of a run directory that holds its checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// The file that says where the checkpoints are, if not in the run directory.
+const CHECKPOINTS_FILE: &str = "checkpoints.location";
 const EVENTS_FILE: &str = "events.jsonl";
 
 /// Where a run is to be kept, and under which name.
@@ -97,6 +99,47 @@ impl Place {
     }
 }
 
+/// Writes a file of a run directory, whole or not at all.
+///
+/// # Errors
+/// If it cannot be written; what was there is then as it was.
+pub(crate) fn write_whole(directory: &Path, name: &str, text: &str) -> Outcome<()> {
+    let (path, new) = (directory.join(name), directory.join(format!(".{name}.new")));
+    let written = (|| {
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(directory)?.sync_all()
+    })();
+    written.or_fail(Exit::System, format!("could not write {}", path.display()))
+}
+
+/// Remembers where the checkpoints of a run are that are not in its directory, and says how it is told to servers.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn keep_location(directory: &Path, location: &str) -> Outcome<String> {
+    // Whoever goes on with the run may be somewhere else.
+    let location = match location.contains("://") {
+        true => location.to_owned(),
+        false => {
+            let path = std::path::absolute(location).or_fail(Exit::Usage, "--checkpoints")?;
+            path.to_str()
+                .ok_or_else(|| Failure::usage("--checkpoints is no valid UTF-8 with the path to it"))?
+                .to_owned()
+        }
+    };
+    write_whole(directory, CHECKPOINTS_FILE, &format!("{location}\n"))?;
+    Ok(location)
+}
+
+/// Where the checkpoints of a run are, if not in its directory.
+pub(crate) fn location(directory: &Path) -> Option<String> {
+    let text = fs::read_to_string(directory.join(CHECKPOINTS_FILE)).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
 fn make(path: &Path) -> Outcome<()> {
     fs::create_dir_all(path).or_fail(Exit::System, could_not_make(path))
 }
@@ -148,6 +191,28 @@ mod tests {
         let failure = place.claim().unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.sentence().contains("holds a run already (events.jsonl)"));
+    }
+
+    #[test]
+    fn where_checkpoints_are_is_remembered_wherever_one_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(location(folder.path()), None);
+        assert_eq!(keep_location(folder.path(), "s3://bucket/run").unwrap(), "s3://bucket/run");
+        assert_eq!(location(folder.path()).as_deref(), Some("s3://bucket/run"));
+        let kept = keep_location(folder.path(), "kept/here").unwrap();
+        assert!(kept.starts_with('/') && kept.ends_with("/kept/here"), "{kept}");
+        assert_eq!(location(folder.path()), Some(kept));
+        assert_eq!(keep_location(folder.path(), "").unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_file_is_written_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        write_whole(folder.path(), PLAN_FILE, "first").unwrap();
+        // What cannot be put in place leaves what was there.
+        fs::create_dir(folder.path().join(".plan.toml.new")).unwrap();
+        assert_eq!(write_whole(folder.path(), PLAN_FILE, "second").unwrap_err().exit, Exit::System);
+        assert_eq!(fs::read_to_string(folder.path().join(PLAN_FILE)).unwrap(), "first");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Addition {
     pub(crate) stolen_cpu_share: Option<f64>,
     /// Per worker, how often it was restarted.
     pub(crate) restarts: Vec<u32>,
+    /// Per server, how often it was restarted.
+    pub(crate) restarts_servers: Vec<u32>,
     /// Per client, the accuracy of the result on its held-out examples; null for one that holds none out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) client_accuracy: Vec<Option<f64>>,
@@ -174,9 +176,12 @@ pub(crate) fn table(summary: &Summary) -> String {
     if idle.iter().any(|share| share != "-") {
         rows.push(("idle, per worker", idle.join(", ")));
     }
-    if list("restarts").iter().any(|times| times.as_u64() != Some(0)) {
-        let times: Vec<String> = list("restarts").iter().map(Value::to_string).collect();
-        rows.push(("restarts, per worker", times.join(", ")));
+    for (label, name) in [("restarts, per worker", "restarts"), ("restarts, per server", "restarts_servers")]
+    {
+        if list(name).iter().any(|times| times.as_u64() != Some(0)) {
+            let times: Vec<String> = list(name).iter().map(Value::to_string).collect();
+            rows.push((label, times.join(", ")));
+        }
     }
     rows.extend(number("stolen_cpu_share").map(|share| ("stolen processor time", percent(share))));
     rows.into_iter().map(|(label, value)| format!("  {label:<22} {value}\n")).collect()
@@ -204,6 +209,7 @@ mod tests {
             launch_to_first_step_s: None,
             stolen_cpu_share: None,
             restarts: vec![0, 1],
+            restarts_servers: vec![2, 0],
             client_accuracy: Vec::new(),
             client_accuracy_spread: None,
             evaluations: vec![evaluation],
@@ -229,6 +235,7 @@ mod tests {
         assert_eq!(again["launch_to_first_step_s"], 0.5);
         assert_eq!(again["stolen_cpu_share"], Value::Null);
         assert_eq!(again["restarts"], serde_json::json!([0, 1]));
+        assert_eq!(again["restarts_servers"], serde_json::json!([2, 0]));
         assert_eq!(again["evaluations"][0]["consistent"], "newest of each shard");
         assert_eq!(again["evaluations"][0]["step"], Value::Null);
         assert_eq!((again["completed"].as_bool(), again["reason"].as_str()), (Some(true), Some("completed")));
@@ -269,7 +276,8 @@ mod tests {
             "25 %, -",
             "7.0 MB up",
             "0.50 s",
-            "0, 1",
+            "restarts, per worker   0, 1\n",
+            "restarts, per server   2, 0\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

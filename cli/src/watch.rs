@@ -43,7 +43,7 @@ async fn watch(flags: &WatchFlags, view: &View) -> Outcome<()> {
             let (plan_there, data) = (plan.clone(), data.clone());
             let loading = tokio::task::spawn_blocking(move || problem::of_plan(&plan_there, Some(&data)));
             let judge = loading.await.or_fail(Exit::System, "the data could not be loaded")??;
-            Some(Evaluator::start(Arc::new(judge), plan.clone(), reader)?)
+            Some(Evaluator::start(Arc::new(judge), plan.clone(), reader, 0)?)
         }
     };
     let stop = loop {
@@ -60,7 +60,7 @@ async fn watch(flags: &WatchFlags, view: &View) -> Outcome<()> {
     };
     // An evaluation that is under way is still of interest; that there are no more is not.
     while let Some(judged) = next_of_started(&mut evaluator).await {
-        if !matches!(judged, Judged::Failed(_)) {
+        if !matches!(judged, Judged::Lost(_) | Judged::Failed(_)) {
             show.judged(&judged);
         }
     }

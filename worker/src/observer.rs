@@ -140,6 +140,14 @@ impl StatusStream {
         self.session.say(Body::Conclude).await
     }
 
+    /// Asks for a checkpoint now. What comes of it is in the status: a newer one, or one more that came to nothing.
+    ///
+    /// # Errors
+    /// If the coordinator is gone, or takes nothing for too long.
+    pub async fn checkpoint(&mut self) -> Result<(), ClientError> {
+        self.session.say(Body::Checkpoint).await
+    }
+
     /// Says that a worker's process, which whoever observes has started, has ended, and how: nobody then waits until its
     /// silence is noticed.
     ///

@@ -438,6 +438,14 @@ fn of_observer() -> Vec<Case> {
                 }
             }
         }),
+        case(&["StatusStream::checkpoint"], "a coordinator that reads nothing", STATUS_DEAF, async {
+            let (mut statuses, _reader) = observing(&play(Lives, Shard::Mute)).await;
+            loop {
+                if let Err(error) = statuses.checkpoint().await {
+                    return error.to_string();
+                }
+            }
+        }),
         case(&["StatusStream::exited"], "a coordinator that reads nothing", STATUS_DEAF, async {
             let (mut statuses, _reader) = observing(&play(Lives, Shard::Mute)).await;
             said(statuses.exited(WorkerId(0), 1, "x".repeat(2 * WINDOW as usize)).await)

@@ -142,6 +142,27 @@ impl Children {
         tokio::time::timeout(within, all).await.is_ok()
     }
 
+    /// Asks one to end before the others, and waits until it has, at most [`GRACE`] or until `hurry` resolves.
+    pub(crate) async fn end_first(&mut self, role: Role, hurry: impl Future<Output = ()>) {
+        let Some(child) = self.alive.get(&role) else { return };
+        child.tell(Order::Terminate);
+        let ended = async {
+            while self.alive.contains_key(&role) {
+                self.next_exit().await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(GRACE, ended) => {}
+            () = hurry => {}
+        }
+    }
+
+    /// Kills all.
+    pub(crate) async fn kill(&mut self) {
+        self.tell(Order::Kill);
+        self.wait_all(KILL).await;
+    }
+
     /// Asks all to end, and kills those that have not after [`GRACE`] or when `hurry` resolves. Names who was killed.
     pub(crate) async fn end(&mut self, hurry: impl Future<Output = ()>) -> Option<String> {
         self.tell(Order::Terminate);
@@ -150,8 +171,7 @@ impl Children {
             () = hurry => {}
         }
         let names = self.names();
-        self.tell(Order::Kill);
-        self.wait_all(KILL).await;
+        self.kill().await;
         Some(names)
     }
 
@@ -218,6 +238,26 @@ mod tests {
         assert_eq!(killed.as_deref(), Some("worker 3"));
         assert!(children.all_ended());
         assert!((300..3000).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
+    }
+
+    #[tokio::test]
+    async fn one_ends_before_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut children = Children::new(folder.path()).unwrap();
+        const FIRST: Role = Role::Server(ServerId(0));
+        let script =
+            |then: &str| shell(&format!("trap '{then}' TERM; echo ready; while :; do sleep 0.05; done"));
+        for (role, then) in [(FIRST, "sleep 0.3; exit 7"), (WORKER, "exit 0")] {
+            children.start(role, &script(then)).unwrap().await.unwrap();
+        }
+        let before = Instant::now();
+        children.end_first(FIRST, std::future::pending()).await;
+        assert!(before.elapsed() >= Duration::from_millis(300), "{:?}", before.elapsed());
+        assert_eq!(children.names(), "worker 3");
+        // Nobody of this name is alive any more.
+        children.end_first(FIRST, std::future::pending()).await;
+        children.kill().await;
+        assert!(children.all_ended());
     }
 
     #[tokio::test]

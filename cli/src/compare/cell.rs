@@ -12,14 +12,14 @@ use windlass_common::plan::{Goal, Plan};
 use windlass_report::{ClientContribution, Cost, Outcome as Ended, Point, RunResult, crossing};
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::{RecipeFlags, SourceFlags};
+use crate::flags::{KeepingFlags, RecipeFlags, SourceFlags};
 use crate::judge::Judge;
 use crate::programs::Programs;
 use crate::recipe;
 use crate::run_directory::PLAN_FILE;
 use crate::signals::Interrupts;
 use crate::summary::{self, Summary};
-use crate::train::{Conditions, Prepared, TIMED_OUT, carry_out};
+use crate::train::{Beginning, Conditions, Prepared, TIMED_OUT, carry_out};
 
 /// How a run ended that left no complete summary.
 const OUTCOME_FILE: &str = "outcome.json";
@@ -77,6 +77,7 @@ impl Cell {
             name: Some(name.clone()),
             data: self.data.clone(),
             worker_program: None,
+            checkpoints: KeepingFlags::never(),
             recipe: self.recipe.clone(),
         };
         let preparing = tokio::task::spawn_blocking(move || recipe::prepare(&source, &name));
@@ -102,6 +103,7 @@ impl Cell {
             directory: self.directory.clone(),
             programs: Programs::find(None)?,
             judge: Some(Arc::clone(&judge)),
+            beginning: Beginning::default(),
         };
         let carried = carry_out(prepared, conditions, interrupts, SystemTime::now()).await;
         let ended = match carried {

@@ -1,6 +1,7 @@
 //! Says which commands and flags there are.
 
 mod checkpoint;
+mod checkpoints;
 mod compare;
 mod federated;
 mod recipe;
@@ -10,10 +11,12 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use windlass_common::exit;
 
 pub(crate) use checkpoint::{CheckpointCommand, CheckpointFlags, ExportFlags, VerifyFlags};
+use checkpoints::excluded_by_resume;
+pub(crate) use checkpoints::{Changes, KeepingFlags};
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
 pub(crate) use recipe::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
@@ -26,7 +29,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Reads the flags. A stored plan excludes those that it answers.
+/// Reads the flags. A stored plan, and a run that is gone on with, exclude those that they answer.
 ///
 /// # Errors
 /// With what clap says of them, which is for people.
@@ -35,21 +38,41 @@ pub(crate) fn parse<T: Into<OsString> + Clone>(
 ) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let matches = command.try_get_matches_from_mut(arguments)?;
-    if let Some((name @ ("train" | "plan"), given)) = matches.subcommand()
-        && given.value_source("plan").is_some()
-    {
-        // The recipe is made of several groups, and clap excludes no group of groups.
-        let recipe = RecipeFlags::augment_args(clap::Command::new("recipe"));
-        let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
-        if let Some(flag) = recipe.get_arguments().find(|flag| is_given(flag.get_id().as_str())) {
-            let flag = flag.get_long().unwrap_or_default();
-            let text =
-                format!("the argument '--plan <FILE>' cannot be used with '--{flag}': the plan says that\n");
-            let command = command.find_subcommand_mut(name).expect("it was found");
+    if let Some((name @ ("train" | "plan"), given)) = matches.subcommand() {
+        let command = command.find_subcommand_mut(name).expect("it was found");
+        if let Some(text) = contradiction(command, given) {
             return Err(command.error(ErrorKind::ArgumentConflict, text));
         }
     }
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    if let (Command::Train(train), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
+        train.changes = Changes::of(train, given);
+    }
+    Ok(cli)
+}
+
+/// A flag that cannot be given beside `--plan` or `--resume`, and why.
+fn contradiction(command: &clap::Command, given: &ArgMatches) -> Option<String> {
+    let is_given = |id: &str| {
+        let is_known = command.get_arguments().any(|flag| flag.get_id() == id);
+        is_known && given.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    // The recipe is made of several groups, and clap excludes no group of groups.
+    let recipe = KeepingFlags::augment_args(RecipeFlags::augment_args(clap::Command::new("recipe")));
+    let (with, excluded): (_, Box<dyn Fn(&str) -> Option<&'static str>>) = if is_given("resume") {
+        ("--resume <RUN_DIR>", Box::new(excluded_by_resume))
+    } else if is_given("plan") {
+        let is_recipe = move |id: &str| recipe.get_arguments().any(|flag| flag.get_id() == id);
+        ("--plan <FILE>", Box::new(move |id: &str| is_recipe(id).then_some("the plan says that")))
+    } else {
+        return None;
+    };
+    command.get_arguments().find_map(|flag| {
+        let id = flag.get_id().as_str();
+        let why = excluded(id).filter(|_| is_given(id))?;
+        let flag = flag.get_long().unwrap_or_default();
+        Some(format!("the argument '{with}' cannot be used with '--{flag}': {why}\n"))
+    })
 }
 
 const TRAIN_EXAMPLES: &str = "\
@@ -60,6 +83,8 @@ Examples:
   windlass train --mode sync --backup 1 --optimizer momentum:mu=0.9
   windlass train --mode fedavg --model 2nn --clients 100 --fraction 0.1 --local-passes 1 --batch 10 --rounds 100 --workers 2
   windlass train --plan runs/2nn-sync-1/plan.toml
+  windlass train --resume runs/2nn-sync-1
+  windlass train --resume runs/2nn-sync-1 --servers 3 --workers 5
 ";
 const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -137,13 +162,24 @@ pub(crate) enum Command {
 pub(crate) struct TrainFlags {
     #[command(flatten)]
     pub(crate) source: SourceFlags,
+    /// Go on with the run in this directory from its newest sound checkpoint, or from its beginning if it has none. Other
+    /// numbers of servers, shards and workers are possible
+    #[arg(long, value_name = "RUN_DIR", help_heading = "This run")]
+    pub(crate) resume: Option<PathBuf>,
+    /// Where checkpoints are kept: a folder, or s3://BUCKET/PREFIX [default: the folder checkpoints of the run directory;
+    /// with --resume, where they were]
+    #[arg(long, value_name = "LOCATION", help_heading = "Checkpoints")]
+    pub(crate) checkpoints: Option<String>,
+    /// What --resume changes of the plan
+    #[arg(skip)]
+    pub(crate) changes: Changes,
     /// Directory for what the run leaves: plan, events, model, summary, logs of the processes [default: runs/NAME]
     #[arg(long, value_name = "DIR", help_heading = "This run")]
     pub(crate) run_dir: Option<PathBuf>,
     /// fedavg: end when the test accuracy has reached this, from 0 to 1
     #[arg(long, value_name = "ACCURACY", help_heading = "This run")]
     pub(crate) target: Option<f64>,
-    /// How often each worker that dies is restarted
+    /// How often each worker that dies is restarted; where checkpoints are kept, each server too
     #[arg(long, value_name = "TIMES", default_value_t = 2, help_heading = "This run")]
     pub(crate) restarts: u32,
     /// How long each process tries to reach the coordinator, in seconds
@@ -243,4 +279,76 @@ pub(crate) struct TopFlags {
     /// How long to wait for the coordinator, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) connect_deadline: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_common::plan::Every;
+
+    use super::*;
+
+    fn train(flags: &str) -> Result<TrainFlags, String> {
+        let arguments = ["windlass", "train"].into_iter().chain(flags.split_whitespace());
+        match parse(arguments).map_err(|error| error.to_string())?.command {
+            Command::Train(train) => Ok(*train),
+            other => panic!("{other:?} is not to train"),
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_kept_each_minute_unless_flags_say_otherwise() {
+        let of = |flags| train(flags).unwrap().source.checkpoints.plan();
+        assert_eq!((of("").every, of("").keep), (Every::Seconds(60), 2));
+        let given = of("--checkpoint-every 500steps --keep 7");
+        assert_eq!((given.every, given.keep), (Every::Steps(500), 7));
+        assert_eq!(of("--checkpoint-every never").every, Every::Never);
+        assert_eq!(KeepingFlags::never().plan(), windlass_common::plan::Checkpoints::default());
+        for wrong in ["--checkpoint-every 30", "--checkpoint-every 0s", "--keep 0", "--keep 1001"] {
+            assert!(train(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_gone_on_with_takes_only_what_may_change() {
+        let flags = train("--resume runs/x").unwrap();
+        assert_eq!((flags.resume, flags.changes), (Some("runs/x".into()), Changes::default()));
+        let all = "--resume runs/x --servers 3 --shards-per-server 2 --workers 5 --checkpoint-every 30s --keep 4 \
+                   --checkpoints s3://b/x --restarts 1 --connect-deadline 20 --quiet --target 0.9 --data d \
+                   --worker-program w";
+        let flags = train(all).unwrap();
+        let expected = Changes {
+            servers: Some(3),
+            shards_per_server: Some(2),
+            workers: Some(5),
+            every: Some(Every::Seconds(30)),
+            keep: Some(4),
+        };
+        assert_eq!((flags.changes, flags.checkpoints.as_deref()), (expected, Some("s3://b/x")));
+        for (flag, why) in [
+            ("--seed 2", "the run goes on as it was begun"),
+            ("--mode sync", "the run goes on as it was begun"),
+            ("--clients 3", "the run goes on as it was begun"),
+            ("--workers-max 3", "the run goes on as it was begun"),
+            ("--step-time const:1ms", "the run goes on as it was begun"),
+            ("--name y", "the run keeps its name and its directory"),
+            ("--run-dir y", "the run keeps its name and its directory"),
+            ("--plan y", "the run has its own plan"),
+        ] {
+            let error = train(&format!("{flag} --resume runs/x")).unwrap_err();
+            let name = flag.split(' ').next().unwrap();
+            let sentence = format!("'--resume <RUN_DIR>' cannot be used with '{name}': {why}");
+            assert!(error.contains(&sentence), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stored_plan_says_itself_when_checkpoints_are_kept() {
+        for flag in ["--checkpoint-every 30s", "--keep 3", "--seed 2"] {
+            let error = train(&format!("--plan p.toml {flag}")).unwrap_err();
+            let name = flag.split(' ').next().unwrap();
+            assert!(error.contains(&format!("'{name}': the plan says that")), "{error}");
+        }
+        // Where they are kept is no matter of the plan.
+        assert!(train("--plan p.toml --checkpoints d").unwrap().checkpoints.is_some());
+    }
 }

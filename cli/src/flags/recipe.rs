@@ -9,6 +9,7 @@ use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{LEASE_S, Membership, STALL_DEADLINE_S, StalenessScaling};
 use windlass_common::schedule::Shape;
 
+use super::checkpoints::KeepingFlags;
 use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
 
 /// Whether workers may come and go.
@@ -48,6 +49,8 @@ pub(crate) struct SourceFlags {
     /// Start this program instead of windlass-worker. It is given --identity FILE and --coordinator HOST:PORT
     #[arg(long, value_name = "FILE", help_heading = "A worker of your own")]
     pub(crate) worker_program: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) checkpoints: KeepingFlags,
     #[command(flatten)]
     pub(crate) recipe: RecipeFlags,
 }

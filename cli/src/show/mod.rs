@@ -89,6 +89,11 @@ impl Show {
         }
     }
 
+    /// The run has been taken back: how fast it went is no measure of what is to come.
+    pub(crate) fn taken_back(&mut self) {
+        self.pace = Pace::default();
+    }
+
     /// What the evaluator has to say.
     pub(crate) fn judged(&mut self, judged: &Judged) {
         match judged {
@@ -100,7 +105,9 @@ impl Show {
                 "no evaluation at {} examples: training had gone on too far when the one before was done",
                 grouped(*examples)
             )),
-            Judged::Failed(reason) => self.notice(&format!("no further evaluations: {reason}")),
+            Judged::Lost(reason) | Judged::Failed(reason) => {
+                self.notice(&format!("no further evaluations: {reason}"))
+            }
         }
     }
 
@@ -195,7 +202,7 @@ fn short(passes: f64) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use windlass_common::ids::{Examples, Term};
-    use windlass_common::wire::Meter;
+    use windlass_common::wire::{CheckpointStatus, Meter};
 
     use super::*;
 
@@ -212,6 +219,7 @@ pub(crate) mod tests {
             pushes: examples / 100,
             loss: Some(0.25),
             first_applied_us: None,
+            checkpoints: CheckpointStatus::default(),
             meter: Meter { wire_up: examples * 3, wire_down: examples, ..Meter::default() },
             workers: Vec::new(),
             shards: Vec::new(),

@@ -1,5 +1,6 @@
 //! Starts the servers and workers of a run, each with what it needs to know.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_transport::{Identity, Role};
 
+use super::Beginning;
 use crate::children::{Children, Exited, Program};
 use crate::failure::{Failure, Outcome};
 use crate::identities::Identities;
@@ -17,7 +19,11 @@ use crate::lookout::Lookout;
 use crate::programs::Programs;
 use crate::run_directory::PLAN_FILE;
 
-const COORDINATOR: Role = Role::Server(ServerId(0));
+pub(super) const COORDINATOR: Role = Role::Server(ServerId(0));
+/// What a server says before the address at which it listens.
+const LISTENS: &str = "listening on ";
+/// Where a server listens that has no port yet.
+const ANY_PORT: &str = "127.0.0.1:0";
 /// A server says where it listens before it does anything that takes time.
 const LISTENING: Duration = Duration::from_secs(10);
 
@@ -28,8 +34,14 @@ pub(super) struct Crew {
     programs: Programs,
     directory: PathBuf,
     connect_deadline: u64,
+    /// Where checkpoints are kept, unless in the run directory.
+    checkpoints: Option<String>,
+    /// Whether the run has begun, so that server 0 goes on with it.
+    has_begun: bool,
     /// Address of server 0, once it is known.
     coordinator: String,
+    /// What the other servers say first: where they listen.
+    first_lines: BTreeMap<Role, oneshot::Receiver<String>>,
     /// While it is there, others can look at the run.
     lookout: Option<Lookout>,
 }
@@ -44,6 +56,7 @@ impl Crew {
         directory: &Path,
         programs: Programs,
         connect_deadline: u64,
+        beginning: &Beginning,
     ) -> Outcome<Self> {
         Ok(Self {
             children: Children::new(directory)?,
@@ -51,7 +64,10 @@ impl Crew {
             programs,
             directory: directory.to_owned(),
             connect_deadline,
+            checkpoints: beginning.checkpoints.clone(),
+            has_begun: beginning.is_resumed,
             coordinator: String::new(),
+            first_lines: BTreeMap::new(),
             lookout: None,
         })
     }
@@ -84,15 +100,16 @@ impl Crew {
     /// # Errors
     /// If it cannot be started, ends, or does not listen in time.
     pub(super) async fn start_coordinator(&mut self) -> Outcome<()> {
-        let first_line = self.start(COORDINATOR)?;
+        let first_line = self.launch(COORDINATOR)?;
         let exited = tokio::select! {
             line = tokio::time::timeout(LISTENING, first_line) => {
                 let line = line.map(Result::ok).map_err(|_| {
                     Failure::new(Exit::Run, format!("server 0 did not listen within {} s", LISTENING.as_secs()))
                 })?;
-                match line.as_deref().map(|line| (line, line.strip_prefix("listening on "))) {
+                match line.as_deref().map(|line| (line, line.strip_prefix(LISTENS))) {
                     Some((_, Some(address))) => {
                         self.coordinator = address.trim().to_owned();
+                        self.has_begun = true;
                         let observer = &self.identities.observer;
                         self.lookout = Some(Lookout::open(&self.directory, &self.coordinator, observer)?);
                         return Ok(());
@@ -110,32 +127,58 @@ impl Crew {
         Err(could_not_begin(exited))
     }
 
-    /// Starts the process of this role; a second time, if the first one has ended.
+    /// Starts the process of this role; a second time, if the first one has ended. A server listens where it did before.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub(super) fn start(&mut self, role: Role) -> Outcome<oneshot::Receiver<String>> {
+    pub(super) fn start(&mut self, role: Role) -> Outcome<()> {
+        let first_line = self.launch(role)?;
+        if let Role::Server(_) = role {
+            self.first_lines.insert(role, first_line);
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, role: Role) -> Outcome<oneshot::Receiver<String>> {
         let program = self.program(role)?;
         self.children.start(role, &program)
     }
 
-    fn program(&self, role: Role) -> Outcome<Program> {
+    /// Where the server is to listen. One that ended before it said where it did may have found its port taken: any other
+    /// is as good, but for server 0, which everybody knows by its address.
+    fn place(&mut self, role: Role) -> String {
+        if role == COORDINATOR && !self.coordinator.is_empty() {
+            return self.coordinator.clone();
+        }
+        let line = self.first_lines.remove(&role).and_then(|mut line| line.try_recv().ok());
+        let address = line.as_deref().and_then(|line| line.strip_prefix(LISTENS)).map(str::trim);
+        address.unwrap_or(ANY_PORT).to_owned()
+    }
+
+    fn program(&mut self, role: Role) -> Outcome<Program> {
+        let is_server = matches!(role, Role::Server(_));
+        let place = if is_server { self.place(role) } else { String::new() };
         let mut arguments: Vec<OsString> = vec!["--identity".into(), self.identities.file(role)?.into()];
         let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
         match role {
             COORDINATOR => {
                 add("--plan", self.directory.join(PLAN_FILE).into());
                 add("--run-dir", self.directory.clone().into());
+                if let Some(location) = &self.checkpoints {
+                    add("--checkpoints", location.into());
+                }
             }
             _ => add("--coordinator", self.coordinator.clone().into()),
         }
-        let is_server = matches!(role, Role::Server(_));
         if is_server {
-            add("--listen", "127.0.0.1:0".into());
+            add("--listen", place.into());
         }
         if is_server || self.programs.worker_is_ours {
             add("--connect-deadline", self.connect_deadline.to_string().into());
             arguments.push("--exit-with-stdin".into());
+        }
+        if role == COORDINATOR && self.has_begun {
+            arguments.push("--resume".into());
         }
         let file = if is_server { &self.programs.server } else { &self.programs.worker };
         Ok(Program { file: file.clone(), arguments })

@@ -1,10 +1,13 @@
 //! Trains a model on this machine: makes a run, carries it to its end, and reports.
 
+mod course;
 mod crew;
+mod restarts;
+mod resume;
 mod run;
 mod verdict;
+mod view;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,7 +22,7 @@ use crate::figures::{counted, time};
 use crate::flags::TrainFlags;
 use crate::judge::{self, Judge};
 use crate::programs::Programs;
-use crate::run_directory::{LOGS, MODEL_FILE, PLAN_FILE, Place};
+use crate::run_directory::{self, LOGS, MODEL_FILE, PLAN_FILE, Place};
 use crate::signals::{Interrupts, interrupted};
 use crate::stolen::Ticks;
 use crate::summary::{self, Addition, Spread, Summary};
@@ -33,12 +36,24 @@ pub(crate) struct Prepared {
     pub(crate) directory: PathBuf,
     pub(crate) programs: Programs,
     pub(crate) judge: Option<Arc<Judge>>,
+    pub(crate) beginning: Beginning,
+}
+
+/// From what a run begins.
+#[derive(Debug, Default)]
+pub(crate) struct Beginning {
+    /// It goes on from what is in its directory.
+    pub(crate) is_resumed: bool,
+    /// Where its checkpoints are kept, unless in its directory.
+    pub(crate) checkpoints: Option<String>,
+    /// What was evaluated before.
+    pub(crate) evaluations: Vec<Evaluation>,
 }
 
 /// How a run is carried through.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conditions {
-    /// How often each worker is restarted.
+    /// How often each worker is restarted, and where there are checkpoints each server.
     pub(crate) restarts: u32,
     /// How long each process tries to reach the coordinator, in seconds.
     pub(crate) connect_deadline: u64,
@@ -55,8 +70,17 @@ pub(crate) struct Conditions {
 /// Says why the run could not be made or could not go on, or that it was interrupted.
 pub(crate) async fn run(flags: Box<TrainFlags>, began: SystemTime) -> Outcome<()> {
     let mut interrupts = Interrupts::listen()?;
+    if let Some(directory) = &flags.resume {
+        tokio::select! {
+            checked = resume::check(directory) => checked?,
+            () = interrupts.next() => return Err(interrupted()),
+        }
+    }
     let for_thread = flags.clone();
-    let preparing = tokio::task::spawn_blocking(move || prepare(&for_thread));
+    let preparing = tokio::task::spawn_blocking(move || match &for_thread.resume {
+        Some(directory) => resume::prepare(&for_thread, directory),
+        None => prepare(&for_thread),
+    });
     let prepared = tokio::select! {
         prepared = preparing => prepared.or_fail(Exit::System, "the preparation of the run failed")??,
         () = interrupts.next() => return Err(interrupted()),
@@ -85,9 +109,9 @@ pub(crate) async fn carry_out(
     began: SystemTime,
 ) -> Outcome<Summary> {
     let ticks = Ticks::now();
-    let Prepared { plan, directory, programs, judge } = prepared;
-    let crew = Crew::new(&plan, &directory, programs, conditions.connect_deadline)?;
-    let mut run = Run::new(plan.clone(), crew, judge.clone(), conditions);
+    let Prepared { plan, directory, programs, judge, beginning } = prepared;
+    let crew = Crew::new(&plan, &directory, programs, conditions.connect_deadline, &beginning)?;
+    let mut run = Run::new(plan.clone(), crew, judge.clone(), conditions, beginning);
     let outcome = tokio::select! {
         outcome = run.carry(interrupts) => outcome,
         () = limited(conditions.time_limit) => Err(Failure::new(Exit::Run, TIMED_OUT)),
@@ -98,13 +122,15 @@ pub(crate) async fn carry_out(
         test_loss: None,
         launch_to_first_step_s: None,
         stolen_cpu_share: ticks.and_then(|before| Ticks::now()?.stolen_share_since(before)),
-        restarts: seen.restarts.clone(),
+        restarts: seen.restarts.workers.clone(),
+        restarts_servers: seen.restarts.servers.clone(),
         client_accuracy: Vec::new(),
         client_accuracy_spread: None,
         evaluations: seen.evaluations.clone(),
     };
     if let Err(failure) = outcome {
-        return Err(report_failure(failure, &directory, began, addition));
+        let failure = report_failure(failure, &directory, began, addition);
+        return Err(if seen.can_go_on { with_way_on(failure, &directory) } else { failure });
     }
     let reporting =
         tokio::task::spawn_blocking(move || report(&plan, &directory, began, addition, judge, seen));
@@ -130,28 +156,35 @@ fn prepare(flags: &TrainFlags) -> Outcome<Prepared> {
         Some(file) => recipe::read(file)?.name,
         None => recipe::base_name(&source.recipe),
     };
-    if let Some(target) = flags.target
-        && !(target > 0.0 && target <= 1.0)
-    {
+    let place = Place::of(source.name.as_deref(), flags.run_dir.as_deref(), &base)?;
+    let programs = Programs::find(source.worker_program.as_deref())?;
+    let (mut plan, judge) = recipe::prepare(source, place.name())?;
+    check_target(flags.target, &plan)?;
+    let (name, directory) = place.claim()?;
+    plan.name = name;
+    plan.check().or_exit(Exit::Usage)?;
+    run_directory::write_whole(&directory, PLAN_FILE, &plan.to_text())?;
+    let location = flags.checkpoints.as_deref();
+    let checkpoints =
+        location.map(|location| run_directory::keep_location(&directory, location)).transpose()?;
+    let beginning = Beginning { checkpoints, ..Beginning::default() };
+    Ok(Prepared { plan, directory, programs, judge: judge.map(Arc::new), beginning })
+}
+
+fn check_target(target: Option<f64>, plan: &Plan) -> Outcome<()> {
+    let Some(target) = target else { return Ok(()) };
+    if !(target > 0.0 && target <= 1.0) {
         return Err(Failure::usage(format!(
             "--target is {target}; an accuracy is more than 0 and at most 1"
         )));
     }
-    let place = Place::of(source.name.as_deref(), flags.run_dir.as_deref(), &base)?;
-    let programs = Programs::find(source.worker_program.as_deref())?;
-    let (mut plan, judge) = recipe::prepare(source, place.name())?;
-    if flags.target.is_some() && !matches!(plan.goal(), Goal::Rounds(_)) {
+    if !matches!(plan.goal(), Goal::Rounds(_)) {
         return Err(Failure::usage(format!(
             "--target ends rounds of --mode fedavg; {} goes on to its last example: leave it out",
             plan.mode
         )));
     }
-    let (name, directory) = place.claim()?;
-    plan.name = name;
-    plan.check().or_exit(Exit::Usage)?;
-    let file = directory.join(PLAN_FILE);
-    fs::write(&file, plan.to_text()).or_fail(Exit::System, format!("could not write {}", file.display()))?;
-    Ok(Prepared { plan, directory, programs, judge: judge.map(Arc::new) })
+    Ok(())
 }
 
 /// Scores the result and completes the summary.
@@ -236,5 +269,11 @@ fn report_failure(mut failure: Failure, directory: &Path, began: SystemTime, add
     if failure.exit != Exit::Interrupted {
         failure.details.push(format!("what each process wrote is in {}", directory.join(LOGS).display()));
     }
+    failure
+}
+
+/// Says in the end how the run goes on.
+fn with_way_on(mut failure: Failure, directory: &Path) -> Failure {
+    failure.details.push(format!("to go on with it:  windlass train --resume {}", directory.display()));
     failure
 }

@@ -4,21 +4,23 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::{Membership, Plan};
-use windlass_common::wire::{Phase, Status, Stop, WorkerState};
+use windlass_common::wire::{Phase, Status, Stop};
 use windlass_transport::Role;
 use windlass_worker::client::ClientError;
-use windlass_worker::observer::{self, Observer, SnapshotReader, StatusStream};
+use windlass_worker::observer;
 
-use super::Conditions;
-use super::crew::Crew;
+use super::crew::{COORDINATOR, Crew};
+use super::restarts::Restarts;
 use super::verdict::{Known, Verdict, verdict};
+use super::view::{Sight, View};
+use super::{Beginning, Conditions};
+use crate::asked::{Asked, holds};
 use crate::children::{Exited, name_of};
-use crate::evaluator::{Evaluation, Evaluator, Judged, Last};
+use crate::evaluator::{Evaluation, Judged, Last};
 use crate::failure::{Failure, Outcome};
 use crate::figures::counted;
 use crate::judge::Judge;
@@ -31,70 +33,85 @@ const WORD: Duration = Duration::from_millis(500);
 const LAST_WRITE: Duration = Duration::from_secs(15);
 /// How long the others may take to end after server 0.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-type Connected = Result<(StatusStream, SnapshotReader), ClientError>;
+/// How long a run that is to end may take to keep a last checkpoint.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// A run under way.
 pub(super) struct Run {
     plan: Plan,
     crew: Crew,
-    judge: Option<Arc<Judge>>,
-    restarts_max: u32,
+    view: View,
     /// The test accuracy at which the run is over.
     target: Option<f64>,
     show: Show,
-    connecting: Option<JoinHandle<Connected>>,
-    statuses: Option<StatusStream>,
-    evaluator: Option<Evaluator>,
-    status: Option<Status>,
+    /// Whether the training has begun, also before this program was started.
+    has_begun: bool,
+    /// Whether everybody was there once.
+    all_were_there: bool,
     is_over: bool,
     /// Who has ended, and when to look again why.
     unclear: Vec<(Instant, Exited)>,
     /// When server 0 should be gone.
     deadline: Option<Instant>,
-    seen: Seen,
+    restarts: Restarts,
+    ending: Ending,
+}
+
+/// Whether the run is to end before its time.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Not,
+    /// A last checkpoint was asked for, and has until then.
+    Keeping(Asked, Instant),
+    /// Nobody is waited for.
+    AtOnce,
 }
 
 /// What is known of a run that has ended.
 pub(super) struct Seen {
-    /// Per worker, how often it was restarted.
-    pub(super) restarts: Vec<u32>,
+    /// How often who was restarted.
+    pub(super) restarts: Restarts,
     pub(super) evaluations: Vec<Evaluation>,
     pub(super) last: Option<Last>,
+    /// Whether it may be gone on with.
+    pub(super) can_go_on: bool,
 }
 
 /// Something that a run waits for.
 enum Happening {
     Interrupted,
     Exited(Exited),
-    Connected(Box<Connected>),
-    Seen(Result<observer::Seen, ClientError>),
-    Judged(Option<Judged>),
+    Seen(Sight),
     TimeToLookAgain,
+    TimeToStart,
+    NotKept,
     ServerStays,
 }
 
 impl Run {
-    pub(super) fn new(plan: Plan, crew: Crew, judge: Option<Arc<Judge>>, conditions: Conditions) -> Self {
-        let Conditions { restarts: restarts_max, target, quiet, .. } = conditions;
+    pub(super) fn new(
+        plan: Plan,
+        crew: Crew,
+        judge: Option<Arc<Judge>>,
+        conditions: Conditions,
+        beginning: Beginning,
+    ) -> Self {
+        let Conditions { restarts, target, quiet, .. } = conditions;
         let mut show = Show::new(quiet);
         show.about(&plan);
-        let restarts = vec![0; plan.cluster.workers as usize];
         Self {
+            restarts: Restarts::new(restarts, &plan.cluster),
+            view: View::new(plan.clone(), judge, beginning.evaluations),
             plan,
             crew,
-            judge,
-            restarts_max,
             target,
             show,
-            connecting: None,
-            statuses: None,
-            evaluator: None,
-            status: None,
+            has_begun: beginning.is_resumed,
+            all_were_there: false,
             is_over: false,
             unclear: Vec::new(),
             deadline: None,
-            seen: Seen { restarts, evaluations: Vec::new(), last: None },
+            ending: Ending::Not,
         }
     }
 
@@ -117,10 +134,7 @@ impl Run {
         for role in servers.chain(cluster.worker_ids().map(Role::Worker)) {
             self.crew.start(role)?;
         }
-        let (coordinator, identity) = (self.crew.coordinator().to_owned(), self.crew.observer().clone());
-        let within = Duration::from_secs(cluster.join_deadline_s);
-        let connecting = async move { Observer::connect(&coordinator, &identity, within).await };
-        self.connecting = Some(tokio::spawn(connecting));
+        self.view.connect(self.crew.coordinator(), self.crew.observer());
         loop {
             let happening = self.next(interrupts).await;
             if self.has_reached(&happening) {
@@ -128,6 +142,9 @@ impl Run {
             }
             if let Happening::Exited(exited) = &happening {
                 self.tell_exit(exited).await;
+            }
+            if matches!(happening, Happening::Interrupted) && self.asks_for_a_last_checkpoint().await {
+                continue;
             }
             if self.handle(happening)? {
                 return self.finish(interrupts).await;
@@ -137,42 +154,43 @@ impl Run {
 
     /// Ends whoever is alive, and says what was seen of the run.
     pub(super) async fn end(mut self, interrupts: &mut Interrupts) -> Seen {
-        if !self.crew.children.all_ended() {
-            self.show.step(&format!("ending {}", self.crew.children.names()));
-            if let Some(names) = self.crew.children.end(interrupts.next()).await {
+        let children = &mut self.crew.children;
+        if !children.all_ended() {
+            self.show.step(&format!("ending {}", children.names()));
+            match self.ending {
+                Ending::AtOnce => children.kill().await,
+                // As long as the others are there, server 0 can end the run in good order.
+                Ending::Keeping(..) => children.end_first(COORDINATOR, interrupts.next()).await,
+                Ending::Not => {}
+            }
+            if let Some(names) = children.end(interrupts.next()).await {
                 self.show.notice(&format!("{names} did not end when asked to and had to be killed"));
             }
         }
         self.show.clear();
-        self.seen
+        let can_go_on = self.has_begun && !self.is_over && self.view.has_checkpoints();
+        let View { evaluations, last, .. } = self.view;
+        Seen { restarts: self.restarts, evaluations, last, can_go_on }
     }
 
     async fn next(&mut self, interrupts: &mut Interrupts) -> Happening {
         let again = self.unclear.iter().map(|(when, _)| *when).min();
+        let kept = if let Ending::Keeping(_, deadline) = self.ending { Some(deadline) } else { None };
         tokio::select! {
             () = interrupts.next() => Happening::Interrupted,
             exited = self.crew.children.next_exit() => Happening::Exited(exited),
-            connected = joined(&mut self.connecting) => Happening::Connected(Box::new(connected)),
-            seen = async {
-                match &mut self.statuses {
-                    Some(statuses) => statuses.next().await,
-                    None => pending().await,
-                }
-            } => Happening::Seen(seen),
-            judged = async {
-                match &mut self.evaluator {
-                    Some(evaluator) => evaluator.next().await,
-                    None => pending().await,
-                }
-            } => Happening::Judged(judged),
+            sight = self.view.next() => Happening::Seen(sight),
             () = until(again) => Happening::TimeToLookAgain,
+            () = until(self.restarts.next()) => Happening::TimeToStart,
+            () = until(kept) => Happening::NotKept,
             () = until(self.deadline) => Happening::ServerStays,
         }
     }
 
     /// Whether this is the evaluation that the run went on for.
     fn has_reached(&self, happening: &Happening) -> bool {
-        let (Some(target), Happening::Judged(Some(Judged::Evaluated(evaluation)))) = (self.target, happening)
+        let (Some(target), Happening::Seen(Sight::Judged(Some(Judged::Evaluated(evaluation))))) =
+            (self.target, happening)
         else {
             return false;
         };
@@ -181,7 +199,7 @@ impl Run {
 
     /// The coordinator need not wait until the silence of a worker is noticed.
     async fn tell_exit(&mut self, exited: &Exited) {
-        if let (Role::Worker(worker), Some(statuses)) = (exited.role, &mut self.statuses) {
+        if let (Role::Worker(worker), Some(statuses)) = (exited.role, self.view.statuses()) {
             // If it cannot be told it is gone, and the run with it.
             let _ = statuses.exited(worker, exited.process, exited.how()).await;
         }
@@ -190,10 +208,30 @@ impl Run {
     /// Asks the coordinator to open no further round.
     async fn conclude(&mut self) {
         self.target = None;
-        let Some(statuses) = &mut self.statuses else { return };
+        let Some(statuses) = self.view.statuses() else { return };
         if let Err(error) = statuses.conclude().await {
             self.show.notice(&format!("the run goes on beyond its target: {error}"));
         }
+    }
+
+    /// Whether a run that is told to end keeps a last checkpoint first: while it trains, if it keeps any, and only once.
+    async fn asks_for_a_last_checkpoint(&mut self) -> bool {
+        if let Ending::Keeping(..) = self.ending {
+            self.ending = Ending::AtOnce;
+            return false;
+        }
+        if !self.view.has_checkpoints() || !self.view.is_training() {
+            return false;
+        }
+        let Some(status) = &self.view.status else { return false };
+        let asked = Asked::now(&status.checkpoints);
+        let Some(statuses) = self.view.statuses() else { return false };
+        if statuses.checkpoint().await.is_err() {
+            return false;
+        }
+        self.ending = Ending::Keeping(asked, Instant::now() + LAST_CHECKPOINT);
+        self.show.notice("a last checkpoint is being kept; once more ends the run at once");
+        true
     }
 
     /// Whether the run is complete.
@@ -201,39 +239,23 @@ impl Run {
         match happening {
             Happening::Interrupted => return Err(interrupted()),
             Happening::Exited(exited) => return self.exited(exited, false),
-            Happening::Connected(connected) => self.connected(*connected)?,
-            Happening::Seen(Ok(observer::Seen::Status(status))) => {
-                self.show.status(&status);
-                self.is_over |= status.phase == Phase::Done;
-                // Later the file of a worker that was started again may not have been read yet.
-                let is_first = self.status.as_ref().is_none_or(|before| before.phase == Phase::Gathering);
-                if is_first
-                    && status.phase == Phase::Training
-                    && self.seen.restarts.iter().all(|&times| times == 0)
-                {
-                    self.crew.all_have_joined();
-                    self.say_who_may_join()?;
-                }
-                self.status = Some(*status);
-            }
-            Happening::Seen(Ok(observer::Seen::Stopped(Stop::Completed))) => {
+            Happening::Seen(Sight::Connected(connected)) => match *connected {
+                Ok(connected) => self.view.connected(connected),
+                Err(error) => self.show.notice(&format!("the progress cannot be shown: {error}")),
+            },
+            Happening::Seen(Sight::Status(Ok(observer::Seen::Status(status)))) => self.status(*status)?,
+            Happening::Seen(Sight::Status(Ok(observer::Seen::Stopped(Stop::Completed)))) => {
                 self.is_over = true;
-                self.statuses = None;
+                self.view.lose_statuses();
                 self.deadline = Some(Instant::now() + LAST_WRITE);
             }
-            Happening::Seen(Ok(observer::Seen::Stopped(Stop::Failed { reason }))) => {
+            Happening::Seen(Sight::Status(Ok(observer::Seen::Stopped(Stop::Failed { reason })))) => {
                 let details = self.unclear.first().map(|(_, exited)| exited.last_lines.clone());
                 let sentence = format!("the run could not go on: {reason}");
                 return Err(Failure::new(Exit::Run, sentence).with_details(details.unwrap_or_default()));
             }
-            Happening::Seen(Err(error)) => {
-                // If the coordinator is gone its process has ended, which says more than this.
-                self.statuses = None;
-                if !self.is_over && self.unclear.is_empty() {
-                    self.show.notice(&format!("the progress is no longer shown: {error}"));
-                }
-            }
-            Happening::Judged(judged) => self.judged(judged),
+            Happening::Seen(Sight::Status(Err(error))) => self.lost(&error),
+            Happening::Seen(Sight::Judged(judged)) => self.judged(judged),
             Happening::TimeToLookAgain => {
                 let now = Instant::now();
                 let due = self.unclear.extract_if(.., |(when, _)| *when <= now).collect::<Vec<_>>();
@@ -243,6 +265,15 @@ impl Run {
                     }
                 }
             }
+            Happening::TimeToStart => {
+                for role in self.restarts.take_due(Instant::now()) {
+                    self.crew.start(role)?;
+                }
+            }
+            Happening::NotKept => {
+                let sentence = format!("no last checkpoint was kept within {} s", LAST_CHECKPOINT.as_secs());
+                return Err(interrupted().with_details(vec![sentence]));
+            }
             Happening::ServerStays => {
                 let sentence =
                     format!("server 0 did not end within {} s after the run", LAST_WRITE.as_secs());
@@ -250,6 +281,53 @@ impl Run {
             }
         }
         Ok(false)
+    }
+
+    fn status(&mut self, status: Status) -> Outcome<()> {
+        // A run that goes back fails first; if it cannot go on, that is said when it stops.
+        if status.phase != Phase::Failed || !self.view.has_checkpoints() {
+            self.show.status(&status);
+        }
+        self.is_over |= status.phase == Phase::Done;
+        let is_training = status.phase == Phase::Training;
+        self.has_begun |= is_training;
+        // Later the file of a process that was started again may not have been read yet.
+        if is_training && !self.all_were_there {
+            self.all_were_there = true;
+            if self.restarts.are_none() {
+                self.crew.all_have_joined();
+            }
+            self.say_who_may_join()?;
+        }
+        let kept = match self.ending {
+            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
+            Ending::Not | Ending::AtOnce => None,
+        };
+        if let Some(sentence) = self.view.status(status)? {
+            self.show.taken_back();
+            self.show.notice(&sentence);
+        }
+        let said = match kept {
+            None => return Ok(()),
+            Some(Ok(kept)) => format!("kept: {}", holds(&kept)),
+            Some(Err(why)) => format!("no last checkpoint was kept: {why}"),
+        };
+        Err(interrupted().with_details(vec![said]))
+    }
+
+    /// The coordinator is no longer heard. With checkpoints it may have gone back, and is looked for again.
+    fn lost(&mut self, error: &ClientError) {
+        if self.is_over {
+            self.view.lose_statuses();
+        } else if self.view.has_checkpoints() {
+            self.view.connect(self.crew.coordinator(), self.crew.observer());
+        } else {
+            // If the coordinator is gone its process has ended, which says more than this.
+            self.view.lose_statuses();
+            if self.unclear.is_empty() {
+                self.show.notice(&format!("the progress is no longer shown: {error}"));
+            }
+        }
     }
 
     /// Where workers may join later, says how.
@@ -268,29 +346,19 @@ impl Run {
         Ok(())
     }
 
-    fn connected(&mut self, connected: Connected) -> Outcome<()> {
-        self.connecting = None;
-        match connected {
-            Ok((statuses, reader)) => {
-                self.statuses = Some(statuses);
-                if let Some(judge) = &self.judge {
-                    self.evaluator = Some(Evaluator::start(Arc::clone(judge), self.plan.clone(), reader)?);
-                }
-            }
-            Err(error) => self.show.notice(&format!("the progress cannot be shown: {error}")),
-        }
-        Ok(())
-    }
-
     fn judged(&mut self, judged: Option<Judged>) {
         match judged {
-            None => self.seen.last = self.evaluator.take().and_then(Evaluator::into_last),
+            None => self.view.judged_all(),
             // When the servers go, the evaluator loses them like everybody else.
-            Some(Judged::Failed(_)) if self.is_over || !self.unclear.is_empty() => {}
+            Some(Judged::Lost(_) | Judged::Failed(_)) if self.is_over || !self.unclear.is_empty() => {}
+            // They may be about to come back.
+            Some(Judged::Lost(_)) if self.view.has_checkpoints() => {
+                self.view.connect(self.crew.coordinator(), self.crew.observer());
+            }
             Some(judged) => {
                 self.show.judged(&judged);
                 if let Judged::Evaluated(evaluation) = judged {
-                    self.seen.evaluations.push(evaluation);
+                    self.view.evaluations.push(evaluation);
                 }
             }
         }
@@ -298,7 +366,12 @@ impl Run {
 
     /// Whether the run is complete.
     fn exited(&mut self, exited: Exited, has_waited: bool) -> Outcome<bool> {
-        let known = Known { is_over: self.is_over, has_left: self.has_left(exited.role), has_waited };
+        let known = Known {
+            is_over: self.is_over,
+            has_left: self.view.has_left(exited.role),
+            has_waited,
+            has_checkpoints: self.view.has_checkpoints(),
+        };
         match verdict(exited.role, exited.status, known) {
             Verdict::Fine => {}
             Verdict::Remark => {
@@ -315,40 +388,36 @@ impl Run {
         Ok(false)
     }
 
-    fn has_left(&self, role: Role) -> bool {
-        let (Role::Worker(id), Some(status)) = (role, &self.status) else { return false };
-        status.workers.iter().any(|w| w.worker == id && w.state == WorkerState::Left)
-    }
-
     fn restart(&mut self, exited: Exited) -> Outcome<()> {
-        let (name, sentence) = (name_of(exited.role), exited.sentence());
-        let Role::Worker(WorkerId(number)) = exited.role else { return Ok(()) };
-        let times = &mut self.seen.restarts[number as usize];
-        let is_elastic = self.plan.cluster.membership != Membership::Fixed;
-        if *times >= self.restarts_max && is_elastic {
-            self.show.notice(&format!("{sentence}, and is not restarted; the training goes on without it"));
-            return Ok(());
-        }
-        if *times >= self.restarts_max && self.plan.goes_on_without_workers() {
-            self.show.notice(&format!(
-                "{sentence}, and its restarts are used up; the rounds go on without its clients"
-            ));
-            return Ok(());
-        }
-        if *times >= self.restarts_max {
+        let (name, sentence, max) = (name_of(exited.role), exited.sentence(), self.restarts.max);
+        let is_worker = matches!(exited.role, Role::Worker(_));
+        let Some(times) = self.restarts.count(exited.role) else {
+            let without = match self.plan.cluster.membership {
+                _ if !is_worker => None,
+                Membership::Elastic { .. } => Some("and is not restarted; the training goes on without it"),
+                Membership::Fixed if self.plan.goes_on_without_workers() => {
+                    Some("and its restarts are used up; the rounds go on without its clients")
+                }
+                Membership::Fixed => None,
+            };
+            if let Some(without) = without {
+                self.show.notice(&format!("{sentence}, {without}"));
+                return Ok(());
+            }
             let sentence = format!(
-                "{sentence}, and its restarts are used up (--restarts {}): {name} is missing, and the run cannot go on \
-                 without it",
-                self.restarts_max
+                "{sentence}, and its restarts are used up (--restarts {max}): {name} is missing, and the run cannot go on \
+                 without it"
             );
             return Err(Failure::new(Exit::Run, sentence).with_details(exited.last_lines));
-        }
-        *times += 1;
-        self.show.notice(&format!("{sentence}; it is restarted (time {times} of {})", self.restarts_max));
+        };
+        self.show.notice(&format!("{sentence}; it is restarted (time {times} of {max})"));
         for line in exited.last_lines.iter().rev().take(3).rev() {
             self.show.notice(&format!("    {line}"));
         }
-        self.crew.start(exited.role)?;
+        match is_worker {
+            true => self.crew.start(exited.role)?,
+            false => self.restarts.plan(exited.role, Instant::now()),
+        }
         Ok(())
     }
 
@@ -359,7 +428,7 @@ impl Run {
         if !self.crew.children.wait_all(FAREWELL).await {
             self.show.notice(&format!("{} did not end with the run", self.crew.children.names()));
         }
-        while let Some(evaluator) = &mut self.evaluator {
+        while let Some(evaluator) = self.view.evaluator() {
             tokio::select! {
                 judged = evaluator.next() => self.judged(judged),
                 () = interrupts.next() => return Err(interrupted()),
@@ -373,15 +442,5 @@ async fn until(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => pending().await,
-    }
-}
-
-/// The result of a task, if there is one to wait for.
-async fn joined(task: &mut Option<JoinHandle<Connected>>) -> Connected {
-    let Some(task) = task else { return pending().await };
-    match task.await {
-        Ok(connected) => connected,
-        // The task is neither cancelled nor does it panic; if it does, so does this one.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Known {
     pub(super) has_left: bool,
     /// The coordinator has had time to say what it knows.
     pub(super) has_waited: bool,
+    /// There are checkpoints from which the run can go on without what a server had.
+    pub(super) has_checkpoints: bool,
 }
 
 /// What the end of the process in this role means.
@@ -42,11 +44,14 @@ pub(super) fn verdict(role: Role, status: ExitStatus, known: Known) -> Verdict {
         _ if status.success() => Verdict::Fine,
         _ if known.is_over || known.has_left => Verdict::Remark,
         _ if may_be_told_why => Verdict::Wait,
-        Role::Server(_) | Role::Observer => Verdict::Fatal(Exit::Run),
+        Role::Observer => Verdict::Fatal(Exit::Run),
+        Role::Server(_) if !known.has_checkpoints => Verdict::Fatal(Exit::Run),
+        // The coordinator has ended the run.
+        Role::Server(id) if id.0 == 0 && is(Exit::Run) => Verdict::Fatal(Exit::Run),
         // It would say the same again.
-        Role::Worker(_) if is(Exit::Usage) => Verdict::Fatal(Exit::Usage),
-        Role::Worker(_) if is(Exit::Input) => Verdict::Fatal(Exit::Input),
-        Role::Worker(_) => Verdict::Restart,
+        _ if is(Exit::Usage) => Verdict::Fatal(Exit::Usage),
+        _ if is(Exit::Input) => Verdict::Fatal(Exit::Input),
+        _ => Verdict::Restart,
     }
 }
 
@@ -58,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    const KNOWN: Known = Known { is_over: false, has_left: false, has_waited: false };
+    const KNOWN: Known = Known { is_over: false, has_left: false, has_waited: false, has_checkpoints: false };
     const FIRST: Role = Role::Server(ServerId(0));
     const SERVER: Role = Role::Server(ServerId(1));
     const WORKER: Role = Role::Worker(WorkerId(0));
@@ -92,7 +97,27 @@ mod tests {
     }
 
     #[test]
-    fn a_server_cannot_be_replaced() {
+    fn with_checkpoints_a_server_is_started_again_unless_it_would_say_the_same() {
+        let known = Known { has_checkpoints: true, ..KNOWN };
+        let waited = Known { has_waited: true, ..known };
+        for role in [FIRST, SERVER] {
+            for status in [9, 15, code(6), code(101), code(130)] {
+                assert_eq!(of(role, status, known), Verdict::Restart);
+            }
+            assert_eq!(of(role, code(2), known), Verdict::Fatal(Exit::Usage));
+            assert_eq!(of(role, code(3), known), Verdict::Fatal(Exit::Input));
+            assert_eq!(of(role, code(4), known), Verdict::Wait);
+            assert_eq!(of(role, code(4), waited), Verdict::Restart);
+            assert_eq!(of(role, 9, Known { is_over: true, ..known }), Verdict::Remark);
+        }
+        // A follower has lost the coordinator; the coordinator has ended the run.
+        assert_eq!(of(SERVER, code(5), waited), Verdict::Restart);
+        assert_eq!(of(FIRST, code(5), waited), Verdict::Fatal(Exit::Run));
+        assert_eq!(of(FIRST, 0, known), Verdict::Complete);
+    }
+
+    #[test]
+    fn without_checkpoints_a_server_cannot_be_replaced() {
         for status in [9, 15, code(101), code(3)] {
             assert_eq!(of(SERVER, status, KNOWN), Verdict::Fatal(Exit::Run));
             assert_eq!(of(FIRST, status, KNOWN), Verdict::Fatal(Exit::Run));
