@@ -89,7 +89,7 @@ pub fn serve(plan: Plan, identity: Identity, directory: &Path) -> anyhow::Result
             identity,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
-            part: Part::Coordinator { plan: Box::new(plan), run_directory },
+            part: Part::Coordinator { plan: Box::new(plan), run_directory, resume: false, checkpoints: None },
             connect_deadline: Duration::from_secs(10),
         };
         let ready = move |address| {

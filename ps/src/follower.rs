@@ -17,7 +17,7 @@ use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_transport::{
-    Endpoint, FrameError, FrameReceiver, FrameSender, Pool, Priority, Role, bytes_of, resolve,
+    Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Pool, Priority, Role, bytes_of, resolve,
 };
 
 use crate::coordinator;
@@ -42,6 +42,8 @@ enum Life {
     /// The coordinator is gone for this reason, and may come back: the run has checkpoints, or has gone on from one. It is
     /// looked for as long as the plan says.
     Lost(Failure, Duration),
+    /// The connection was lost before the coordinator had answered: the run may just be going back.
+    NotAnswered(Failure),
 }
 
 /// What outlasts one life.
@@ -89,6 +91,9 @@ pub(crate) async fn follow(
                 within = wait.max(connect);
                 lost = Some((Instant::now(), why));
             }
+            (Ok(Life::NotAnswered(why)), None) => lost = Some((Instant::now(), why)),
+            (Ok(Life::NotAnswered(why)), Some((since, _))) if since.elapsed() >= within => return Err(why),
+            (Ok(Life::NotAnswered(_)), Some(_)) => {}
             (Err(failure), None) => return Err(failure),
             // While it is started again it may answer and be gone in the next moment.
             (Err(failure), Some((since, _))) if since.elapsed() < within => {
@@ -117,16 +122,15 @@ async fn life<F: Future<Output = ()>>(
         let silence = silence.as_secs_f64();
         anyhow::anyhow!("the coordinator at {address} has said nothing for {silence} s")
     };
-    let opened = timeout(silence, connection.open_stream(Priority::High)).await;
-    let (mut sender, mut receiver) =
-        opened.map_err(|_| silent()).or_exit(Exit::Network)?.or_exit(Exit::Network)?;
-    sender.set_patience(silence);
-    receiver.set_patience(silence);
+    // The run may be going back at this very moment, and then the connection is closed; who is silent is not asked again.
+    let introduced = introduce(&connection, lasting.joining.clone(), silence).await;
+    let Some(introduced) = introduced else { return Err(silent()).or_exit(Exit::Network) };
+    let (sender, mut receiver, answer) = match introduced {
+        Ok(introduced) => introduced,
+        Err(lost) => return Ok(Life::NotAnswered(lost)),
+    };
     let mut buffer = AlignedVec::new();
-    Envelope::default().header(lasting.joining.clone()).encode(&mut buffer).or_exit(Exit::Run)?;
-    sender.send(&buffer, []).await.or_exit(Exit::Network)?;
-    let answer = timeout(silence, next(&mut receiver, &mut buffer)).await;
-    let (envelope, plan, welcome) = match answer.map_err(|_| silent()).or_exit(Exit::Network)?? {
+    let (envelope, plan, welcome) = match answer {
         Header { run, lineage, term, worker, incarnation, body: Body::Welcome(welcome), .. } => {
             let plan = Plan::parse(&welcome.plan).or_exit(Exit::Input)?;
             if plan.hash() != welcome.plan_hash {
@@ -246,6 +250,26 @@ async fn life<F: Future<Output = ()>>(
         shared.guests.close("the coordinator is gone");
     }
     Ok(end)
+}
+
+/// Asks to be let in, and waits for the answer; `None` if there is none in time.
+async fn introduce(
+    connection: &Connection,
+    joining: Body,
+    silence: Duration,
+) -> Option<Result<(FrameSender, FrameReceiver, Header), Failure>> {
+    let asked = async {
+        let (mut sender, mut receiver) =
+            connection.open_stream(Priority::High).await.or_exit(Exit::Network)?;
+        sender.set_patience(silence);
+        receiver.set_patience(silence);
+        let mut buffer = AlignedVec::new();
+        Envelope::default().header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
+        sender.send(&buffer, []).await.or_exit(Exit::Network)?;
+        let answer = next(&mut receiver, &mut buffer).await?;
+        Ok((sender, receiver, answer))
+    };
+    timeout(silence, asked).await.ok()
 }
 
 fn unexpected(header: &Header) -> anyhow::Error {

@@ -2,7 +2,6 @@
 //!
 //! One line of JSON per decision, each synced. A last line that is torn was never acted upon.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -22,7 +21,7 @@ enum Line {
     /// The run is in this lineage from now on, and goes on from this checkpoint.
     Lineage { at_us: u64, run: String, lineage: Lineage, checkpoint: Option<u64> },
     /// These take part from now on.
-    Term { at_us: u64, term: Term, members: BTreeMap<WorkerId, Incarnation> },
+    Term { at_us: u64, term: Term, members: Vec<(WorkerId, Incarnation)> },
 }
 
 /// What has been decided so far.

@@ -91,7 +91,13 @@ impl State {
                 self.anew.clear();
             }
             Order::Conclude => self.is_concluded = true,
-            Order::Close { .. } | Order::Membership { .. } | Order::Settle { .. } | Order::Finalize => {}
+            Order::Close { .. }
+            | Order::Membership { .. }
+            | Order::Settle { .. }
+            | Order::Finalize
+            | Order::Pause { .. }
+            | Order::Cut { .. }
+            | Order::GoOn { .. } => {}
         }
     }
 

@@ -148,7 +148,7 @@ impl History {
                     }
                     self.entries.push(Entry::Told { session: *session, what });
                 }
-                Effect::Report(_) | Effect::Final { .. } => {}
+                Effect::Report(_) | Effect::Final { .. } | Effect::Image { .. } => {}
             }
         }
         self.entries.push(Entry::Handled { at, newest });

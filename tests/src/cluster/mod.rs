@@ -279,6 +279,7 @@ impl<'a> Cluster<'a> {
                     self.links.send(self.sessions[&session], Message::Reply(reply));
                 }
                 shard::Effect::Report(report) => self.report(id, report),
+                shard::Effect::Image { .. } => panic!("{id} takes a checkpoint of which nobody has asked"),
                 shard::Effect::Final { snapshot, partial } => {
                     let (version, examples) = (snapshot.version, snapshot.examples);
                     let payload_bytes = self.placement.values_of(id) * 4;
@@ -334,6 +335,10 @@ impl<'a> Cluster<'a> {
                 coordinator::Effect::Store => {
                     self.tell_coordinator(Node::Coordinator, coordinator::Event::Stored(Ok(())));
                 }
+                other @ (coordinator::Effect::CheckpointCut { .. }
+                | coordinator::Effect::KeepCheckpoint(_)
+                | coordinator::Effect::Checkpointed { .. }
+                | coordinator::Effect::RollBack { .. }) => panic!("the plan keeps no checkpoints: {other:?}"),
                 coordinator::Effect::End(stop) => {
                     assert_eq!(self.stop, None, "a run ends once");
                     self.stop = Some(stop);

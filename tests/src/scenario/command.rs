@@ -155,3 +155,13 @@ pub(super) fn task(word: &str) -> Result<Task, String> {
 pub(super) fn tasks(list: &str) -> Result<Vec<Task>, String> {
     if list == "nobody" { Ok(Vec::new()) } else { list.split(',').map(task).collect() }
 }
+
+/// `w0:3,w1:2` is push 3 of worker 0 and push 2 of worker 1.
+pub(super) fn before(list: &str) -> Result<Vec<(WorkerId, Sequence)>, String> {
+    let one = |text: &str| -> Result<(WorkerId, Sequence), String> {
+        let wrong = || format!("{text:?} is not a worker and its push, such as w0:3");
+        let (who, number) = text.split_once(':').ok_or_else(wrong)?;
+        Ok((worker(who)?, Sequence(number.parse().map_err(|_| wrong())?)))
+    };
+    list.split(',').filter(|text| !text.is_empty()).map(one).collect()
+}

@@ -8,7 +8,7 @@ use windlass_common::ids::{
 use windlass_common::wire::{
     Body, Entry, Order, Outcome, Record, Report, Resume, Standing, Task, Wait, WorkerReport,
 };
-use windlass_ps_core::coordinator::{Coordinator, Effect, Event};
+use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event, RunState};
 use windlass_ps_core::{SessionId, Time};
 
 use super::command::{self, Command};
@@ -145,6 +145,32 @@ impl Played {
                 Event::Report { shard: ShardId(0), report: Report::Standing(standing) }
             }
             "conclude" => Event::Conclude { session: self.session(&first()?)? },
+            "checkpoint" => Event::Checkpoint { session: self.session(&first()?)? },
+            "shut-down" => Event::ShutDown { reason: command.words.join(" ") },
+            "paused" => {
+                let checkpoint = command.need("checkpoint")?;
+                let next = command::before(&command.or("before", String::new())?)?;
+                Event::Report { shard: shard()?, report: Report::Paused { checkpoint, next } }
+            }
+            "taken" => {
+                let checkpoint = command.need("checkpoint")?;
+                Event::Report { shard: shard()?, report: Report::Taken { checkpoint } }
+            }
+            "kept" => {
+                let (checkpoint, shard) = (command.need("checkpoint")?, shard()?);
+                let part = Ok(format!("part{}", shard.0));
+                Event::Report { shard, report: Report::Kept { checkpoint, part } }
+            }
+            "not-kept" => {
+                let (checkpoint, part) = (command.need("checkpoint")?, Err(command.words.join(" ")));
+                Event::Report { shard: shard()?, report: Report::Kept { checkpoint, part } }
+            }
+            "manifest" => {
+                let number = command.need("checkpoint")?;
+                let why = command.words.join(" ");
+                let kept = if why.is_empty() { Ok(()) } else { Err(why) };
+                Event::CheckpointKept { number, kept }
+            }
             "final" => {
                 let (version, examples) = (Version(1), Examples(1));
                 let report = Report::Final { version, examples, partial: 0, payload_bytes: 8 };
@@ -221,9 +247,14 @@ impl Played {
             Order::Settle { worker, incarnation, .. } => {
                 vec![Report::Settled { worker: *worker, incarnation: *incarnation, void: 0 }]
             }
-            Order::Start | Order::Open { .. } | Order::Close { .. } | Order::Conclude | Order::Finalize => {
-                Vec::new()
-            }
+            Order::Pause { checkpoint } => vec![Report::Paused { checkpoint: *checkpoint, next: Vec::new() }],
+            Order::Cut { checkpoint, .. } => vec![Report::Taken { checkpoint: *checkpoint }],
+            Order::Start
+            | Order::Open { .. }
+            | Order::Close { .. }
+            | Order::Conclude
+            | Order::Finalize
+            | Order::GoOn { .. } => Vec::new(),
         };
         reports.into_iter().map(|report| Event::Report { shard, report }).collect()
     }
@@ -262,6 +293,18 @@ impl Played {
                 }
             }
             Effect::Membership { worker, what } => format!("log {} {what}", words::name(worker)),
+            // The order to the shards says the same.
+            Effect::CheckpointCut { .. } => return None,
+            Effect::KeepCheckpoint(Complete { number, parts, state }) => {
+                let RunState { term, open, rounds, .. } = state;
+                format!(
+                    "keep checkpoint={number} term={term} open={open} rounds={rounds} parts={}",
+                    parts.join(",")
+                )
+            }
+            Effect::Checkpointed { number, failure: None } => format!("checkpoint {number} is complete"),
+            Effect::Checkpointed { failure: Some(why), .. } => format!("no checkpoint: {why}"),
+            Effect::RollBack { why } => format!("roll back: {why}"),
             Effect::Store => "store".into(),
             Effect::End(stop) => format!("end {}", words::stop(&stop)),
         })

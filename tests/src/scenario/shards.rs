@@ -9,10 +9,12 @@ use windlass_common::ids::{
 };
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Heterogeneity, Membership, Model, Partition, Plan, Training,
+    Checkpoints, Clients, Cluster, Data, Every, FORMAT, Heterogeneity, Membership, Model, Partition, Plan,
+    Training,
 };
 use windlass_common::wire::{Codec, Entry, Member, Order, Outcome, Part, Pull, Push, Report, Task};
-use windlass_ps_core::shard::{Effect, Event, Reply, Request, Shard};
+use windlass_ps_core::ledger::Row;
+use windlass_ps_core::shard::{Effect, Event, Image, Reply, Request, Shard};
 use windlass_ps_core::store::{SliceValues, Snapshot};
 use windlass_ps_core::{SessionId, Time};
 
@@ -85,6 +87,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
         },
         optimizer: command.optimizer()?,
         schedule: constant(command.or("rate", 0.5)?),
+        checkpoints: Checkpoints { every: command.or("checkpoints", Every::Never)?, keep: 2 },
         data: Data {
             path: String::new(),
             label_column: String::new(),
@@ -264,6 +267,12 @@ impl Shards {
             }
             "conclude" => Order::Conclude,
             "finalize" => Order::Finalize,
+            "pause" => Order::Pause { checkpoint: command.or("checkpoint", 1)? },
+            "cut" => Order::Cut {
+                checkpoint: command.or("checkpoint", 1)?,
+                before: command::before(&command.or("before", String::new())?)?,
+            },
+            "go-on" => Order::GoOn { checkpoint: command.or("checkpoint", 1)? },
             other => return Err(format!("shards know no {other:?}")),
         })
     }
@@ -317,6 +326,11 @@ impl Shards {
             Effect::Report(Report::Arrived { entry, step, .. }) => {
                 format!("arrived {} step={step}", words::client(entry.client, entry.worker))
             }
+            Effect::Report(Report::Paused { checkpoint, next }) => {
+                format!("paused checkpoint={checkpoint} before {}", words::before(next))
+            }
+            Effect::Report(Report::Taken { checkpoint }) => format!("taken checkpoint={checkpoint}"),
+            Effect::Image { checkpoint, image } => image_in_words(*checkpoint, image),
             Effect::Report(other) => format!("{other:?}"),
             // Nobody is told of these; of all others the reply speaks.
             Effect::Record(r) if r.outcome == Outcome::Void => {
@@ -418,4 +432,24 @@ impl Stage for Shards {
 pub(super) fn seconds(command: &Command) -> Result<u64, String> {
     let text = command.words.first().and_then(|word| word.strip_suffix('s'));
     text.and_then(|n| n.parse().ok()).ok_or_else(|| "it takes a time, such as 3s".into())
+}
+
+/// What a checkpoint holds of a shard: its values, and of each worker its clock and the push that it makes next.
+fn image_in_words(checkpoint: u64, image: &Image) -> String {
+    let state = &image.state;
+    let worker = |row: &Row| {
+        let Row { worker, sequence, step, clock, outcomes, .. } = row;
+        let known = outcomes.len();
+        format!(" {} push={sequence} step={step} clock={clock} outcomes={known}", words::name(*worker))
+    };
+    let floats: Vec<f32> = image.slices.iter().flat_map(|slice| slice.values.to_vec()).collect();
+    format!(
+        "image checkpoint={checkpoint} version={} step={} examples={} partial={} [{}]{}",
+        state.version,
+        state.open,
+        state.examples,
+        state.partial,
+        words::floats(&floats),
+        state.workers.iter().map(worker).collect::<Vec<_>>().join(";")
+    )
 }

@@ -35,6 +35,14 @@ pub(super) fn next(resume: Resume) -> String {
     format!("next push={} step={}", resume.sequence, resume.step)
 }
 
+/// `w0:3` is the push 3 of worker 0, before which a checkpoint ends.
+pub(super) fn before(pushes: &[(WorkerId, Sequence)]) -> String {
+    if pushes.is_empty() {
+        return "nothing".into();
+    }
+    pushes.iter().map(|(w, s)| format!("{}:{s}", name(*w))).collect::<Vec<_>>().join(" ")
+}
+
 pub(super) fn outcome(who: &str, sequence: Sequence, outcome: Outcome) -> String {
     match outcome {
         Outcome::Applied { version, staleness } => {
@@ -77,6 +85,11 @@ pub(super) fn order(order: &Order) -> String {
         Order::Close { step, cohort: entries } => format!("close step={step} with {}", cohort(entries)),
         Order::Conclude => "conclude".into(),
         Order::Finalize => "finalize".into(),
+        Order::Pause { checkpoint } => format!("pause checkpoint={checkpoint}"),
+        Order::Cut { checkpoint, before: pushes } => {
+            format!("cut checkpoint={checkpoint} before {}", before(pushes))
+        }
+        Order::GoOn { checkpoint } => format!("go on checkpoint={checkpoint}"),
     }
 }
 

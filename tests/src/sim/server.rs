@@ -179,6 +179,7 @@ impl World<'_> {
                     }
                 }
                 shard::Effect::Report(report) => self.report(id, report),
+                shard::Effect::Image { .. } => panic!("{id} takes a checkpoint of which nobody has asked"),
                 shard::Effect::Final { snapshot, partial } => {
                     self.tell_records(id);
                     let (version, examples) = (snapshot.version, snapshot.examples);
@@ -297,6 +298,10 @@ impl World<'_> {
             }
             Effect::Term { members, .. } => self.terms.push((self.closed.len(), members)),
             Effect::Closed { .. } => {}
+            other @ (Effect::CheckpointCut { .. }
+            | Effect::KeepCheckpoint(_)
+            | Effect::Checkpointed { .. }
+            | Effect::RollBack { .. }) => panic!("the plan keeps no checkpoints: {other:?}"),
             Effect::Store => {
                 let writing = 1 + self.rng.below(50_000);
                 let at = self.after(FIRST, writing);
