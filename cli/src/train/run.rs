@@ -284,13 +284,21 @@ impl Run {
     }
 
     fn status(&mut self, status: Status) -> Outcome<()> {
+        let kept = match self.ending {
+            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
+            Ending::Not | Ending::AtOnce => None,
+        };
+        let is_training = status.phase == Phase::Training;
+        self.is_over |= status.phase == Phase::Done;
+        self.has_begun |= is_training;
+        if let Some(sentence) = self.view.status(status.clone())? {
+            self.show.taken_back();
+            self.show.notice(&sentence);
+        }
         // A run that goes back fails first; if it cannot go on, that is said when it stops.
         if status.phase != Phase::Failed || !self.view.has_checkpoints() {
             self.show.status(&status);
         }
-        self.is_over |= status.phase == Phase::Done;
-        let is_training = status.phase == Phase::Training;
-        self.has_begun |= is_training;
         // Later the file of a process that was started again may not have been read yet.
         if is_training && !self.all_were_there {
             self.all_were_there = true;
@@ -298,14 +306,6 @@ impl Run {
                 self.crew.all_have_joined();
             }
             self.say_who_may_join()?;
-        }
-        let kept = match self.ending {
-            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
-            Ending::Not | Ending::AtOnce => None,
-        };
-        if let Some(sentence) = self.view.status(status)? {
-            self.show.taken_back();
-            self.show.notice(&sentence);
         }
         let said = match kept {
             None => return Ok(()),
