@@ -35,7 +35,7 @@ const LAST_WRITE: Duration = Duration::from_secs(15);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Who was told to end and did not is killed after so long; server 0 may try in vain to keep a last checkpoint.
 const GRACE: Duration = Duration::from_secs(5);
-const GRACE_WITH_CHECKPOINTS: Duration = Duration::from_secs(7);
+const GRACE_WITH_CHECKPOINTS: Duration = Duration::from_secs(12);
 /// How long a run that is to end may take to keep a last checkpoint.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
 
