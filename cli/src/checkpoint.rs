@@ -1,4 +1,6 @@
-//! Lists, verifies and exports the checkpoints of a run.
+//! Lists, verifies and exports the checkpoints of a run, and asks for one.
+
+mod now;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,21 +17,23 @@ use windlass_common::plan::Plan;
 use crate::failure::{Failure, Outcome};
 use crate::figures::{bytes, grouped, moment};
 use crate::flags::{CheckpointCommand, CheckpointFlags, ExportFlags, VerifyFlags};
-use crate::run_directory::{CHECKPOINTS, PLAN_FILE};
+use crate::on_runtime;
+use crate::run_directory::{self, CHECKPOINTS, PLAN_FILE};
 
 /// Does what is asked with the checkpoints of a place.
 ///
 /// # Errors
 /// If the place has none or cannot be read; if a checkpoint is damaged; if the file cannot be written.
-pub(crate) fn run(flags: &CheckpointFlags) -> Outcome<()> {
+pub(crate) fn run(flags: CheckpointFlags) -> Outcome<()> {
     match &flags.command {
+        CheckpointCommand::Now(flags) => on_runtime(now::run(flags.clone())),
         CheckpointCommand::List(place) => crate::print(&table(&open(&place.place)?)?),
         CheckpointCommand::Verify(flags) => verify(flags),
         CheckpointCommand::Export(flags) => export(flags),
     }
 }
 
-/// The store at a location; of a run's directory, its folder of checkpoints.
+/// The store at a location; of a run's directory, its folder of checkpoints or wherever else the run keeps them.
 fn open(location: &str) -> Outcome<Arc<dyn Store>> {
     let path = Path::new(location);
     if location.contains("://") {
@@ -38,6 +42,9 @@ fn open(location: &str) -> Outcome<Arc<dyn Store>> {
     if !path.is_dir() {
         let what = if path.exists() { "is not a directory" } else { "is not there" };
         return Err(Failure::new(Exit::Input, format!("{location} {what}")));
+    }
+    if let Some(elsewhere) = run_directory::location(path) {
+        return windlass_checkpoint::open(&elsewhere).map_err(failure);
     }
     let inner = path.join(CHECKPOINTS);
     if inner.is_dir() {

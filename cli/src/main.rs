@@ -60,7 +60,7 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Eval(flags) => eval::run(&flags),
         Command::Identities(flags) => identities::run(&flags),
         Command::Watch(flags) => on_runtime(watch::run(flags)),
-        Command::Checkpoint(flags) => checkpoint::run(&flags),
+        Command::Checkpoint(flags) => checkpoint::run(flags),
         Command::Top(flags) => on_runtime(top::run(flags)),
     }
 }

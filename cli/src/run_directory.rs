@@ -27,6 +27,8 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The file that says where the checkpoints are, if not in the run directory.
 const CHECKPOINTS_FILE: &str = "checkpoints.location";
 const EVENTS_FILE: &str = "events.jsonl";
+/// What server 0 has decided: it is there once the run has begun.
+const DECISIONS_FILE: &str = "decisions.jsonl";
 
 /// Where a run is to be kept, and under which name.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +73,7 @@ impl Place {
     pub(crate) fn claim(&self) -> Outcome<(String, PathBuf)> {
         match self {
             Self::Named { name, path } => {
-                let files = [PLAN_FILE, EVENTS_FILE, MODEL_FILE, SUMMARY_FILE];
+                let files = [PLAN_FILE, EVENTS_FILE, DECISIONS_FILE, MODEL_FILE, SUMMARY_FILE];
                 if let Some(found) = files.iter().find(|file| path.join(file).exists()) {
                     let what = format!("{} holds a run already ({found})", path.display());
                     return Err(Failure::usage(format!(
@@ -132,6 +134,11 @@ pub(crate) fn keep_location(directory: &Path, location: &str) -> Outcome<String>
     };
     write_whole(directory, CHECKPOINTS_FILE, &format!("{location}\n"))?;
     Ok(location)
+}
+
+/// Whether server 0 has begun the run in this directory, so that it can only go on with it.
+pub(crate) fn has_begun(directory: &Path) -> bool {
+    directory.join(DECISIONS_FILE).metadata().is_ok_and(|file| file.len() > 0)
 }
 
 /// Where the checkpoints of a run are, if not in its directory.

@@ -81,7 +81,7 @@ impl Run {
 fn command(place: &str, words: &[&str]) -> Outcome<()> {
     let words = words.iter().map(|&word| if word == "PLACE" { place } else { word });
     match parse(["windlass", "checkpoint"].into_iter().chain(words)).unwrap().command {
-        crate::flags::Command::Checkpoint(flags) => run(&flags),
+        crate::flags::Command::Checkpoint(flags) => run(flags),
         other => panic!("{other:?}"),
     }
 }
@@ -106,6 +106,10 @@ fn the_table_tells_of_each() {
     let inner = run.folder.path().join(CHECKPOINTS);
     assert_eq!(table(&open(inner.to_str().unwrap()).unwrap()).unwrap(), text);
     run.command(&["list", "PLACE"]).unwrap();
+    // A run that keeps them elsewhere says where.
+    let other = Run::new(&[]);
+    run_directory::keep_location(other.folder.path(), inner.to_str().unwrap()).unwrap();
+    assert_eq!(table(&open(&other.place()).unwrap()).unwrap(), text);
 }
 
 #[test]

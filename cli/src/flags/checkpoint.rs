@@ -14,6 +14,9 @@ pub(crate) struct CheckpointFlags {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum CheckpointCommand {
+    /// Keep a checkpoint now, of a run that trains, and say what it holds
+    #[command(after_help = exit::HELP)]
+    Now(NowFlags),
     /// Show which checkpoints there are, by their manifests
     #[command(after_help = exit::HELP)]
     List(CheckpointPlace),
@@ -23,6 +26,17 @@ pub(crate) enum CheckpointCommand {
     /// Write the values of a checkpoint as one safetensors file, under the variables' own names
     #[command(after_help = exit::HELP)]
     Export(ExportFlags),
+}
+
+/// `windlass checkpoint now`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NowFlags {
+    /// Directory of a run that `windlass train` has started on this machine, or HOST:PORT of server 0 of any run
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) run: String,
+    /// Identity file of an observer of the run [default: that of the run directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
 }
 
 /// Where checkpoints are.

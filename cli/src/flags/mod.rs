@@ -1,9 +1,9 @@
 //! Says which commands and flags there are.
 
 mod checkpoint;
-mod checkpoints;
 mod compare;
 mod federated;
+mod keeping;
 mod recipe;
 
 use std::ffi::OsString;
@@ -14,11 +14,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use windlass_common::exit;
 
-pub(crate) use checkpoint::{CheckpointCommand, CheckpointFlags, ExportFlags, VerifyFlags};
-use checkpoints::excluded_by_resume;
-pub(crate) use checkpoints::{Changes, KeepingFlags};
+pub(crate) use checkpoint::{CheckpointCommand, CheckpointFlags, ExportFlags, NowFlags, VerifyFlags};
 pub(crate) use compare::{CompareFlags, ModeRate, Paper, ReproduceFlags, Rows};
 pub(crate) use federated::{HostingName, StragglerWorkName, Time, WeightsName};
+use keeping::excluded_by_resume;
+pub(crate) use keeping::{Changes, KeepingFlags};
 pub(crate) use recipe::{BatchFlag, Bound, MembershipFlag, ModeName, RateFlag, RecipeFlags, SourceFlags};
 
 /// Trains models on sharded parameter servers over QUIC.
@@ -111,6 +111,7 @@ A run by hand, on one machine or several:
 ";
 const CHECKPOINT_EXAMPLES: &str = "\
 Examples:
+  windlass checkpoint now runs/2nn-sync-1
   windlass checkpoint list runs/2nn-sync-1
   windlass checkpoint verify runs/2nn-sync-1
   windlass checkpoint export runs/2nn-sync-1 --number 12 --to model.safetensors
@@ -149,7 +150,7 @@ pub(crate) enum Command {
     /// Show the progress of a run in lines, and end as it ends
     #[command(after_help = exit::HELP)]
     Watch(WatchFlags),
-    /// List, verify or export the checkpoints of a run
+    /// Keep a checkpoint of a run now; list, verify or export those that it has
     #[command(after_help = help(CHECKPOINT_EXAMPLES))]
     Checkpoint(CheckpointFlags),
     /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it

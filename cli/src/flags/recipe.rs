@@ -9,8 +9,8 @@ use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{LEASE_S, Membership, STALL_DEADLINE_S, StalenessScaling};
 use windlass_common::schedule::Shape;
 
-use super::checkpoints::KeepingFlags;
 use super::federated::{ClientFlags, FederatedFlags, HeterogeneityFlags};
+use super::keeping::KeepingFlags;
 
 /// Whether workers may come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -3,11 +3,12 @@
 pub(crate) mod pace;
 
 use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use windlass_common::ids::Lineage;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Phase, Status};
+use windlass_common::wire::{CheckpointStatus, Phase, Status};
 
 use crate::evaluator::{Evaluation, Judged};
 use crate::figures::{bytes, grouped, percent, time};
@@ -173,11 +174,29 @@ impl Show {
             parts.push(format!("{:.1} steps/s", rates.steps));
             parts.push(format!("{}/s on the wire", bytes(rates.bytes)));
         }
+        parts.extend(checkpoints(&status.checkpoints, now_us()));
         if !status.waiting.is_empty() {
             parts.push(status.waiting.clone());
         }
         parts.join(" | ")
     }
+}
+
+/// Microseconds since 1970, by the clock of this machine.
+pub(crate) fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// How the checkpoints stand: how often the run was taken back, and how old the newest is.
+pub(crate) fn checkpoints(status: &CheckpointStatus, now_us: u64) -> Vec<String> {
+    let mut parts = Vec::new();
+    if status.lineage > Lineage(0) {
+        parts.push(format!("lineage {}", status.lineage));
+    }
+    let age = |at_us: u64| time(now_us.saturating_sub(at_us) as f64 / 1e6);
+    parts.extend(status.newest.map(|c| format!("checkpoint {}, {} ago", c.number, age(c.at_us))));
+    parts
 }
 
 fn sentence(evaluation: &Evaluation) -> String {
@@ -202,7 +221,7 @@ fn short(passes: f64) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use windlass_common::ids::{Examples, Term};
-    use windlass_common::wire::{CheckpointStatus, Meter};
+    use windlass_common::wire::Meter;
 
     use super::*;
 
@@ -247,6 +266,16 @@ pub(crate) mod tests {
         assert!(parts(&show, &now).ends_with("on the wire | waiting for worker 1 to come back"));
         now.phase = Phase::Gathering;
         assert_eq!(show.parts(&now), (String::new(), now.waiting.clone()));
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_named_with_its_age() {
+        let mut status = CheckpointStatus::default();
+        assert!(checkpoints(&status, 9).is_empty());
+        status.newest = Some(crate::asked::tests::kept(3, 76_800));
+        assert_eq!(checkpoints(&status, 12_000_005), ["checkpoint 3, 12 s ago"]);
+        status.lineage = Lineage(2);
+        assert_eq!(checkpoints(&status, 0), ["lineage 2", "checkpoint 3, 0 s ago"]);
     }
 
     #[test]

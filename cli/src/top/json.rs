@@ -2,9 +2,12 @@
 
 use serde::Serialize;
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Examples, Incarnation, ShardId, Step, Term, Version, WorkerId};
+use windlass_common::ids::{Examples, Incarnation, Lineage, ShardId, Step, Term, Version, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Blocked, Meter, Phase, ShardStatus, Status, Wait, WorkerState, WorkerStatus};
+use windlass_common::wire::{
+    Blocked, CheckpointStatus, Checkpointed, Meter, Phase, ShardStatus, Status, Wait, WorkerState,
+    WorkerStatus,
+};
 
 use crate::failure::{OrExit, Outcome};
 
@@ -30,8 +33,26 @@ struct View<'a> {
     workers: Vec<WorkerView>,
     shards: Vec<ShardView>,
     blocked: Vec<BlockedView<'a>>,
+    checkpoints: CheckpointsView<'a>,
     waiting: &'a str,
     advice: &'a [String],
+}
+
+#[derive(Serialize)]
+struct CheckpointsView<'a> {
+    lineage: Lineage,
+    newest: Option<NewestView>,
+    begun: u64,
+    failed: u64,
+    failure: &'a str,
+}
+
+#[derive(Serialize)]
+struct NewestView {
+    number: u64,
+    at_us: u64,
+    examples: Examples,
+    rounds: u64,
 }
 
 #[derive(Serialize)]
@@ -117,9 +138,21 @@ fn view<'a>(status: &'a Status, plan: &'a Plan) -> View<'a> {
         workers: status.workers.iter().map(worker).collect(),
         shards: status.shards.iter().map(shard).collect(),
         blocked: status.blocked.iter().map(blocked).collect(),
+        checkpoints: checkpoints(&status.checkpoints),
         waiting: &status.waiting,
         advice: &status.advice,
     }
+}
+
+fn checkpoints(c: &CheckpointStatus) -> CheckpointsView<'_> {
+    let CheckpointStatus { lineage, newest, begun, failed, failure } = c;
+    let newest = newest.map(|Checkpointed { number, at_us, examples, rounds }| NewestView {
+        number,
+        at_us,
+        examples,
+        rounds,
+    });
+    CheckpointsView { lineage: *lineage, newest, begun: *begun, failed: *failed, failure }
 }
 
 fn worker(w: &WorkerStatus) -> WorkerView {
@@ -199,6 +232,13 @@ mod tests {
         ]);
         status.loss = Some(f32::NAN);
         status.advice = vec!["Worker 1 is dead.".into()];
+        status.checkpoints = CheckpointStatus {
+            lineage: Lineage(1),
+            newest: Some(crate::asked::tests::kept(3, 200)),
+            begun: 4,
+            failed: 1,
+            failure: "the disk is full".into(),
+        };
         let line = line(&status, &plan(2)).unwrap();
         assert!(!line.contains('\n'));
         let found: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -224,6 +264,8 @@ mod tests {
                 {"shard": 1, "worker": 0, "step": 5,
                  "wait": {"for": "slowest", "worker": 1, "clock": 2, "needed": 3}, "since_us": 1},
             ],
+            "checkpoints": {"lineage": 1, "newest": {"number": 3, "at_us": 5, "examples": 200, "rounds": 0}, "begun": 4,
+                            "failed": 1, "failure": "the disk is full"},
             "waiting": "", "advice": ["Worker 1 is dead."],
         });
         assert_eq!(found, expected);

@@ -10,6 +10,7 @@ use super::json::{phase, state};
 use super::table::{Column, Line, Tone, fit, table, wrap};
 use crate::figures::{bytes, counted, grouped, percent, time};
 use crate::show::pace::Pace;
+use crate::show::{checkpoints, now_us};
 
 /// A shard that was not heard of for so long stands first. Microseconds.
 const SHARD_SILENT_US: u64 = 3_000_000;
@@ -105,6 +106,7 @@ fn head(status: &Status, plan: &Plan, pace: &Pace, width: usize) -> Vec<Line> {
     let (up, down) = (status.meter.wire_up as f64, status.meter.wire_down as f64);
     figures.push(format!("{} up", bytes(up)));
     figures.push(format!("{} down", bytes(down)));
+    figures.extend(checkpoints(&status.checkpoints, now_us()));
     let tone = if status.phase == Phase::Failed { Tone::Bad } else { Tone::Plain };
     let padding = width.saturating_sub(what.chars().count() + at.chars().count());
     vec![

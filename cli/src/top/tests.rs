@@ -1,6 +1,6 @@
 //! Lays out made-up statuses and reads the screens.
 
-use windlass_common::ids::{Incarnation, ShardId, Step, Term, Version, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, ShardId, Step, Term, Version, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Blocked, Phase, ShardStatus, Status, Stop, Wait, WorkerState, WorkerStatus};
 
@@ -161,6 +161,18 @@ fn a_worker_that_three_wait_for_is_named_with_them() {
                  workers 0, 1 and 4 wait 12 s for the push of worker 3 for step 4 (shards 0 and 1)\n\
                  worker 2 waits 1 min 30 s for a round with its clients; round 4 has none (shard 0)\n";
     assert!(all.contains(waits), "{all}");
+}
+
+#[test]
+fn the_newest_checkpoint_stands_with_the_figures() {
+    let mut status = status(2);
+    status.checkpoints.newest = Some(crate::asked::tests::kept(3, 200));
+    status.checkpoints.lineage = Lineage(1);
+    let figures = shown(&status, 2, 100, 24).remove(2).text;
+    assert!(
+        figures.contains("250 B down   lineage 1   checkpoint 3, ") && figures.ends_with(" ago"),
+        "{figures}"
+    );
 }
 
 #[test]

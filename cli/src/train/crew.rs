@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome};
 use crate::identities::Identities;
 use crate::lookout::Lookout;
 use crate::programs::Programs;
-use crate::run_directory::PLAN_FILE;
+use crate::run_directory::{self, PLAN_FILE};
 
 pub(super) const COORDINATOR: Role = Role::Server(ServerId(0));
 /// What a server says before the address at which it listens.
@@ -36,8 +36,6 @@ pub(super) struct Crew {
     connect_deadline: u64,
     /// Where checkpoints are kept, unless in the run directory.
     checkpoints: Option<String>,
-    /// Whether the run has begun, so that server 0 goes on with it.
-    has_begun: bool,
     /// Address of server 0, once it is known.
     coordinator: String,
     /// What the other servers say first: where they listen.
@@ -65,7 +63,6 @@ impl Crew {
             directory: directory.to_owned(),
             connect_deadline,
             checkpoints: beginning.checkpoints.clone(),
-            has_begun: beginning.is_resumed,
             coordinator: String::new(),
             first_lines: BTreeMap::new(),
             lookout: None,
@@ -109,7 +106,6 @@ impl Crew {
                 match line.as_deref().map(|line| (line, line.strip_prefix(LISTENS))) {
                     Some((_, Some(address))) => {
                         self.coordinator = address.trim().to_owned();
-                        self.has_begun = true;
                         let observer = &self.identities.observer;
                         self.lookout = Some(Lookout::open(&self.directory, &self.coordinator, observer)?);
                         return Ok(());
@@ -177,7 +173,7 @@ impl Crew {
             add("--connect-deadline", self.connect_deadline.to_string().into());
             arguments.push("--exit-with-stdin".into());
         }
-        if role == COORDINATOR && self.has_begun {
+        if role == COORDINATOR && run_directory::has_begun(&self.directory) {
             arguments.push("--resume".into());
         }
         let file = if is_server { &self.programs.server } else { &self.programs.worker };
