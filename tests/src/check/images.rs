@@ -7,7 +7,7 @@ use windlass_common::wire::Outcome;
 use super::ledger::{Ledger, Worker};
 use crate::cluster::Kept;
 
-/// Outcomes that are remembered of a worker at most, where no more are asked for.
+/// Outcomes that are remembered of a worker, beside those of what is held.
 const OUTCOMES: usize = 8;
 
 /// What becomes of pushes that are held when a checkpoint is taken.
@@ -52,8 +52,7 @@ pub(super) fn verify(what: &str, ledger: &Ledger<'_>, kept: &Kept) {
         let found: Vec<Outcome> = row.outcomes.iter().rev().copied().collect();
         assert!(expected.starts_with(&found), "{what} keeps in {checkpoint:?} {row:?}, it was {expected:?}");
         let least = (OUTCOMES.min(expected.len())).saturating_sub(worker.held.len());
-        let most = most(plan).max(OUTCOMES);
-        let is_right = (least..=most).contains(&found.len());
+        let is_right = (least..=OUTCOMES + held_most(plan)).contains(&found.len());
         assert!(is_right, "{what} keeps in {checkpoint:?} {} outcomes of {:?}", found.len(), row.worker);
         match &plan.mode {
             Mode::Sync { .. } if !are_void(plan) => {
@@ -77,11 +76,11 @@ fn outcome(worker: &Worker, number: u64) -> Outcome {
     worker.outcomes.get(&number).copied().unwrap_or(Outcome::Void)
 }
 
-/// Outcomes that may have to be remembered of one worker.
-fn most(plan: &Plan) -> usize {
+/// Pushes of one worker that may be held at once, where there are more than one: that many outcomes more are remembered.
+fn held_most(plan: &Plan) -> usize {
     match &plan.mode {
         Mode::Fedavg(fedavg) => fedavg.asked as usize,
-        Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => *buffer as usize + 1,
-        _ => OUTCOMES,
+        Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => *buffer as usize,
+        _ => 0,
     }
 }

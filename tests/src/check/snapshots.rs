@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{Examples, Step, Version};
 use windlass_common::plan::{Mode, Plan};
-use windlass_common::wire::Order;
+use windlass_common::wire::{Order, Outcome};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{SNAPSHOTS_MAX, WAITERS_MAX};
 
@@ -39,7 +39,19 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                 told.clear();
                 is_over = position >= plan.goal().total();
             }
-            Entry::Record(record) => examples = examples.max(record.examples_applied),
+            Entry::Record(record) => {
+                examples = examples.max(record.examples_applied);
+                // One event may make several versions, where pushes had been set aside.
+                if let (Outcome::Applied { version, .. }, false) = (record.outcome, is_over) {
+                    let open =
+                        if matches!(plan.mode, Mode::Sync { .. }) { Step(version.0) } else { Step(closed) };
+                    let point = plan.goal().position(open, examples) / every;
+                    if point >= next {
+                        kept_points.insert(point, version);
+                        next = point + 1;
+                    }
+                }
+            }
             Entry::Ordered(Order::Close { step, .. }) if step.0 == closed => closed += 1,
             Entry::Ordered(Order::Conclude) => is_over = true,
             Entry::Told { session, what } if history.worker_of(*session).is_none() => {
