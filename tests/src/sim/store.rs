@@ -149,8 +149,8 @@ impl Store {
             }
             *lost += u64::from(file.is_written);
             // A name without bytes, a part of the bytes, or nothing.
-            let left = rng.below(file.bytes.len() as u64) as usize;
-            file.bytes.truncate(left);
+            let left = rng.below(file.bytes.len() as u64 + 1) as usize;
+            file.bytes.truncate(left.min(file.bytes.len().saturating_sub(1)));
             file.visible_at = now;
             rng.below(2) == 0
         });
