@@ -153,6 +153,7 @@ impl State {
             }
             Told::Finished => {
                 assert!(self.is_finished(plan), "{shard} tells {worker} of an end that is not there");
+                assert!(self.is_started, "{shard} tells {worker} of the end before everybody is there");
                 self.parked.retain(|_, (its, _)| *its != session);
             }
             Told::Rejected => self.parked.retain(|_, (its, _)| *its != session),

@@ -94,6 +94,10 @@ impl World<'_> {
     /// Every part is there: the coordinator's process writes the manifest.
     pub(super) fn keep_manifest(&mut self, complete: Complete) {
         let (lineage, number) = (self.lineage, complete.number);
+        for shard in (0..self.config.shards()).map(ShardId) {
+            let is_kept = self.store.is_written(Name::Part(lineage, number, shard));
+            assert!(is_kept, "the manifest of checkpoint {number} comes before the part of {shard} is kept");
+        }
         let content = Content::Manifest(Rc::new(complete));
         self.store.write(self.now, Name::Manifest(lineage, number), ServerId(0), content);
         let life = self.followers[0].life;

@@ -137,6 +137,11 @@ impl Store {
         Ok(file.sum)
     }
 
+    /// Whether a file was said to be written.
+    pub(super) fn is_written(&self, name: Name) -> bool {
+        self.files.get(&name).is_some_and(|file| file.is_written)
+    }
+
     /// A process is no more: what it was writing stays as far as it had come. With its machine goes what the disk had only
     /// promised to keep.
     pub(super) fn crashed(&mut self, now: u64, writer: ServerId, is_machine: bool) {
@@ -149,8 +154,8 @@ impl Store {
             }
             *lost += u64::from(file.is_written);
             // A name without bytes, a part of the bytes, or nothing.
-            let left = rng.below(file.bytes.len() as u64) as usize;
-            file.bytes.truncate(left);
+            let left = rng.below(file.bytes.len() as u64 + 1) as usize;
+            file.bytes.truncate(left.min(file.bytes.len().saturating_sub(1)));
             file.visible_at = now;
             rng.below(2) == 0
         });
