@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use windlass_common::exit::Exit;
 use windlass_common::plan::Plan;
 use windlass_worker::models::Score;
@@ -80,10 +80,11 @@ pub(crate) struct Last {
     pub(crate) score: Score,
 }
 
-/// An evaluator at work.
+/// An evaluator at work. Its thread ends soon after this value is gone.
 pub(crate) struct Evaluator {
     judged: mpsc::UnboundedReceiver<Judged>,
     thread: Option<JoinHandle<Option<Last>>>,
+    _wanted: oneshot::Sender<()>,
 }
 
 impl Evaluator {
@@ -104,12 +105,20 @@ impl Evaluator {
         let handle = Handle::current();
         // A message per evaluation point, each of which takes a while to compute or to be reached.
         let (sender, judged) = mpsc::unbounded_channel();
+        let (wanted, mut unwanted) = oneshot::channel();
         let work = move || {
             let mut last = None;
             let mut values = Vec::new();
             let mut point = first;
             loop {
-                let pulled = handle.block_on(reader.pull(point, &mut values));
+                let pulled = handle.block_on(async {
+                    tokio::select! {
+                        biased;
+                        _ = &mut unwanted => None,
+                        pulled = reader.pull(point, &mut values) => Some(pulled),
+                    }
+                });
+                let Some(pulled) = pulled else { return last };
                 let (judged, next) = match pulled {
                     Ok(SnapshotSeen::Values { step, examples_min, pushes_min, at_us, .. }) => {
                         match judge.score(&values, 1) {
@@ -143,6 +152,7 @@ impl Evaluator {
         let thread = std::thread::Builder::new().name("evaluator".into()).spawn(work);
         Ok(Self {
             judged,
+            _wanted: wanted,
             thread: Some(thread.or_fail(Exit::System, "could not start the evaluator's thread")?),
         })
     }

@@ -16,8 +16,6 @@ use crate::failure::{OrExit, Outcome};
 use crate::run_directory::LOGS;
 use child::{Child, Order};
 
-/// Who was told to end and did not is killed after this long.
-const GRACE: Duration = Duration::from_secs(5);
 /// A process that was killed is gone after this long, unless the system is in trouble.
 const KILL: Duration = Duration::from_secs(3);
 
@@ -142,8 +140,8 @@ impl Children {
         tokio::time::timeout(within, all).await.is_ok()
     }
 
-    /// Asks one to end before the others, and waits until it has, at most [`GRACE`] or until `hurry` resolves.
-    pub(crate) async fn end_first(&mut self, role: Role, hurry: impl Future<Output = ()>) {
+    /// Asks one to end before the others, and waits until it has, at most so long or until `hurry` resolves.
+    pub(crate) async fn end_first(&mut self, role: Role, grace: Duration, hurry: impl Future<Output = ()>) {
         let Some(child) = self.alive.get(&role) else { return };
         child.tell(Order::Terminate);
         let ended = async {
@@ -152,7 +150,7 @@ impl Children {
             }
         };
         tokio::select! {
-            _ = tokio::time::timeout(GRACE, ended) => {}
+            _ = tokio::time::timeout(grace, ended) => {}
             () = hurry => {}
         }
     }
@@ -163,11 +161,11 @@ impl Children {
         self.wait_all(KILL).await;
     }
 
-    /// Asks all to end, and kills those that have not after [`GRACE`] or when `hurry` resolves. Names who was killed.
-    pub(crate) async fn end(&mut self, hurry: impl Future<Output = ()>) -> Option<String> {
+    /// Asks all to end, and kills those that have not after so long or when `hurry` resolves. Names who was killed.
+    pub(crate) async fn end(&mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Option<String> {
         self.tell(Order::Terminate);
         tokio::select! {
-            done = self.wait_all(GRACE) => if done { return None },
+            done = self.wait_all(grace) => if done { return None },
             () = hurry => {}
         }
         let names = self.names();
@@ -195,6 +193,7 @@ mod tests {
         Program { file: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] }
     }
 
+    const LONG: Duration = Duration::from_secs(30);
     const WORKER: Role = Role::Worker(WorkerId(3));
 
     #[test]
@@ -234,7 +233,7 @@ mod tests {
             children.start(WORKER, &shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")).unwrap();
         first.await.unwrap();
         let before = Instant::now();
-        let killed = children.end(tokio::time::sleep(Duration::from_millis(300))).await;
+        let killed = children.end(LONG, tokio::time::sleep(Duration::from_millis(300))).await;
         assert_eq!(killed.as_deref(), Some("worker 3"));
         assert!(children.all_ended());
         assert!((300..3000).contains(&before.elapsed().as_millis()), "{:?}", before.elapsed());
@@ -251,11 +250,11 @@ mod tests {
             children.start(role, &script(then)).unwrap().await.unwrap();
         }
         let before = Instant::now();
-        children.end_first(FIRST, std::future::pending()).await;
+        children.end_first(FIRST, LONG, std::future::pending()).await;
         assert!(before.elapsed() >= Duration::from_millis(300), "{:?}", before.elapsed());
         assert_eq!(children.names(), "worker 3");
         // Nobody of this name is alive any more.
-        children.end_first(FIRST, std::future::pending()).await;
+        children.end_first(FIRST, LONG, std::future::pending()).await;
         children.kill().await;
         assert!(children.all_ended());
     }

@@ -33,6 +33,9 @@ const WORD: Duration = Duration::from_millis(500);
 const LAST_WRITE: Duration = Duration::from_secs(15);
 /// How long the others may take to end after server 0.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Who was told to end and did not is killed after so long; server 0 may try in vain to keep a last checkpoint.
+const GRACE: Duration = Duration::from_secs(5);
+const GRACE_WITH_CHECKPOINTS: Duration = Duration::from_secs(7);
 /// How long a run that is to end may take to keep a last checkpoint.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
 
@@ -134,7 +137,7 @@ impl Run {
         for role in servers.chain(cluster.worker_ids().map(Role::Worker)) {
             self.crew.start(role)?;
         }
-        self.view.connect(self.crew.coordinator(), self.crew.observer());
+        self.look_again();
         loop {
             let happening = self.next(interrupts).await;
             if self.has_reached(&happening) {
@@ -160,10 +163,13 @@ impl Run {
             match self.ending {
                 Ending::AtOnce => children.kill().await,
                 // As long as the others are there, server 0 can end the run in good order.
-                Ending::Keeping(..) => children.end_first(COORDINATOR, interrupts.next()).await,
+                Ending::Keeping(..) => {
+                    children.end_first(COORDINATOR, GRACE_WITH_CHECKPOINTS, interrupts.next()).await;
+                }
                 Ending::Not => {}
             }
-            if let Some(names) = children.end(interrupts.next()).await {
+            let grace = if self.view.has_checkpoints() { GRACE_WITH_CHECKPOINTS } else { GRACE };
+            if let Some(names) = children.end(grace, interrupts.next()).await {
                 self.show.notice(&format!("{names} did not end when asked to and had to be killed"));
             }
         }
@@ -256,6 +262,8 @@ impl Run {
             }
             Happening::Seen(Sight::Status(Err(error))) => self.lost(&error),
             Happening::Seen(Sight::Judged(judged)) => self.judged(judged),
+            Happening::Seen(Sight::Blind) if self.is_over => {}
+            Happening::Seen(Sight::Blind) => self.look_again(),
             Happening::TimeToLookAgain => {
                 let now = Instant::now();
                 let due = self.unclear.extract_if(.., |(when, _)| *when <= now).collect::<Vec<_>>();
@@ -268,6 +276,9 @@ impl Run {
             Happening::TimeToStart => {
                 for role in self.restarts.take_due(Instant::now()) {
                     self.crew.start(role)?;
+                    if role == COORDINATOR {
+                        self.look_again();
+                    }
                 }
             }
             Happening::NotKept => {
@@ -284,13 +295,21 @@ impl Run {
     }
 
     fn status(&mut self, status: Status) -> Outcome<()> {
+        let kept = match self.ending {
+            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
+            Ending::Not | Ending::AtOnce => None,
+        };
+        let is_training = status.phase == Phase::Training;
+        self.is_over |= status.phase == Phase::Done;
+        self.has_begun |= is_training;
+        if let Some(sentence) = self.view.status(status.clone())? {
+            self.show.taken_back();
+            self.show.notice(&sentence);
+        }
         // A run that goes back fails first; if it cannot go on, that is said when it stops.
         if status.phase != Phase::Failed || !self.view.has_checkpoints() {
             self.show.status(&status);
         }
-        self.is_over |= status.phase == Phase::Done;
-        let is_training = status.phase == Phase::Training;
-        self.has_begun |= is_training;
         // Later the file of a process that was started again may not have been read yet.
         if is_training && !self.all_were_there {
             self.all_were_there = true;
@@ -298,14 +317,6 @@ impl Run {
                 self.crew.all_have_joined();
             }
             self.say_who_may_join()?;
-        }
-        let kept = match self.ending {
-            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
-            Ending::Not | Ending::AtOnce => None,
-        };
-        if let Some(sentence) = self.view.status(status)? {
-            self.show.taken_back();
-            self.show.notice(&sentence);
         }
         let said = match kept {
             None => return Ok(()),
@@ -320,7 +331,7 @@ impl Run {
         if self.is_over {
             self.view.lose_statuses();
         } else if self.view.has_checkpoints() {
-            self.view.connect(self.crew.coordinator(), self.crew.observer());
+            self.look_again();
         } else {
             // If the coordinator is gone its process has ended, which says more than this.
             self.view.lose_statuses();
@@ -328,6 +339,10 @@ impl Run {
                 self.show.notice(&format!("the progress is no longer shown: {error}"));
             }
         }
+    }
+
+    fn look_again(&mut self) {
+        self.view.connect(self.crew.coordinator(), self.crew.observer());
     }
 
     /// Where workers may join later, says how.
@@ -350,11 +365,10 @@ impl Run {
         match judged {
             None => self.view.judged_all(),
             // When the servers go, the evaluator loses them like everybody else.
-            Some(Judged::Lost(_) | Judged::Failed(_)) if self.is_over || !self.unclear.is_empty() => {}
+            Some(Judged::Lost(_) | Judged::Failed(_)) if self.is_over => {}
             // They may be about to come back.
-            Some(Judged::Lost(_)) if self.view.has_checkpoints() => {
-                self.view.connect(self.crew.coordinator(), self.crew.observer());
-            }
+            Some(Judged::Lost(_)) if self.view.has_checkpoints() => self.view.lose_values(),
+            Some(Judged::Lost(_) | Judged::Failed(_)) if !self.unclear.is_empty() => {}
             Some(judged) => {
                 self.show.judged(&judged);
                 if let Judged::Evaluated(evaluation) = judged {
@@ -438,7 +452,7 @@ impl Run {
     }
 }
 
-async fn until(when: Option<Instant>) {
+pub(super) async fn until(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => pending().await,

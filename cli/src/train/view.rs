@@ -20,6 +20,8 @@ use crate::judge::Judge;
 
 /// Between two attempts to see again a run that is being taken back.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Whoever can no longer be had values of says why within so long, or is looked for again.
+const BLIND: Duration = Duration::from_secs(1);
 /// An attempt may be kept by servers that are gone meanwhile; then another one finds those that have taken their place.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
@@ -30,6 +32,8 @@ pub(super) enum Sight {
     Connected(Box<Connected>),
     Status(Result<observer::Seen, ClientError>),
     Judged(Option<Judged>),
+    /// Values have not been seen for a while, and nobody has said why.
+    Blind,
 }
 
 /// What is seen of a run.
@@ -41,6 +45,8 @@ pub(super) struct View {
     /// Until it is known with which point the evaluator begins.
     reader: Option<SnapshotReader>,
     evaluator: Option<Evaluator>,
+    /// When to look for the run again, unless something is heard of it before.
+    blind: Option<Instant>,
     pub(super) status: Option<Status>,
     pub(super) evaluations: Vec<Evaluation>,
     pub(super) last: Option<Last>,
@@ -56,6 +62,7 @@ impl View {
             statuses: None,
             reader: None,
             evaluator: None,
+            blind: None,
             status: None,
             evaluations,
             last: None,
@@ -70,7 +77,7 @@ impl View {
 
     /// Connects to the run, once more if need be. What was seen last stays known.
     pub(super) fn connect(&mut self, coordinator: &str, identity: &Identity) {
-        (self.statuses, self.reader, self.evaluator) = (None, None, None);
+        (self.statuses, self.reader, self.evaluator, self.blind) = (None, None, None, None);
         let (coordinator, identity) = (coordinator.to_owned(), identity.clone());
         let within = Duration::from_secs(self.plan.cluster.join_deadline_s);
         let connecting = match self.has_checkpoints() {
@@ -85,6 +92,11 @@ impl View {
     /// The run can be seen from now on.
     pub(super) fn connected(&mut self, (statuses, reader): (StatusStream, SnapshotReader)) {
         (self.statuses, self.reader) = (Some(statuses), Some(reader));
+    }
+
+    /// The servers give no more values. The run may have ended, or been taken back, which the coordinator says.
+    pub(super) fn lose_values(&mut self) {
+        (self.evaluator, self.blind) = (None, Some(Instant::now() + BLIND));
     }
 
     /// No status will come any more.
@@ -111,6 +123,10 @@ impl View {
                     None => pending().await,
                 }
             } => Sight::Judged(judged),
+            () = super::run::until(self.blind) => {
+                self.blind = None;
+                Sight::Blind
+            }
         }
     }
 
