@@ -31,8 +31,8 @@ cargo clippy --release --locked --workspace --all-targets -- -D warnings
 say "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 say "cores, simulated cluster and mutations, with every assertion"
-cargo test --locked -p windlass-common -p windlass-ps-core -p windlass-worker-core -p windlass-report -p windlass-checkpoint \
-    -p windlass-tests
+cargo test --profile simulation --locked -p windlass-common -p windlass-checkpoint -p windlass-ps-core -p windlass-worker-core \
+    -p windlass-report -p windlass-tests
 say "simulated clusters with faults: 10,000 seeds"
 cargo run --profile simulation --locked -p windlass-tests --bin hunt -- --seeds 0..10000
 say "simulated clusters of 1,000 workers on 64 shards"

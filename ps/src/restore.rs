@@ -43,7 +43,9 @@ pub(crate) fn find(store: &Arc<dyn Store>, plan: &Plan, lives: &RunState) -> any
         let known = state.incarnations.entry(worker).or_default();
         *known = incarnation.max(*known);
     }
-    let restore = Restore::new(checkpoint.manifest().number, state, &remembered.shards, next);
+    let manifest = checkpoint.manifest();
+    let at_us = manifest.at_us;
+    let restore = Restore { at_us, ..Restore::new(manifest.number, state, &remembered.shards, next) };
     Ok(Found { restore, tally: Some(remembered.tally) })
 }
 

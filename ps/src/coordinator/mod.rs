@@ -103,6 +103,7 @@ pub(crate) fn spawn(
     let core = match restore {
         Some(restore) => {
             log.restored(now, lineage, restore.checkpoint);
+            log.flush();
             Coordinator::restored(plan.clone(), run, lineage, restore, now)
         }
         None => Coordinator::new(plan.clone(), run, now),

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::{events, summary};
+use serde_json::Value;
+
+use crate::{events, lines, summary};
 
 /// What the log says about pushes.
 #[derive(Debug)]
@@ -12,6 +14,32 @@ pub struct Ledger {
     outcomes: BTreeMap<(u64, u64, u64), Settled>,
     shards: u64,
     workers: u64,
+}
+
+/// What a checkpoint of a run remembers of its shards.
+fn checkpoint(run: &Path, number: u64) -> Value {
+    let file = run.join(format!("checkpoints/checkpoint-{number:08}/manifest"));
+    let text = std::fs::read_to_string(file).expect("the checkpoint is still there");
+    let (_, body) = text.split_once('\n').expect("a line comes before the body");
+    serde_json::from_str::<Value>(body).expect("the body is JSON")["state"]["shards"].take()
+}
+
+/// Cuts off what a checkpoint does not hold, and checks that the log has all that it does.
+fn truncate(kept: &mut Vec<Value>, shards: &Value) {
+    let next = |event: &Value| {
+        let rows = shards[event["shard"].as_u64().unwrap_or(0) as usize]["workers"].as_array();
+        let row = rows.into_iter().flatten().find(|row| row["worker"] == event["worker"]);
+        row.and_then(|row| row["sequence"].as_u64()).unwrap_or(0)
+    };
+    kept.retain(|event| event["sequence"].as_u64() < Some(next(event)));
+    for (shard, state) in shards.as_array().into_iter().flatten().enumerate() {
+        let of_shard = kept.iter().filter(|event| event["shard"] == shard).count() as u64;
+        assert_eq!(
+            Some(of_shard),
+            state["pushes"].as_u64(),
+            "the log of shard {shard} lacks pushes of a checkpoint"
+        );
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -27,11 +55,35 @@ impl Ledger {
     /// If a push is settled twice on a shard, or not at all on one, or if numbers are missing; if a shard's versions do not
     /// count its applied pushes; if the summary adds up to something else.
     pub fn read(run: &Path) -> Self {
+        Self::of(run, &events(run))
+    }
+
+    /// The same for a run that has gone back to checkpoints, which are all still there: what came after one that it went back
+    /// to is cut off.
+    ///
+    /// # Panics
+    /// As [`Ledger::read`].
+    pub fn read_truncated(run: &Path) -> Self {
+        let mut kept: Vec<Value> = Vec::new();
+        for line in lines(run) {
+            if line["event"] == "restored" {
+                match line["checkpoint"].as_u64() {
+                    None => kept.clear(),
+                    Some(number) => truncate(&mut kept, &checkpoint(run, number)),
+                }
+            } else if line["sequence"].is_u64() {
+                kept.push(line);
+            }
+        }
+        Self::of(run, &kept)
+    }
+
+    fn of(run: &Path, events: &[Value]) -> Self {
         let number = |value: &serde_json::Value| value.as_u64().expect("every push has all its numbers");
         let summary = summary(run);
         assert_eq!(summary["completed"], true);
         let mut outcomes = BTreeMap::new();
-        for event in events(run) {
+        for event in events {
             let key = (number(&event["shard"]), number(&event["worker"]), number(&event["sequence"]));
             let outcome = event["event"].as_str().expect("every line says what it is about").to_owned();
             let settled = Settled { outcome, version: event["version"].as_u64() };

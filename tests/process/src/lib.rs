@@ -250,11 +250,15 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The lines of a run's log, as far as they are written.
+pub fn lines(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()).collect()
+}
+
 /// The applied, late and void pushes in a run's log, as far as they are written.
 pub fn events(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
-    let lines = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    lines.filter(|v| v["sequence"].is_u64()).collect()
+    lines(run).into_iter().filter(|v| v["sequence"].is_u64()).collect()
 }
 
 /// A run's summary.

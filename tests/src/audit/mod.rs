@@ -1,5 +1,6 @@
 //! Judges a finished run by what its shards wrote down.
 
+mod aside;
 mod replay;
 mod rounds;
 
@@ -10,6 +11,7 @@ use windlass_common::plan::{Membership, Mode};
 use windlass_common::wire::{Order, Outcome, Record};
 use windlass_ps_core::SessionId;
 
+pub(crate) use aside::Aside;
 pub use replay::assert_replays;
 pub use rounds::assert_closed_as_logged;
 
@@ -122,11 +124,19 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
     let mut parked: BTreeMap<WorkerId, (SessionId, Step)> = BTreeMap::new();
     let mut waited = 0;
     let mut started = false;
+    let mut aside = Aside::default();
     for entry in history.entries() {
         let slowest = |clocks: &BTreeMap<WorkerId, u64>| {
             present.iter().map(|w| clocks.get(w).copied().unwrap_or(0)).min().unwrap_or(0)
         };
+        aside.follow(entry);
         match entry {
+            Entry::Restored { .. } => {
+                present.clear();
+                parked.clear();
+                started = false;
+            }
+            Entry::Image(_) => {}
             Entry::Members { came, went } => {
                 present.retain(|worker| !went.contains(worker));
                 if run_is_elastic {
@@ -173,7 +183,10 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
             },
             Entry::Handled { .. } if started => {
                 let clock = slowest(&clocks);
-                for (worker, (_, step)) in &parked {
+                for (worker, (session, step)) in &parked {
+                    if aside.has(*worker, *session) {
+                        continue;
+                    }
                     assert!(
                         clock + bound < step.0,
                         "{worker} waits for step {step}, the slowest is at {clock}"

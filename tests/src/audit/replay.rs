@@ -7,7 +7,7 @@ use windlass_common::plan::{Mode, StalenessScaling, Weights};
 use windlass_common::wire::{Outcome, Record};
 
 use super::assert_same;
-use crate::cluster::{Pushed, Run};
+use crate::cluster::{Entry, Pushed, Run};
 use crate::oracle::{self, Model, mean};
 use crate::problem::{Problem, train};
 
@@ -102,7 +102,39 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
             }
         }
     };
-    oracle::replay(model, run.histories[shard.index()].records(), step)
+    let history = &run.histories[shard.index()];
+    assert_images(run, shard, &model, &step);
+    oracle::replay(model, history.records(), step).0
+}
+
+/// Asserts that what a checkpoint holds of a shard's values, and of what its optimizer remembers, is what the records before
+/// it make of them.
+fn assert_images(
+    run: &Run,
+    shard: ShardId,
+    first: &Model,
+    step: &impl Fn(&mut Model, &[&Record], Examples, &[Vec<f32>]),
+) {
+    let entries = run.histories[shard.index()].entries();
+    for (at, entry) in entries.iter().enumerate() {
+        let Entry::Image(kept) = entry else { continue };
+        let records = entries[..at].iter().filter_map(|entry| match entry {
+            Entry::Record(record) => Some(record),
+            _ => None,
+        });
+        let (_, model) = oracle::replay(first.clone(), records, step);
+        let what = format!("{shard} in checkpoint {:?}", kept.checkpoint);
+        let floats = |bits: &[u32]| bits.iter().map(|b| f32::from_bits(*b)).collect::<Vec<f32>>();
+        assert_same(&floats(&kept.values), &model.values, &what);
+        for (number, vector) in kept.vectors.iter().enumerate() {
+            let found = floats(vector);
+            assert_same(&found, model.vector(number), &format!("{what}, vector {number} of the optimizer"));
+        }
+        if !kept.vectors.is_empty() {
+            let updates = u64::from(model.updates());
+            assert!(kept.updates.iter().all(|u| *u == updates), "{what}: {:?} is {updates}", kept.updates);
+        }
+    }
 }
 
 fn scaled(scaling: StalenessScaling, rate: f32, staleness: u64) -> f32 {

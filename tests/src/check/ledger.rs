@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Incarnation, Sequence, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, Sequence, WorkerId};
 use windlass_common::plan::{Membership, Mode, Plan, Stale};
 use windlass_common::wire::{Member, Order, Outcome, Record};
 
-use crate::cluster::{Asked, Entry, History, Told};
+use super::images;
+use crate::cluster::{Asked, Entry, History, Kept, Told};
 use crate::sim::FORGED;
 
-/// What one event has led to.
+/// What one event has led to, or the part of that before or after a checkpoint was taken.
 #[derive(Default)]
 struct Group<'a> {
     asked: Option<&'a Asked>,
@@ -18,16 +19,62 @@ struct Group<'a> {
     members: Option<(&'a [Member], &'a [WorkerId])>,
     records: Vec<&'a Record>,
     told: Vec<(u64, &'a Told)>,
+    /// A checkpoint has been taken before this.
+    is_after_image: bool,
+}
+
+impl Group<'_> {
+    /// Whether anything is said of a push.
+    fn answers(&self, asked: &Asked, sequence: Sequence) -> bool {
+        self.records.iter().any(|r| (r.worker, r.sequence) == (asked.worker, sequence))
+            || self.told.iter().any(|(session, told)| {
+                *session == asked.session.0
+                    && match told {
+                        Told::Held(told) | Told::Settled(told, _) => *told == sequence,
+                        Told::Rejected => true,
+                        _ => false,
+                    }
+            })
+    }
+}
+
+/// How a group ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The event has been dealt with in full.
+    Handled,
+    /// A checkpoint is taken.
+    Image,
+    /// The shard was made anew; what came after in its earlier life is no part of this history.
+    CutOff,
 }
 
 /// What is known of each worker.
 #[derive(Default)]
-struct Worker {
+pub(super) struct Worker {
     is_member: bool,
     incarnation: Incarnation,
-    next: u64,
+    pub(super) next: u64,
     /// Pushes that are held, with the life that made them.
-    held: BTreeMap<u64, Incarnation>,
+    pub(super) held: BTreeMap<u64, Incarnation>,
+    /// Steps settled, where the worker goes from step to step by itself.
+    pub(super) clock: u64,
+    pub(super) outcomes: BTreeMap<u64, Outcome>,
+    /// Examples applied on the shard when it settled the last.
+    pub(super) examples: u64,
+}
+
+/// What is known of a shard.
+pub(super) struct Ledger<'a> {
+    what: String,
+    pub(super) plan: &'a Plan,
+    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    lineage: Lineage,
+    /// The checkpoint for which the shard pauses.
+    pauses: Option<u64>,
+    /// Requests with pushes that wait until a checkpoint has been taken.
+    aside: BTreeMap<WorkerId, Asked>,
+    image: Option<&'a Kept>,
 }
 
 /// Verifies one shard.
@@ -35,7 +82,15 @@ struct Worker {
 /// # Panics
 /// With a sentence, if something does not hold.
 pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
-    let mut workers: BTreeMap<WorkerId, Worker> = BTreeMap::new();
+    let mut ledger = Ledger {
+        what: format!("shard {shard}"),
+        plan,
+        workers: BTreeMap::new(),
+        lineage: Lineage(0),
+        pauses: None,
+        aside: BTreeMap::new(),
+        image: None,
+    };
     let mut group = Group::default();
     let mut is_final = false;
     for entry in history.entries() {
@@ -43,74 +98,178 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
             Entry::Asked(asked) => group.asked = Some(asked),
             Entry::Ordered(order) => group.order = Some(order),
             Entry::Members { came, went } => group.members = Some((came, went)),
-            Entry::Ended(_) | Entry::Observed { .. } => {}
+            Entry::Ended(session) => ledger.aside.retain(|_, asked| asked.session != *session),
+            Entry::Observed { .. } => {}
             Entry::Record(record) => group.records.push(record),
             Entry::Told { session, what } => group.told.push((session.0, what)),
+            Entry::Image(kept) => {
+                ledger.follow(&std::mem::take(&mut group), End::Image);
+                images::verify(&ledger.what, &ledger, kept);
+                (ledger.pauses, ledger.image) = (None, Some(kept.as_ref()));
+                group.is_after_image = true;
+            }
+            Entry::Restored { lineage, kept } => {
+                ledger.follow(&std::mem::take(&mut group), End::CutOff);
+                ledger.restored(*lineage, kept.as_deref());
+                is_final = false;
+            }
             Entry::Handled { .. } => {
                 let group = std::mem::take(&mut group);
-                let what = format!("shard {shard}");
+                let what = &ledger.what;
                 assert!(!is_final || group.records.is_empty(), "{what} changes after its result was taken");
                 is_final |= matches!(group.order, Some(Order::Finalize));
-                follow(&what, &mut workers, &group);
-                within_limits(&what, plan, &workers);
+                ledger.follow(&group, End::Handled);
+                within_limits(&ledger.what, plan, &ledger.workers);
             }
         }
     }
 }
 
-fn follow(what: &str, workers: &mut BTreeMap<WorkerId, Worker>, group: &Group<'_>) {
-    if let Some((came, went)) = group.members {
-        for worker in went {
-            workers.entry(*worker).or_default().is_member = false;
+impl Ledger<'_> {
+    fn follow(&mut self, group: &Group<'_>, end: End) {
+        if let Some((came, went)) = group.members {
+            for worker in went {
+                self.workers.entry(*worker).or_default().is_member = false;
+            }
+            for member in came {
+                let worker = self.workers.entry(member.worker).or_default();
+                worker.is_member = true;
+                worker.incarnation = worker.incarnation.max(member.incarnation);
+            }
         }
-        for member in came {
-            let worker = workers.entry(member.worker).or_default();
-            worker.is_member = true;
-            worker.incarnation = worker.incarnation.max(member.incarnation);
+        match group.order {
+            Some(Order::Pause { checkpoint }) => self.pauses = Some(*checkpoint),
+            Some(Order::GoOn { checkpoint }) if self.pauses == Some(*checkpoint) => self.pauses = None,
+            Some(Order::Settle { worker, void_missing: true, next, .. }) => {
+                let worker = self.workers.entry(*worker).or_default();
+                worker.clock = worker.clock.max(next.step.0);
+            }
+            _ => {}
         }
+        let mut pushed = Vec::new();
+        if let Some(asked) = group.asked
+            && !self.asked(asked, group, &mut pushed)
+        {
+            return;
+        }
+        let takes_in =
+            group.is_after_image || matches!(group.order, Some(Order::Cut { .. } | Order::GoOn { .. }));
+        for asked in self.aside.values().filter(|_| takes_in).copied().collect::<Vec<_>>() {
+            let sequence = asked.push.map(|(sequence, ..)| sequence).unwrap_or_default();
+            if group.answers(&asked, sequence) {
+                self.aside.remove(&asked.worker);
+                if self.is_heard(&asked) {
+                    self.push(&asked, sequence, group, &mut pushed);
+                } else {
+                    let own = |r: &&&Record| (r.worker, r.sequence) == (asked.worker, sequence);
+                    assert_eq!(group.records.iter().find(own), None, "{} hears {asked:?}", self.what);
+                }
+            }
+        }
+        self.records(group, pushed, end);
+        let waits = self.aside.values().next().filter(|_| end == End::Handled && self.pauses.is_none());
+        assert_eq!(waits, None, "{} leaves aside what it could take in", self.what);
     }
-    let mut pushed = None;
-    if let Some(asked) = group.asked {
-        let worker = workers.entry(asked.worker).or_default();
-        let is_heard = worker.is_member && worker.incarnation == asked.incarnation;
-        let is_forged = asked.session.0 >= FORGED;
-        if is_forged || !is_heard {
+
+    fn is_heard(&self, asked: &Asked) -> bool {
+        let worker = self.workers.get(&asked.worker);
+        asked.lineage == self.lineage
+            && worker.is_some_and(|worker| worker.is_member && worker.incarnation == asked.incarnation)
+    }
+
+    /// A request has come. Whether it may have an effect.
+    fn asked(&mut self, asked: &Asked, group: &Group<'_>, pushed: &mut Vec<(WorkerId, u64)>) -> bool {
+        if asked.session.0 >= FORGED || !self.is_heard(asked) {
             let is_refused =
                 matches!(group.told.as_slice(), [(session, Told::Rejected)] if *session == asked.session.0);
             assert!(
                 is_refused && group.records.is_empty(),
-                "{what} must refuse {asked:?} without effect, and said {:?}",
+                "{} must refuse {asked:?} without effect, and said {:?}",
+                self.what,
                 group.told
             );
-            return;
+            return false;
         }
-        if let Some((sequence, ..)) = asked.push {
-            pushed = taken(what, worker, asked, sequence, group);
-        }
-    }
-    for record in &group.records {
-        let worker = workers.entry(record.worker).or_default();
-        let number = record.sequence.0;
-        let is_void = record.outcome == Outcome::Void;
-        if let Some(life) = worker.held.remove(&number) {
-            assert_eq!(life, record.incarnation, "{what} settles what another life has pushed: {record:?}");
-            let is_redone = group.members.is_some();
-            assert!(!is_void || is_redone, "{what} makes a held push void for no reason: {record:?}");
-        } else if pushed == Some((record.worker, number)) {
-            pushed = None;
-            worker.next += 1;
+        let Some((sequence, ..)) = asked.push else { return true };
+        let is_next = sequence.0 == self.workers.entry(asked.worker).or_default().next;
+        if self.pauses.is_some() && is_next && !group.answers(asked, sequence) {
+            let first = self.aside.entry(asked.worker).or_insert(*asked);
+            if first.incarnation != asked.incarnation {
+                *first = *asked;
+            }
         } else {
-            let is_settling = matches!(
-                group.order,
-                Some(Order::Settle { worker, void_missing: true, next, .. })
-                    if *worker == record.worker && record.sequence < next.sequence
-            );
-            assert!(is_settling && is_void, "{what} settles a push that it does not have: {record:?}");
-            assert_eq!(number, worker.next, "{what} leaves out a push of {}: {record:?}", record.worker);
-            worker.next += 1;
+            self.push(asked, sequence, group, pushed);
+        }
+        true
+    }
+
+    fn push(
+        &mut self,
+        asked: &Asked,
+        sequence: Sequence,
+        group: &Group<'_>,
+        pushed: &mut Vec<(WorkerId, u64)>,
+    ) {
+        let worker = self.workers.entry(asked.worker).or_default();
+        pushed.extend(taken(&self.what, worker, asked, sequence, group));
+    }
+
+    fn records(&mut self, group: &Group<'_>, mut pushed: Vec<(WorkerId, u64)>, end: End) {
+        let what = &self.what;
+        for record in &group.records {
+            let worker = self.workers.entry(record.worker).or_default();
+            let number = record.sequence.0;
+            let is_void = record.outcome == Outcome::Void;
+            worker.outcomes.insert(number, record.outcome);
+            worker.examples = worker.examples.max(record.examples_applied.0);
+            worker.clock = worker.clock.max(record.step.0 + 1);
+            if let Some(life) = worker.held.remove(&number) {
+                assert_eq!(
+                    life, record.incarnation,
+                    "{what} settles what another life has pushed: {record:?}"
+                );
+                let is_redone = group.members.is_some() || end == End::CutOff;
+                assert!(!is_void || is_redone, "{what} makes a held push void for no reason: {record:?}");
+            } else if let Some(at) = pushed.iter().position(|p| *p == (record.worker, number)) {
+                pushed.remove(at);
+                worker.next += 1;
+            } else {
+                let is_settling = matches!(
+                    group.order,
+                    Some(Order::Settle { worker, void_missing: true, next, .. })
+                        if *worker == record.worker && record.sequence < next.sequence
+                );
+                assert!(is_settling && is_void, "{what} settles a push that it does not have: {record:?}");
+                assert_eq!(number, worker.next, "{what} leaves out a push of {}: {record:?}", record.worker);
+                worker.next += 1;
+            }
+        }
+        let left = pushed.first();
+        assert_eq!(left, None, "{what} has taken a push and says nothing of it: {:?}", group.told);
+    }
+
+    /// The shard is made anew: it is as it was when it took the checkpoint, and nobody takes part yet.
+    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>) {
+        assert!(lineage > self.lineage, "{} goes on in lineage {lineage} after {}", self.what, self.lineage);
+        self.lineage = lineage;
+        self.is_as_kept(kept);
+        self.pauses = None;
+        self.aside.clear();
+        for worker in self.workers.values_mut() {
+            worker.is_member = false;
+            // What was held and is not void is made again under its number.
+            worker.next -= worker.held.len() as u64;
+            worker.held.clear();
         }
     }
-    assert_eq!(pushed, None, "{what} has taken a push and says nothing of it: {:?}", group.told);
+
+    /// What a shard begins with is what its checkpoint holds, but that nobody takes part.
+    fn is_as_kept(&self, kept: Option<&Kept>) {
+        let Some(kept) = kept else { return };
+        let mut image = self.image.expect("what is gone on from has been taken").clone();
+        image.state.workers.iter_mut().for_each(|row| row.member = false);
+        assert_eq!(*kept, image, "{} begins with other than its checkpoint holds", self.what);
+    }
 }
 
 /// A push of a worker that is heard; returns it if it has to be settled at once.
@@ -155,7 +314,6 @@ fn taken(
     }
     Some((asked.worker, sequence.0))
 }
-
 /// What is held is within the limits of the plan.
 fn within_limits(what: &str, plan: &Plan, workers: &BTreeMap<WorkerId, Worker>) {
     let (each, all) = match &plan.mode {

@@ -3,7 +3,9 @@
 //! Nothing here calls the cores: it has its own idea of what a push, a pull and a step are, and says in a sentence where
 //! a run differs from it.
 
+mod checkpoints;
 mod cohorts;
+mod images;
 mod ledger;
 mod snapshots;
 mod waits;
@@ -39,6 +41,7 @@ pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
     if let Mode::Ssp { staleness: Some(bound), .. } = run.plan.mode {
         assert_bound(run, bound);
     }
+    counts.merge(&checkpoints::verify(run));
     let cohorts = cohorts::verify(run);
     let is_complete = run.stop == Stop::Completed;
     if is_complete {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{Examples, Step, Version};
 use windlass_common::plan::{Mode, Plan};
-use windlass_common::wire::Order;
+use windlass_common::wire::{Order, Outcome};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{SNAPSHOTS_MAX, WAITERS_MAX};
 
@@ -17,7 +17,7 @@ use crate::cluster::{Entry, History, Told};
 pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
     let every = plan.training.evaluate_every;
     // The models here are so small that as many points are kept as ever.
-    let mut kept: BTreeMap<u64, Version> = BTreeMap::from([(0, Version(0))]);
+    let mut kept_points: BTreeMap<u64, Version> = BTreeMap::from([(0, Version(0))]);
     let mut next = 1;
     let mut waiting: BTreeMap<SessionId, u64> = BTreeMap::new();
     let (mut examples, mut closed, mut is_over) = (Examples(0), 0, false);
@@ -28,7 +28,30 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
             Entry::Observed { session, point } => {
                 waiting.insert(*session, *point);
             }
-            Entry::Record(record) => examples = examples.max(record.examples_applied),
+            Entry::Restored { kept, .. } => {
+                let state = kept.as_ref().map(|kept| kept.state.clone()).unwrap_or_default();
+                let open = if matches!(plan.mode, Mode::Sync { .. }) { state.open } else { Step(closed) };
+                let position = plan.goal().position(open, examples);
+                let point = position / every;
+                kept_points = BTreeMap::from([(point, state.version)]);
+                next = point + 1;
+                waiting.clear();
+                told.clear();
+                is_over = position >= plan.goal().total();
+            }
+            Entry::Record(record) => {
+                examples = examples.max(record.examples_applied);
+                // One event may make several versions, where pushes had been set aside.
+                if let (Outcome::Applied { version, .. }, false) = (record.outcome, is_over) {
+                    let open =
+                        if matches!(plan.mode, Mode::Sync { .. }) { Step(version.0) } else { Step(closed) };
+                    let point = plan.goal().position(open, examples) / every;
+                    if point >= next {
+                        kept_points.insert(point, version);
+                        next = point + 1;
+                    }
+                }
+            }
             Entry::Ordered(Order::Close { step, .. }) if step.0 == closed => closed += 1,
             Entry::Ordered(Order::Conclude) => is_over = true,
             Entry::Told { session, what } if history.worker_of(*session).is_none() => {
@@ -39,10 +62,10 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                 let position = plan.goal().position(open, examples);
                 let point = position / every;
                 if point >= next && !is_over {
-                    kept.insert(point, *newest);
+                    kept_points.insert(point, *newest);
                     next = point + 1;
-                    if kept.len() as u64 > SNAPSHOTS_MAX {
-                        kept.pop_first();
+                    if kept_points.len() as u64 > SNAPSHOTS_MAX {
+                        kept_points.pop_first();
                     }
                 }
                 is_over |= position >= plan.goal().total();
@@ -54,18 +77,18 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                         continue;
                     }
                     let point = waiting.remove(&session).expect("who is told has asked");
-                    let further = kept.range(point + 1..).next().map(|(point, _)| *point);
-                    let expected = match kept.get(&point) {
+                    let further = kept_points.range(point + 1..).next().map(|(point, _)| *point);
+                    let expected = match kept_points.get(&point) {
                         Some(version) => matches!(what, Told::Values { version: v, .. } if v == version),
                         None => *what == Told::NoSnapshot(further) && (point < next || is_over),
                     };
                     assert!(
                         expected,
-                        "shard {shard} is asked for point {point} and says {what:?}; it has kept {kept:?}"
+                        "shard {shard} is asked for point {point} and says {what:?}; it has kept {kept_points:?}"
                     );
                     answers += 1;
                 }
-                let is_due = |point: &u64| kept.contains_key(point) || *point < next || is_over;
+                let is_due = |point: &u64| kept_points.contains_key(point) || *point < next || is_over;
                 let late = waiting.values().find(|point| is_due(point));
                 assert_eq!(late, None, "shard {shard} lets an observer wait for a point that has been");
                 assert!(waiting.len() < WAITERS_MAX, "shard {shard} lets {} observers wait", waiting.len());

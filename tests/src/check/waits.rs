@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{ClientId, Incarnation, Sequence, Step, Version, WorkerId};
+use windlass_common::ids::{ClientId, Incarnation, Lineage, Sequence, Step, Version, WorkerId};
 use windlass_common::plan::{Goal, Membership, Mode, Plan, Stale};
 use windlass_common::wire::{Order, Outcome, Record, Task};
 use windlass_ps_core::SessionId;
 
-use crate::cluster::{Entry, History, Told};
+use crate::audit::Aside;
+use crate::cluster::{Entry, History, Kept, Told};
 
 /// What one shard is at, by what it was asked and has said.
 #[derive(Default)]
@@ -24,6 +25,8 @@ struct State {
     held: BTreeSet<(WorkerId, Sequence, ClientId)>,
     lives: BTreeMap<WorkerId, Incarnation>,
     parked: BTreeMap<WorkerId, (SessionId, Step)>,
+    aside: Aside,
+    lineage: Lineage,
     /// What the request under way has pushed.
     pushed: Option<(WorkerId, Sequence, ClientId)>,
 }
@@ -36,10 +39,14 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
     let mut state = State::default();
     let shard = format!("shard {shard}");
     for entry in history.entries() {
+        state.aside.follow(entry);
         match entry {
+            Entry::Image(_) => {}
+            Entry::Restored { lineage, kept } => state.restored(*lineage, kept.as_deref()),
             Entry::Asked(asked) => {
                 state.pushed = asked.push.map(|(sequence, _, client)| (asked.worker, sequence, client));
-                let is_heard = state.lives.get(&asked.worker) == Some(&asked.incarnation);
+                let is_heard = state.lives.get(&asked.worker) == Some(&asked.incarnation)
+                    && asked.lineage == state.lineage;
                 if let Some(step) = asked.pull.filter(|_| is_heard) {
                     state.parked.insert(asked.worker, (asked.session, step));
                 }
@@ -77,6 +84,18 @@ fn counts_versions(plan: &Plan) -> bool {
 }
 
 impl State {
+    /// The shard is made anew: who waited does so no more, and nobody takes part yet.
+    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>) {
+        let state = kept.map(|kept| &kept.state);
+        *self = Self {
+            lineage,
+            open: self.open,
+            newest: state.map_or(Version(0), |state| state.version),
+            examples: state.map_or(0, |state| state.examples.0),
+            ..Self::default()
+        };
+    }
+
     fn ordered(&mut self, order: &Order) {
         match order {
             Order::Start => self.is_started = true,
@@ -134,6 +153,7 @@ impl State {
             }
             Told::Finished => {
                 assert!(self.is_finished(plan), "{shard} tells {worker} of an end that is not there");
+                assert!(self.is_started, "{shard} tells {worker} of the end before everybody is there");
                 self.parked.retain(|_, (its, _)| *its != session);
             }
             Told::Rejected => self.parked.retain(|_, (its, _)| *its != session),
@@ -198,7 +218,10 @@ impl State {
             return;
         }
         let held_of = |worker: WorkerId| self.held.iter().filter(|(w, ..)| *w == worker).count();
-        for (&worker, &(_, step)) in &self.parked {
+        for (&worker, &(session, step)) in &self.parked {
+            if self.aside.has(worker, session) {
+                continue;
+            }
             let must_wait = match &plan.mode {
                 _ if self.is_finished(plan) => false,
                 Mode::Sync { .. } => step.0 > self.open,

@@ -74,6 +74,7 @@ enum Way {
 pub(crate) struct Driver {
     id: WorkerId,
     run: RunId,
+    lineage: Lineage,
     incarnation: Incarnation,
     core: Worker,
     layout: Layout,
@@ -111,6 +112,7 @@ impl Driver {
         Self {
             id,
             run,
+            lineage: Lineage(0),
             incarnation: Incarnation(0),
             core: Worker::new(shards, Until::of(plan)),
             layout,
@@ -145,7 +147,7 @@ impl Driver {
                 let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
                 assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
                 assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
-                self.welcome(welcome.next, incarnation, gradients, wishes);
+                self.welcome(welcome.next, incarnation, self.lineage, gradients, wishes);
             }
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
             Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
@@ -159,12 +161,19 @@ impl Driver {
         &mut self,
         next: Resume,
         incarnation: Incarnation,
+        lineage: Lineage,
         gradients: &mut Gradients,
         wishes: &mut Vec<Wish>,
     ) {
         let before = std::mem::replace(&mut self.incarnation, incarnation);
+        let was_in = std::mem::replace(&mut self.lineage, lineage);
         self.state = State::Training;
         let mut effects = Vec::new();
+        if before != Incarnation(0) && was_in != lineage {
+            self.core.handle(Event::Restored { next }, &mut effects);
+            self.carry_on(effects, wishes);
+            return;
+        }
         self.core.handle(Event::Joined { next }, &mut effects);
         if before == Incarnation(0) {
             self.core.handle(Event::Pull, &mut effects);
@@ -324,7 +333,9 @@ impl Driver {
                 self.state = State::Done;
                 wishes.push(Wish::Leave { steps: self.steps });
             }
-            Effect::Failed(Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. }) => {
+            Effect::Failed(
+                Reject::StaleIncarnation { .. } | Reject::NotAdmitted { .. } | Reject::WrongLineage { .. },
+            ) => {
                 self.state = State::Succeeded;
             }
             Effect::Failed(reason) => {
@@ -355,7 +366,7 @@ impl Driver {
             term: Term(0),
             session: self.sessions[shard],
             run: self.run,
-            lineage: Lineage(0),
+            lineage: self.lineage,
             worker: self.id,
             incarnation: self.incarnation,
             push,
@@ -385,7 +396,11 @@ impl Driver {
         self.core.is_busy()
     }
 
-    /// Steps or trainings computed.
+    /// The history of the run that it takes part in.
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
     /// The step that it is at.
     pub(crate) fn step(&self) -> Step {
         self.core.step()

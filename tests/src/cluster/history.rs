@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{ClientId, Incarnation, Sequence, Step, Version, WorkerId};
+use windlass_common::ids::{ClientId, Incarnation, Lineage, Sequence, Step, Term, Version, WorkerId};
 use windlass_common::wire::{Member, Order, Outcome, Record};
 use windlass_ps_core::shard::{Effect, Event, Reply};
 use windlass_ps_core::{SessionId, Time};
+
+use super::kept::Kept;
 
 /// Something that a shard was asked or did.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +41,15 @@ pub enum Entry {
         /// What.
         what: Told,
     },
+    /// The shard has taken its part of a checkpoint.
+    Image(Box<Kept>),
+    /// The shard has been made anew, in this lineage. What it is like then, unless it has its initial values.
+    Restored {
+        /// From now on.
+        lineage: Lineage,
+        /// As the part of the checkpoint that is named in it.
+        kept: Option<Box<Kept>>,
+    },
     /// One event has been dealt with in full.
     Handled {
         /// When, by the clock of the shard.
@@ -53,6 +64,8 @@ pub enum Entry {
 pub struct Asked {
     /// Where the answer goes.
     pub session: SessionId,
+    /// In which history of the run.
+    pub lineage: Lineage,
     /// Who asks.
     pub worker: WorkerId,
     /// In which life.
@@ -94,6 +107,7 @@ pub enum Told {
 /// What one shard did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
+    lineage: Lineage,
     entries: Vec<Entry>,
     outcomes: BTreeMap<(WorkerId, Sequence), Outcome>,
     /// Who takes part, in which life.
@@ -110,6 +124,7 @@ impl History {
                 self.sessions.insert(request.session, request.worker);
                 self.entries.push(Entry::Asked(Asked {
                     session: request.session,
+                    lineage: request.lineage,
                     worker: request.worker,
                     incarnation: request.incarnation,
                     push: request.push.as_ref().map(|(p, _)| (p.sequence, p.step, p.client)),
@@ -148,10 +163,80 @@ impl History {
                     }
                     self.entries.push(Entry::Told { session: *session, what });
                 }
-                Effect::Report(_) | Effect::Final { .. } | Effect::Image { .. } => {}
+                Effect::Image { checkpoint, image } => {
+                    let kept = Kept::of((self.lineage, *checkpoint), image);
+                    self.entries.push(Entry::Image(Box::new(kept)));
+                }
+                Effect::Report(_) | Effect::Final { .. } => {}
             }
         }
         self.entries.push(Entry::Handled { at, newest });
+    }
+
+    /// What had happened when the shard took its part of this checkpoint; none of it if there is no checkpoint.
+    ///
+    /// # Panics
+    /// If the shard has taken no such part.
+    pub(crate) fn up_to(&self, checkpoint: Option<(Lineage, u64)>) -> Self {
+        let Some(checkpoint) = checkpoint else { return Self::default() };
+        let is_it = |entry: &Entry| matches!(entry, Entry::Image(kept) if kept.checkpoint == checkpoint);
+        let at = self.entries.iter().position(is_it).expect("a shard goes on from what it has taken");
+        let entries = self.entries[..=at].to_vec();
+        let mut history = Self { entries, sessions: self.sessions.clone(), ..Self::default() };
+        let outcomes = history.records().map(|r| ((r.worker, r.sequence), r.outcome)).collect();
+        history.outcomes = outcomes;
+        history
+    }
+
+    /// The shard is made anew, from what it was when this history ends. Where workers make again what was held, it is void.
+    pub(crate) fn restore(&mut self, lineage: Lineage, kept: Option<Kept>, is_made_again: bool) {
+        let held = if is_made_again { self.held() } else { Vec::new() };
+        let examples_applied = self.records().map(|r| r.examples_applied).max().unwrap_or_default();
+        for asked in held {
+            let Some((sequence, step, client)) = asked.push else { continue };
+            self.settle(&Record {
+                at_us: 0,
+                term: Term(0),
+                worker: asked.worker,
+                incarnation: asked.incarnation,
+                sequence,
+                step,
+                base: Version(0),
+                client,
+                examples: 0,
+                work: 0,
+                examples_applied,
+                loss: 0.0,
+                outcome: Outcome::Void,
+            });
+        }
+        self.lineage = lineage;
+        self.members.clear();
+        self.entries.push(Entry::Restored { lineage, kept: kept.map(Box::new) });
+    }
+
+    /// The requests whose pushes are held at the end.
+    fn held(&self) -> Vec<Asked> {
+        let (mut asked, mut held) = (BTreeMap::new(), BTreeMap::new());
+        for entry in &self.entries {
+            match entry {
+                Entry::Asked(this) => {
+                    asked.insert(this.session, *this);
+                }
+                Entry::Told { session, what: Told::Held(sequence) } => {
+                    if let Some(this) =
+                        asked.get(session).filter(|a| a.push.is_some_and(|p| p.0 == *sequence))
+                    {
+                        held.entry((this.worker, *sequence)).or_insert(*this);
+                    }
+                }
+                Entry::Record(record) => {
+                    held.remove(&(record.worker, record.sequence));
+                }
+                _ => {}
+            }
+        }
+        held.into_values().collect()
     }
 
     fn settle(&mut self, record: &Record) {

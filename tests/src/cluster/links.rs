@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use windlass_common::ids::{Incarnation, ServerId, ShardId, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, ServerId, ShardId, WorkerId};
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::Body;
 use windlass_ps_core::{coordinator, shard};
@@ -36,8 +36,8 @@ pub(crate) enum Message {
     Coordinator(coordinator::Event),
     /// To a shard.
     Shard(shard::Event<Vec<f32>>),
-    /// From the coordinator to a worker, with the incarnation it has issued.
-    Control(Body, Incarnation),
+    /// From the coordinator to a worker, with the incarnation it has issued, in its lineage.
+    Control(Body, Incarnation, Lineage),
     /// From a shard to a worker.
     Reply(shard::Reply),
 }

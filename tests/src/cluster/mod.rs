@@ -7,6 +7,7 @@ mod config;
 pub(crate) mod driver;
 mod faults;
 mod history;
+mod kept;
 pub(crate) mod links;
 pub(crate) mod result;
 
@@ -25,6 +26,7 @@ use windlass_ps_core::{SessionId, Time};
 pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
 pub use history::{Asked, Entry, History, Told};
+pub use kept::Kept;
 pub use links::{Link, Node, Pace};
 pub use result::Run;
 
@@ -227,7 +229,7 @@ impl<'a> Cluster<'a> {
             (Node::Shard(shard), Message::Reply(reply)) => {
                 driver.reply(shard, reply, &mut wishes);
             }
-            (_, Message::Control(body, incarnation)) => {
+            (_, Message::Control(body, incarnation, _)) => {
                 driver.control(body, incarnation, &mut self.gradients, &mut wishes);
             }
             (from, message) => panic!("{worker} takes no {message:?} from {from:?}"),
@@ -355,6 +357,6 @@ impl<'a> Cluster<'a> {
             Node::Worker(worker, _) => self.coordinator.incarnation(worker),
             _ => Incarnation(0),
         };
-        self.links.send(link, Message::Control(body, incarnation));
+        self.links.send(link, Message::Control(body, incarnation, Lineage(0)));
     }
 }

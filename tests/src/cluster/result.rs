@@ -43,6 +43,8 @@ pub struct Run {
     pub deaths: u64,
     /// Times that a worker lost its connections.
     pub losses: u64,
+    /// Microseconds for which processes were stopped and links cut, altogether.
+    pub paused: u64,
 }
 
 impl Cluster<'_> {
@@ -67,6 +69,7 @@ impl Cluster<'_> {
             deliveries: self.deliveries,
             deaths: self.deaths,
             losses: self.losses,
+            paused: 0,
         }
     }
 }

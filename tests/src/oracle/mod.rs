@@ -51,6 +51,16 @@ impl Model {
         Self::new(layout.initial_values(plan.seed), plan.optimizer)
     }
 
+    /// What the optimizer remembers of each value, by the order of its state.
+    pub fn vector(&self, number: usize) -> &[f32] {
+        if number == 0 { &self.first } else { &self.second }
+    }
+
+    /// Optimizer steps made.
+    pub fn updates(&self) -> u32 {
+        self.updates
+    }
+
     /// One optimizer step, value by value, in the words of each method's definition.
     ///
     /// # Panics
@@ -171,7 +181,8 @@ pub fn sequential(plan: &Plan, problem: &dyn Problem) -> Vec<f32> {
 /// What one shard's values were at each of its versions, by its own records.
 ///
 /// `model` has its values before the first. `step` makes the next version of the pushes that it names, in the order of
-/// their clients; it is also told what was applied before them, and every version so far.
+/// their clients; it is also told what was applied before them, and every version so far. Returns all versions, and the
+/// model as it is after the last.
 ///
 /// # Panics
 /// If the records tell no history: versions not in order, or counts that do not add up.
@@ -179,7 +190,7 @@ pub fn replay<'r>(
     mut model: Model,
     records: impl Iterator<Item = &'r Record>,
     step: impl Fn(&mut Model, &[&'r Record], Examples, &[Vec<f32>]),
-) -> Vec<Vec<f32>> {
+) -> (Vec<Vec<f32>>, Model) {
     let mut by_version: BTreeMap<u64, Vec<&Record>> = BTreeMap::new();
     let mut last = 0;
     for record in records {
@@ -204,7 +215,7 @@ pub fn replay<'r>(
         assert!(pushes.iter().all(|r| r.examples_applied == examples), "examples add up: {pushes:?}");
         versions.push(model.values.clone());
     }
-    versions
+    (versions, model)
 }
 
 #[cfg(test)]

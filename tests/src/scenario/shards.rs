@@ -23,13 +23,16 @@ use super::{Stage, words};
 use crate::cluster::constant;
 
 const RUN: RunId = RunId(0xa);
-const LINEAGE: Lineage = Lineage(0);
 
 /// Whose a session is: a worker in one incarnation, on one of its streams; or an observer.
 type Stream = (Option<WorkerId>, Incarnation, u32);
 
 #[derive(Debug)]
 pub(super) struct Shards {
+    plan: Plan,
+    lineage: Lineage,
+    /// What each shard has taken of the last checkpoint.
+    images: Vec<Option<Image>>,
     shards: Vec<Shard<Vec<f32>>>,
     now: Time,
     term: Term,
@@ -108,9 +111,12 @@ impl Shards {
     pub(super) fn open(command: &Command) -> Result<Self, String> {
         let count = command.or("shards", 1)?;
         let plan = plan(command, count, 1)?;
-        let shard = |id| Shard::new(&plan, RUN, LINEAGE, ShardId(id)).map_err(|e| e.to_string());
+        let shard = |id| Shard::new(&plan, RUN, Lineage(0), ShardId(id)).map_err(|e| e.to_string());
         Ok(Self {
             shards: (0..count).map(shard).collect::<Result<_, _>>()?,
+            images: vec![None; count as usize],
+            lineage: Lineage(0),
+            plan,
             now: Time(1_000_000_000),
             term: Term(0),
             members: BTreeMap::new(),
@@ -167,7 +173,7 @@ impl Shards {
         Ok(Event::Request(Request {
             session,
             run: if command.has("other-run") { RunId(0xb) } else { RUN },
-            lineage: Lineage(command.or("lineage", LINEAGE.0)?),
+            lineage: Lineage(command.or("lineage", self.lineage.0)?),
             term: self.term,
             worker,
             incarnation,
@@ -213,6 +219,20 @@ impl Shards {
             payload_bytes: command.or("payload", payload_bytes)?,
         };
         Ok((push, floats))
+    }
+
+    /// All shards are made anew from what they have taken of the last checkpoint; whoever joins does so in another lineage.
+    fn restore(&mut self) -> Result<(), String> {
+        self.lineage = self.lineage.next();
+        for (number, image) in (0..).zip(&self.images) {
+            let image = image.clone().ok_or_else(|| format!("shard {number} has taken no checkpoint"))?;
+            let shard = Shard::restored(&self.plan, RUN, self.lineage, ShardId(number), image);
+            self.shards[number as usize] = shard.map_err(|e| e.to_string())?;
+        }
+        self.members.clear();
+        self.departed.clear();
+        self.pushed.clear();
+        Ok(())
     }
 
     fn order(&mut self, command: &Command) -> Result<Order, String> {
@@ -289,6 +309,9 @@ impl Shards {
         let mut recorded = Vec::new();
         let mut answered = false;
         for effect in &effects {
+            if let Effect::Image { image, .. } = effect {
+                self.images[shard] = Some((**image).clone());
+            }
             if let Effect::Report(Report::Arrived { entry, .. }) = effect {
                 let Entry { client, worker, sequence } = *entry;
                 self.pushed.insert(Task { client, worker }, sequence);
@@ -413,6 +436,7 @@ impl Stage for Shards {
                     .into_iter()
                     .for_each(|shard| lines.extend(self.handle(shard, Event::Closed { session })));
             }
+            "restore" => self.restore()?,
             "tick" => {
                 self.now = self.now.plus_seconds(seconds(command)?);
                 shards.into_iter().for_each(|shard| lines.extend(self.handle(shard, Event::Tick)));

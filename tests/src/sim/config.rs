@@ -5,8 +5,8 @@ use std::fmt;
 use windlass_common::ids::{ClientId, ServerId, WorkerId};
 use windlass_common::optimizer::{Optimizer, Sgd};
 use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model, Partition, Plan,
-    STALL_DEADLINE_S, Training,
+    Checkpoints, Clients, Cluster, Data, Every, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model,
+    Partition, Plan, STALL_DEADLINE_S, Training,
 };
 use windlass_common::schedule::Schedule;
 
@@ -65,6 +65,31 @@ pub struct Config {
     pub probes: u64,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// How often a checkpoint is kept, and how many.
+    pub checkpoints: Checkpoints,
+    /// What they are kept on.
+    pub disk: Disk,
+    /// The shortest and the longest time until a server that has ended badly is started again, if it is.
+    pub server_restarts: Option<(u64, u64)>,
+}
+
+/// What checkpoints are kept on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The shortest and the longest time that writing or reading one file takes.
+    pub takes: (u64, u64),
+    /// At most so much later is a new file seen.
+    pub unseen: u64,
+    /// The chance of a file to be lost with its machine although it was said to be written.
+    pub unsynced: u64,
+    /// The chance of a file to have other bytes than were written.
+    pub damaged: u64,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { takes: (100, 1_000), unseen: 0, unsynced: 0, damaged: 0 }
+    }
 }
 
 /// How long a worker computes for one push.
@@ -137,6 +162,10 @@ pub enum What {
     },
     /// A server is killed, and with server 0 the coordinator.
     CrashServer(ServerId),
+    /// A server's machine goes down, and what its disk had only promised to keep is gone.
+    CrashMachine(ServerId),
+    /// Nothing can be written to where checkpoints are kept for so long.
+    StuckDisk(u64),
     /// The result cannot be written.
     DiskFull,
     /// A worker ends the run for all.
@@ -173,7 +202,15 @@ impl Config {
             duplicates: 0,
             probes: 0,
             faults: Vec::new(),
+            checkpoints: Checkpoints::default(),
+            disk: Disk::default(),
+            server_restarts: None,
         }
+    }
+
+    /// Whether servers that end badly are started again, and the run goes back to its last checkpoint.
+    pub fn survives_servers(&self) -> bool {
+        self.checkpoints.every != Every::Never && self.server_restarts.is_some()
     }
 
     /// Most workers that may take part.
@@ -226,7 +263,7 @@ impl Config {
             },
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
-            checkpoints: Default::default(),
+            checkpoints: self.checkpoints,
             data: Data {
                 path: String::new(),
                 label_column: String::new(),
@@ -244,7 +281,9 @@ impl Config {
     /// come back before the others give them up.
     pub fn must_complete(&self) -> bool {
         let away = |fault: &Fault| match fault.what {
-            What::CrashServer(_) | What::DiskFull | What::Abort(_) => u64::MAX,
+            What::DiskFull | What::Abort(_) => u64::MAX,
+            _ if self.survives_servers() => 0,
+            What::CrashServer(_) | What::CrashMachine(_) => u64::MAX,
             // Before and after it, up to a keep-alive may pass in which nothing is heard.
             What::Pause(Place::Server(_), lasts) => lasts + 6_800_000,
             What::Partition { from: Place::Server(_), to: Place::Server(_), lasts, .. } => lasts + 6_800_000,
@@ -254,6 +293,7 @@ impl Config {
             | What::Join(_)
             | What::Leave(_)
             | What::Cut(..)
+            | What::StuckDisk(_)
             | What::Conclude => 0,
         };
         // Servers give each other up when nothing is heard for the idle timeout, by clocks that differ.
@@ -290,6 +330,8 @@ impl fmt::Display for Fault {
                 write!(f, "partition {from}{arrow}{to} {}ms", lasts / 1000)
             }
             What::CrashServer(server) => write!(f, "crash s{}", server.0),
+            What::CrashMachine(server) => write!(f, "crash machine s{}", server.0),
+            What::StuckDisk(lasts) => write!(f, "stuck disk {}ms", lasts / 1000),
             What::DiskFull => f.write_str("disk full"),
             What::Abort(worker) => write!(f, "abort w{}", worker.0),
             What::Conclude => f.write_str("conclude"),
@@ -321,7 +363,17 @@ impl fmt::Display for Config {
         let Launcher { restarts, after, tells } = self.launcher;
         let (drift, rejoin, lease) = (self.drift, self.rejoin_deadline_s, self.lease_s);
         write!(f, ", drift {drift}, rejoin {rejoin}s, lease {lease}s, {restarts} restarts")?;
-        write!(f, " after {}-{}ms{}, [", after.0 / 1000, after.1 / 1000, if tells { " told" } else { "" })?;
+        write!(f, " after {}-{}ms{}", after.0 / 1000, after.1 / 1000, if tells { " told" } else { "" })?;
+        if self.checkpoints.every != Every::Never {
+            let Disk { takes, unseen, unsynced, damaged } = self.disk;
+            write!(f, ", checkpoints every {} keep {}", self.checkpoints.every, self.checkpoints.keep)?;
+            write!(f, " ({}-{}us, unseen {unseen}us", takes.0, takes.1)?;
+            write!(f, ", unsynced {unsynced}ppm damaged {damaged}ppm)")?;
+            if let Some((least, most)) = self.server_restarts {
+                write!(f, ", servers again after {}-{}ms", least / 1000, most / 1000)?;
+            }
+        }
+        f.write_str(", [")?;
         for (i, fault) in self.faults.iter().enumerate() {
             write!(f, "{}{fault}", if i == 0 { "" } else { ", " })?;
         }

@@ -85,15 +85,25 @@ impl World<'_> {
                     }
                 }
             }
-            (Kind::Server(_) | Kind::Local(_), Message::Coordinator(event)) => self.coordinate(event),
+            // A coordinator that is no more has no streams to its own shards.
+            (Kind::Local(_), _) if !self.locals.contains(&stream) => {}
+            (Kind::Server(server), Message::Coordinator(event)) => {
+                if let coordinator::Event::ServerJoined { .. } = event {
+                    self.orders_to[server.index()] = Some(stream);
+                }
+                self.coordinate(event);
+            }
+            (Kind::Local(_), Message::Coordinator(event)) => self.coordinate(event),
             (Kind::Local(shard), Message::Shard(event)) => self.shard(shard, event),
             (Kind::Shard(_, shard), Message::Shard(shard::Event::Request(request))) => {
                 self.requested(shard, request);
             }
-            (Kind::Worker(worker), Message::Control(body, incarnation)) => {
-                self.worker_told(worker, stream, body, incarnation);
+            (Kind::Worker(worker), Message::Control(body, incarnation, lineage)) => {
+                self.worker_told(worker, stream, body, (incarnation, lineage));
             }
-            (Kind::Server(server), Message::Control(body, _)) => self.follower_told(server, body),
+            (Kind::Server(server), Message::Control(body, _, lineage)) => {
+                self.follower_told(server, stream, body, lineage);
+            }
             (Kind::Shard(worker, shard), Message::Reply(reply)) => {
                 self.worker_answered(worker, shard, stream, reply);
             }
@@ -182,7 +192,11 @@ impl World<'_> {
         if end == UP {
             match place {
                 Place::Worker(worker) => self.worker_lost(worker, connection),
-                Place::Server(_) => self.end(place, "the coordinator is gone".into(), false),
+                Place::Server(server) => {
+                    if self.followers[server.index()].is_at(&self.net, connection) {
+                        self.follower_cut(server);
+                    }
+                }
             }
         }
     }
@@ -242,6 +256,9 @@ impl World<'_> {
         self.process_mut(place).is_running = false;
         self.progress_at = self.now;
         self.ends.insert(place, (self.now, why));
+        if let Place::Server(server) = place {
+            self.store.crashed(self.now, server, false);
+        }
         for connection in self.connections_of(place) {
             let end = if self.net.connections[connection].client == place { UP } else { DOWN };
             self.close(connection, end, how);
@@ -254,8 +271,10 @@ impl World<'_> {
             return;
         }
         self.depart(place, why, How::ByWord);
-        if let Place::Worker(worker) = place {
-            self.worker_ended(worker, is_good);
+        match place {
+            Place::Worker(worker) => self.worker_ended(worker, is_good),
+            Place::Server(server) if !is_good => self.server_ended(server),
+            Place::Server(_) => {}
         }
     }
 }

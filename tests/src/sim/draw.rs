@@ -2,11 +2,13 @@
 
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::optimizer::{Adam, FedAdam, FedYogi, Momentum, Nesterov, Optimizer, Sgd};
-use windlass_common::plan::{Fedavg, Hosting, Membership, Mode, Sampler, Stale, StalenessScaling, Weights};
+use windlass_common::plan::{
+    Checkpoints, Every, Fedavg, Hosting, Membership, Mode, Sampler, Stale, StalenessScaling, Weights,
+};
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::schedule::{Schedule, Shape};
 
-use super::config::{Compute, Config, Fault, Launcher, Network, What};
+use super::config::{Compute, Config, Disk, Fault, Launcher, Network, What};
 use super::network::Place;
 use crate::cluster::{fedavg, local};
 use crate::problem::Bowls;
@@ -95,6 +97,7 @@ impl Config {
             config.membership = Membership::Elastic { workers_max };
             config.clients = config.clients.map(|clients| clients.max(workers_max));
         }
+        let deliveries = pushes * u64::from(workers) * u64::from(config.shards()) * 4 + 30;
         if !draw.once_in(5) {
             if draw.once_in(2) {
                 // A run that must get over everything.
@@ -102,14 +105,51 @@ impl Config {
                 config.launcher = Launcher { restarts: 1000, after: (50_000, 5_000_000), tells };
                 (config.join_deadline_s, config.rejoin_deadline_s) = (150, 150);
             }
-            let deliveries = pushes * u64::from(workers) * u64::from(config.shards()) * 4;
-            config.faults = faults(&mut draw, workers, servers, deliveries + 30);
+            config.faults = faults(&mut draw, workers, servers, deliveries);
             if is_elastic {
-                come_and_go(&mut draw, workers_max, deliveries + 30, &mut config.faults);
+                come_and_go(&mut draw, workers_max, deliveries, &mut config.faults);
             }
         }
+        keep_checkpoints(seed, deliveries, &mut config);
         config
     }
+}
+
+/// Some runs keep checkpoints, and in those servers go down and come back. The numbers are of a stream of their own, so that
+/// all else is as without.
+fn keep_checkpoints(seed: u64, deliveries: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(4)));
+    if !draw.once_in(3) {
+        return;
+    }
+    let (steps, seconds) = (draw.within(1, 8), draw.within(1, 4));
+    let every = if draw.once_in(3) { Every::Seconds(seconds) } else { Every::Steps(steps) };
+    config.checkpoints = Checkpoints { every, keep: draw.within(1, 3) as u32 };
+    let least = draw.scale(50, 50_000);
+    config.disk = Disk {
+        takes: (least, least * draw.one(&[1, 3, 20])),
+        unseen: draw.one(&[0, 0, 100_000, 3_000_000]),
+        unsynced: draw.one(&[0, 200_000, 1_000_000]),
+        damaged: draw.one(&[0, 0, 50_000, 200_000]),
+    };
+    let restarts = [(50_000, 500_000), (50_000, 5_000_000), (1_000_000, 20_000_000)];
+    config.server_restarts = Some(draw.one(&restarts));
+    if !draw.once_in(4) {
+        // Workers must be there for as long as servers are.
+        let tells = config.launcher.tells;
+        config.launcher = Launcher { restarts: 1000, after: (50_000, 5_000_000), tells };
+        (config.join_deadline_s, config.rejoin_deadline_s) = (150, 150);
+    }
+    for _ in 0..draw.within(0, 4) {
+        let server = ServerId(draw.within(0, u64::from(config.servers) - 1) as u32);
+        let what = match draw.within(0, 6) {
+            0 => What::StuckDisk(draw.scale(10_000, LONG)),
+            1 | 2 => What::CrashMachine(server),
+            _ => What::CrashServer(server),
+        };
+        config.faults.push(Fault { at: draw.within(0, deliveries * 3 / 2), what });
+    }
+    config.faults.sort_by_key(|f| f.at);
 }
 
 fn scaling(draw: &mut Draw) -> StalenessScaling {

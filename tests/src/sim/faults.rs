@@ -17,7 +17,9 @@ impl World<'_> {
             && fault.at <= self.delivered
         {
             self.next_fault += 1;
-            if self.over_at.is_none() || !matches!(fault.what, What::Crash(_) | What::CrashServer(_)) {
+            let is_deadly =
+                matches!(fault.what, What::Crash(_) | What::CrashServer(_) | What::CrashMachine(_));
+            if self.over_at.is_none() || !is_deadly {
                 self.log.note(self.now, || format!("fault: {fault}"));
                 self.progress_at = self.now;
                 self.fail(fault.what);
@@ -46,15 +48,15 @@ impl World<'_> {
                     self.part(to, from, lasts);
                 }
             }
-            What::CrashServer(server) => {
-                let place = Place::Server(server);
-                if self.is_running(place) {
-                    self.counts.add("server crashes", 1);
-                    self.depart(place, "it was killed".into(), How::ByDeath);
-                    if place == FIRST {
-                        self.over_at = Some(self.now);
-                    }
-                }
+            What::CrashServer(server) => self.crash_server(server),
+            What::CrashMachine(server) => {
+                self.counts.add("machine crashes", 1);
+                self.store.crashed(self.now, server, true);
+                self.crash_server(server);
+            }
+            What::StuckDisk(lasts) => {
+                self.counts.add("stuck disks", 1);
+                self.store.stick(self.now + lasts);
             }
             What::DiskFull => self.is_disk_full = true,
             What::Abort(worker) => self.abort(worker),
@@ -68,11 +70,24 @@ impl World<'_> {
         }
     }
 
+    fn crash_server(&mut self, server: ServerId) {
+        let place = Place::Server(server);
+        if self.is_running(place) {
+            self.counts.add("server crashes", 1);
+            self.depart(place, "it was killed".into(), How::ByDeath);
+            self.server_ended(server);
+            if place == FIRST && !self.config.survives_servers() {
+                self.over_at = Some(self.now);
+            }
+        }
+    }
+
     fn pause(&mut self, place: Place, lasts: u64) {
         let now = self.now;
         let process = self.process_mut(place);
         if process.is_running && !process.is_paused(now) {
             process.paused = (now, now + lasts);
+            self.paused += lasts;
             self.counts.add("pauses", 1);
             self.queue.push(now + lasts, Happening::Resumed(place));
             self.refresh_all(place);
@@ -109,6 +124,7 @@ impl World<'_> {
 
     fn part(&mut self, from: Place, to: Place, lasts: u64) {
         let until = self.now + lasts;
+        self.paused += lasts;
         let link = self.net.link(from, to);
         link.cut_until = link.cut_until.max(until);
         self.queue.push(until, Happening::Healed { from, to });

@@ -1,6 +1,6 @@
 //! Lists everything that is going to happen in a simulated run, and the processes to which it does.
 
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::ids::{Lineage, ServerId, ShardId, WorkerId};
 use windlass_ps_core::{Time, shard};
 
 use super::network::Place;
@@ -25,13 +25,21 @@ pub(super) enum Happening {
     /// A process goes on.
     Resumed(Place),
     /// A shard is told the time.
-    ShardTick(ShardId),
+    ShardTick(ShardId, u32),
     /// The coordinator is told the time.
-    Tick,
+    Tick(u32),
     /// The coordinator wants to be told that it is this time by its clock.
     Deadline(Time),
     /// The result has been written, or could not be.
-    Stored,
+    Stored(Lineage),
+    /// A server has written its shard's part of a checkpoint, or could not.
+    PartWritten { lineage: Lineage, checkpoint: u64, shard: ShardId, life: u32 },
+    /// The coordinator's process has written a manifest, or could not.
+    ManifestWritten { lineage: Lineage, number: u64, life: u32 },
+    /// The coordinator's process looks at what has been kept and goes on from it.
+    Restore { life: u32 },
+    /// A server has read what its shards begin with.
+    Made { server: ServerId, life: u32, lineage: Lineage },
     /// A server whose run is over goes when its last words are out, or then.
     Farewell { server: ServerId, until: u64 },
     /// A worker has computed what it was about.

@@ -81,11 +81,11 @@ pub(super) fn word(message: &Message) -> String {
             other => format!("{shard}: {other:?}"),
         },
         Message::Coordinator(event) => format!("{event:?}"),
-        Message::Control(Body::Welcome(welcome), incarnation) => {
-            format!("welcome, next {:?}, incarnation {incarnation}", welcome.next)
+        Message::Control(Body::Welcome(welcome), incarnation, lineage) => {
+            format!("welcome, next {:?}, incarnation {incarnation}, lineage {lineage}", welcome.next)
         }
-        Message::Control(Body::Order { shard, order }, _) => format!("{shard}: {}", order_in_short(order)),
-        Message::Control(body, _) => format!("{body:?}"),
+        Message::Control(Body::Order { shard, order }, ..) => format!("{shard}: {}", order_in_short(order)),
+        Message::Control(body, ..) => format!("{body:?}"),
         Message::Reply(shard::Reply::Values { step, snapshot, clients, .. }) => {
             format!("values step {step} version {} clients {clients:?}", snapshot.version)
         }

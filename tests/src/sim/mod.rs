@@ -13,37 +13,40 @@ mod log;
 mod network;
 mod queue;
 mod request;
+mod restore;
 mod server;
+mod store;
 mod strays;
 mod watch;
 mod worker;
 
 use std::collections::BTreeMap;
 
-use windlass_common::ids::{Lineage, RunId, ServerId, ShardId, Step, WorkerId};
+use windlass_common::ids::{Lineage, RunId, ServerId, ShardId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{self, Record, Stop, Task};
+use windlass_common::wire::{self, Record, Stop};
 use windlass_ps_core::Time;
 use windlass_ps_core::coordinator::{self, Coordinator};
 use windlass_ps_core::shard::Shard;
 use windlass_ps_core::store::Snapshot;
 
-pub use config::{Compute, Config, Fault, Launcher, Network, What};
+pub use config::{Compute, Config, Disk, Fault, Launcher, Network, What};
 pub use draw::{KINDS, kind};
 pub use log::Counts;
 pub use network::Place;
 
-use crate::cluster::driver::Gradients;
+use crate::cluster::Run;
 use crate::cluster::links::Message;
 use crate::cluster::result::assembled;
-use crate::cluster::{History, Run};
 use happening::{Happening, Process};
 use log::Log;
 use network::{Kind, Net};
 use queue::Queue;
+use restore::Era;
+use store::Store;
 use worker::Seat;
 
 /// A connection on which nothing can be heard for so long is lost.
@@ -60,6 +63,8 @@ pub(crate) const FORGED: u64 = 1 << 41;
 pub struct Played {
     /// What the shards did, and what came of it.
     pub run: Run,
+    /// What they did before the run was taken back to a checkpoint, for each time that it was.
+    pub before: Vec<Run>,
     /// What happened, by kind.
     pub counts: Counts,
     /// What happened, line by line, if that was asked for.
@@ -90,19 +95,27 @@ struct World<'a> {
     seats: Vec<Seat>,
     followers: Vec<server::Follower>,
     coordinator: Coordinator,
+    /// That of the coordinator.
+    lineage: Lineage,
+    /// There is no coordinator: it goes on from what has been kept, or its process is away.
+    is_restoring: bool,
     deadline: Option<Time>,
-    shards: Vec<Shard<Vec<f32>>>,
-    histories: Vec<History>,
+    /// None where a server has yet to make them.
+    shards: Vec<Option<Shard<Vec<f32>>>>,
+    eras: BTreeMap<Lineage, Era>,
+    store: Store,
     unreported: Vec<Vec<Record>>,
     /// The streams between the coordinator and the shards of its own process.
     locals: Vec<usize>,
+    /// Those on which the coordinator gives orders to the other servers.
+    orders_to: Vec<Option<usize>>,
+    /// Orders for shards that are yet to be made.
+    backlog: Vec<Vec<(ShardId, wire::Order)>>,
     next_fault: usize,
     is_disk_full: bool,
     strays: u64,
-    gradients: Gradients,
-    opened: Vec<(Step, Vec<Task>)>,
-    closed: Vec<(Step, Vec<wire::Entry>)>,
-    terms: Vec<(usize, Vec<wire::Member>)>,
+    /// For how long processes were stopped, and links cut, altogether.
+    paused: u64,
     results: BTreeMap<ShardId, (Snapshot, u64)>,
     stop: Option<Stop>,
     over_at: Option<u64>,
@@ -169,7 +182,9 @@ impl<'a> World<'a> {
         let began = Time(processes[&server::FIRST].local(0));
         let shard =
             |id| Shard::new(&plan, run, Lineage(0), ShardId(id)).expect("a checked plan can be placed");
-        let shards: Vec<_> = (0..config.shards()).map(shard).collect();
+        let shards: Vec<_> = (0..config.shards()).map(shard).map(Some).collect();
+        let mut store = Store::new(config.seed, config.disk);
+        store.begin_lineage(0, Lineage(0)).expect("the disk is not full yet");
         let mut net = Net::new(config);
         let locals = (0..config.shards_per_server).map(|s| net.stream(Kind::Local(ShardId(s)), None));
         let locals = locals.collect();
@@ -188,18 +203,20 @@ impl<'a> World<'a> {
             seats: (0..config.workers_max()).map(|_| Seat::new(config.launcher.restarts)).collect(),
             followers: vec![server::Follower::default(); config.servers as usize],
             coordinator: Coordinator::new(plan.clone(), run, began),
+            lineage: Lineage(0),
+            is_restoring: false,
             deadline: None,
-            histories: vec![History::default(); shards.len()],
+            eras: BTreeMap::from([(Lineage(0), Era::new(config.shards()))]),
+            store,
+            orders_to: vec![None; config.servers as usize],
+            backlog: vec![Vec::new(); config.servers as usize],
             unreported: vec![Vec::new(); shards.len()],
             shards,
             locals,
             next_fault: 0,
             is_disk_full: false,
             strays: 0,
-            gradients: Gradients::new(),
-            opened: Vec::new(),
-            closed: Vec::new(),
-            terms: Vec::new(),
+            paused: 0,
             results: BTreeMap::new(),
             stop: None,
             over_at: None,
@@ -233,12 +250,16 @@ impl<'a> World<'a> {
                 self.net.connections[*connection].place(*end)
             }
             Happening::StreamEnded { stream } => self.net.ends_of(*stream, network::UP).1,
-            Happening::ShardTick(shard) | Happening::Again(shard, _) => {
-                Place::Server(self.plan.cluster.server_of(*shard))
-            }
-            Happening::Tick | Happening::Deadline(_) | Happening::Stored | Happening::Exited { .. } => {
-                server::FIRST
-            }
+            Happening::ShardTick(shard, _)
+            | Happening::Again(shard, _)
+            | Happening::PartWritten { shard, .. } => Place::Server(self.plan.cluster.server_of(*shard)),
+            Happening::Tick(_)
+            | Happening::Deadline(_)
+            | Happening::Stored(_)
+            | Happening::Restore { .. }
+            | Happening::ManifestWritten { .. }
+            | Happening::Exited { .. } => server::FIRST,
+            Happening::Made { server, .. } => Place::Server(*server),
             Happening::Farewell { server, .. } => Place::Server(*server),
             Happening::Computed { worker, .. }
             | Happening::JoinAgain { worker, .. }
@@ -270,10 +291,18 @@ impl<'a> World<'a> {
             Happening::StreamEnded { stream } => self.stream_ended(stream),
             Happening::Healed { from, to } => self.healed(from, to),
             Happening::Resumed(place) => self.resumed(place),
-            Happening::ShardTick(shard) => self.shard_tick(shard),
-            Happening::Tick => self.tick(),
+            Happening::ShardTick(shard, life) => self.shard_tick(shard, life),
+            Happening::Tick(life) => self.tick(life),
             Happening::Deadline(at) => self.at_deadline(at),
-            Happening::Stored => self.stored(),
+            Happening::Stored(lineage) => self.stored(lineage),
+            Happening::PartWritten { lineage, checkpoint, shard, life } => {
+                self.part_written((lineage, checkpoint), shard, life)
+            }
+            Happening::ManifestWritten { lineage, number, life } => {
+                self.manifest_written(lineage, number, life)
+            }
+            Happening::Restore { life } => self.restore(life),
+            Happening::Made { server, life, lineage } => self.made(server, life, lineage),
             Happening::Farewell { server, until } => self.farewell(server, until),
             Happening::Computed { worker, life } => self.computed(worker, life),
             Happening::JoinAgain { worker, life } => self.join_again(worker, life),
@@ -336,29 +365,46 @@ impl<'a> World<'a> {
         self.counts.add("retransmissions", self.net.retransmissions);
         self.counts.add("messages", self.delivered);
         self.counts.add("virtual seconds", self.now / 1_000_000);
+        for (what, count) in [("misread", self.store.misread), ("files lost", self.store.lost)] {
+            self.counts.add(what, count);
+        }
         let log = LINES.with_borrow_mut(std::mem::take);
+        let stop = self.stop.take().unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() });
+        let mut eras = std::mem::take(&mut self.eras);
+        let last = eras.remove(&self.lineage).expect("every lineage has a history");
+        let went_back = |era| {
+            let stop = Stop::Failed { reason: "the run went back".into() };
+            self.run_of(era, stop, Vec::new(), Vec::new())
+        };
+        let before = eras.into_values().map(went_back).collect();
         Played {
-            run: Run {
-                plan: self.plan,
-                layout: self.layout,
-                placement: self.placement,
-                stop: self.stop.unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() }),
-                values,
-                histories: self.histories,
-                gradients: self.gradients,
-                opened: self.opened,
-                closed: self.closed,
-                terms: self.terms,
-                partial,
-                deliveries: self.delivered,
-                deaths: self.counts.of("crashes"),
-                losses: self.counts.of("joined again"),
-            },
+            before,
+            run: self.run_of(last, stop, values, partial),
             counts: self.counts,
             log,
             ends: self.ends,
             over_at: self.over_at.unwrap_or(0),
             settled: self.settled,
+        }
+    }
+
+    fn run_of(&self, era: Era, stop: Stop, values: Vec<f32>, partial: Vec<u64>) -> Run {
+        Run {
+            plan: self.plan.clone(),
+            layout: self.layout.clone(),
+            placement: self.placement.clone(),
+            stop,
+            values,
+            histories: era.histories,
+            gradients: era.gradients,
+            opened: era.opened,
+            closed: era.closed,
+            terms: era.terms,
+            partial,
+            deliveries: self.delivered,
+            deaths: self.counts.of("crashes"),
+            losses: self.counts.of("joined again"),
+            paused: self.paused,
         }
     }
 }
@@ -371,6 +417,9 @@ pub fn verified(config: &Config, is_logged: bool) -> Played {
     let mut played = play(config, is_logged);
     LINES.set(std::mem::take(&mut played.log));
     let log = PrintedInPanic(is_logged);
+    for run in &played.before {
+        played.counts.merge(&crate::check::verify(run, &config.problem));
+    }
     let counts = crate::check::verify(&played.run, &config.problem);
     played.counts.merge(&counts);
     match &played.run.stop {

@@ -285,8 +285,8 @@ fn bytes(message: &Message) -> u64 {
             let changed = snapshot.changed_since(*have, slices);
             100 + changed.map(|(part, _)| part.values * 4).sum::<u64>()
         }
-        Message::Control(Body::Welcome(welcome), _) => 200 + welcome.plan.len() as u64,
-        Message::Control(Body::Order { order: Order::Membership { members, .. }, .. }, _) => {
+        Message::Control(Body::Welcome(welcome), ..) => 200 + welcome.plan.len() as u64,
+        Message::Control(Body::Order { order: Order::Membership { members, .. }, .. }, ..) => {
             100 + 8 * members.len() as u64
         }
         Message::Coordinator(_) | Message::Shard(_) | Message::Control(..) | Message::Reply(_) => 100,

@@ -162,7 +162,8 @@ impl World<'_> {
             return;
         }
         let mut wishes = Vec::new();
-        driver.compute(&self.config.problem, &mut self.gradients, &mut wishes);
+        let era = self.eras.get_mut(&driver.lineage()).expect("every lineage has a history");
+        driver.compute(&self.config.problem, &mut era.gradients, &mut wishes);
         self.log.note(self.now, || format!("{worker} has computed {}", driver.steps()));
         self.grant(worker, wishes);
     }

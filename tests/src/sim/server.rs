@@ -1,6 +1,6 @@
 //! Plays the part of the server processes: the shards' threads, the coordinator's, and what each says to whom.
 
-use windlass_common::ids::{Incarnation, ServerId, ShardId};
+use windlass_common::ids::{Incarnation, Lineage, ServerId, ShardId};
 use windlass_common::wire::{Body, Order, Report, Stop};
 use windlass_ps_core::coordinator::{self, Effect, Event};
 use windlass_ps_core::shard;
@@ -22,6 +22,8 @@ const RECORDS_MAX: usize = 256;
 const FAREWELL: u64 = 3_000_000;
 /// A follower tries to reach the coordinator for so long.
 pub(super) const CONNECT: u64 = 10_000_000;
+/// The same, where servers that have ended come back.
+pub(super) const PATIENCE: u64 = 40_000_000;
 /// Between two attempts to reach a server.
 const RETRY: u64 = 200_000;
 
@@ -34,6 +36,21 @@ pub(super) struct Follower {
     pub(super) is_welcome: bool,
     /// Until when it tries to reach the coordinator.
     pub(super) deadline: u64,
+    /// How often its process has been started.
+    pub(super) life: u32,
+    /// How often it has tried to join.
+    tries: u32,
+    /// That of its shards.
+    pub(super) lineage: Lineage,
+    /// It has been welcomed in this lineage, and reads what its shards begin with.
+    pub(super) joins: Option<Lineage>,
+}
+
+impl Follower {
+    /// Whether its stream to the coordinator is on this connection.
+    pub(super) fn is_at(&self, net: &super::network::Net, connection: usize) -> bool {
+        self.control.is_some_and(|stream| net.streams[stream].connection == Some(connection))
+    }
 }
 
 impl World<'_> {
@@ -41,27 +58,52 @@ impl World<'_> {
         match place {
             Place::Worker(worker) => self.start_worker(worker),
             Place::Server(server) => {
-                self.process_mut(place).is_running = true;
+                if self.over_at.is_some() && self.followers[server.index()].life > 0 {
+                    return;
+                }
+                let process = self.process_mut(place);
+                (process.is_running, process.paused) = (true, (0, 0));
+                self.progress_at = self.now;
+                let follower = &mut self.followers[server.index()];
+                follower.life += 1;
+                let life = follower.life;
                 self.log.note(self.now, || format!("{place} starts"));
                 for shard in self.plan.cluster.shards_of(server) {
                     let at = self.after(place, 1 + self.config.shard_tick * u64::from(shard.0 % 7) / 7);
-                    self.queue.push(at, Happening::ShardTick(shard));
+                    self.queue.push(at, Happening::ShardTick(shard, life));
+                }
+                if life > 1 {
+                    self.counts.add("servers started again", 1);
+                    self.forget_connections(server);
                 }
                 if place == FIRST {
-                    self.followers[0].is_welcome = true;
-                    let address = place.to_string();
-                    // The coordinator's own server has a session that nothing is sent to.
-                    let session = SessionId(STRAY - 1);
-                    self.coordinate(Event::ServerJoined { session, server, address });
-                    self.coordinate(Event::ObserverJoined { session: LAUNCHER });
                     let at = self.after(FIRST, TICK);
-                    self.queue.push(at, Happening::Tick);
+                    self.queue.push(at, Happening::Tick(life));
+                    if life == 1 {
+                        self.begin_coordinator();
+                    } else {
+                        let at = self.now + self.store.takes();
+                        self.queue.push(at, Happening::Restore { life });
+                    }
                 } else {
-                    self.followers[server.index()].deadline = self.after(place, CONNECT);
-                    self.reach(place, 0, ServerId(0), false);
+                    self.connect_follower(server);
                 }
             }
         }
+    }
+
+    /// A server tries to reach the coordinator, in order to join.
+    pub(super) fn connect_follower(&mut self, server: ServerId) {
+        let place = Place::Server(server);
+        let patience = if self.config.survives_servers() { PATIENCE } else { CONNECT };
+        let deadline = self.after(place, patience);
+        self.backlog[server.index()].clear();
+        let follower = &mut self.followers[server.index()];
+        follower.tries += 1;
+        (follower.control, follower.joins, follower.is_welcome) = (None, None, false);
+        follower.deadline = deadline;
+        let tries = follower.tries;
+        self.reach(place, tries, ServerId(0), false);
     }
 
     /// Whether a process gets through to a server, there and back.
@@ -91,7 +133,7 @@ impl World<'_> {
             return;
         }
         if self.now >= self.deadline_of(from) {
-            let sentence = format!("{} cannot be reached within 10 s", Place::Server(to));
+            let sentence = format!("{} cannot be reached in time", Place::Server(to));
             self.end(from, sentence, false);
             return;
         }
@@ -102,7 +144,10 @@ impl World<'_> {
     fn still_reaches(&self, from: Place, life: u32, to: ServerId) -> bool {
         match from {
             Place::Worker(worker) => self.seats[worker.index()].reaches(life, to),
-            Place::Server(server) => self.followers[server.index()].control.is_none(),
+            Place::Server(server) => {
+                let follower = self.followers[server.index()];
+                follower.tries == life && follower.control.is_none()
+            }
         }
     }
 
@@ -127,24 +172,37 @@ impl World<'_> {
     }
 
     /// The coordinator says something to a server.
-    pub(super) fn follower_told(&mut self, server: ServerId, body: Body) {
+    pub(super) fn follower_told(&mut self, server: ServerId, stream: usize, body: Body, lineage: Lineage) {
         let place = Place::Server(server);
+        if self.followers[server.index()].control != Some(stream) {
+            return;
+        }
         match body {
-            Body::Welcome(_) => self.followers[server.index()].is_welcome = true,
-            Body::Order { shard, order } => self.shard(shard, shard::Event::Order(order)),
+            Body::Welcome(_) if !self.config.survives_servers() => {
+                self.followers[server.index()].is_welcome = true;
+            }
+            Body::Welcome(_) => {
+                let follower = &mut self.followers[server.index()];
+                follower.joins = Some(lineage);
+                let life = follower.life;
+                let at = self.now + self.store.takes();
+                self.queue.push(at, Happening::Made { server, life, lineage });
+            }
+            Body::Order { shard, order } => self.follower_ordered(server, shard, order),
             Body::Stop(stop) => self.end(place, format!("the run has ended: {stop:?}"), true),
             Body::Refused(reason) => self.end(place, reason.to_string(), false),
             other => panic!("{place} is told {other:?}"),
         }
     }
 
-    pub(super) fn shard_tick(&mut self, shard: ShardId) {
-        let place = Place::Server(self.plan.cluster.server_of(shard));
-        if self.is_running(place) {
+    pub(super) fn shard_tick(&mut self, shard: ShardId, life: u32) {
+        let server = self.plan.cluster.server_of(shard);
+        let place = Place::Server(server);
+        if self.is_running(place) && self.followers[server.index()].life == life {
             self.shard(shard, shard::Event::Tick);
             self.tell_records(shard);
             let at = self.after(place, self.config.shard_tick);
-            self.queue.push(at, Happening::ShardTick(shard));
+            self.queue.push(at, Happening::ShardTick(shard, life));
         }
     }
 
@@ -153,10 +211,12 @@ impl World<'_> {
         if !self.is_running(place) {
             return;
         }
-        let at = self.local(place);
+        let (at, lineage) = (self.local(place), self.lineage_of(id));
         let is_quiet = matches!(event, shard::Event::Tick);
         let mut effects = Vec::new();
-        let (shard, history) = (&mut self.shards[id.index()], &mut self.histories[id.index()]);
+        let Some(shard) = &mut self.shards[id.index()] else { return };
+        let era = self.eras.get_mut(&lineage).expect("every lineage has a history");
+        let history = &mut era.histories[id.index()];
         history.begin(&event);
         shard.handle(at, event, &mut effects);
         if !is_quiet || !effects.is_empty() {
@@ -179,12 +239,14 @@ impl World<'_> {
                     }
                 }
                 shard::Effect::Report(report) => self.report(id, report),
-                shard::Effect::Image { .. } => panic!("{id} takes a checkpoint of which nobody has asked"),
+                shard::Effect::Image { checkpoint, image } => self.keep_part(id, checkpoint, *image),
                 shard::Effect::Final { snapshot, partial } => {
                     self.tell_records(id);
                     let (version, examples) = (snapshot.version, snapshot.examples);
                     let payload_bytes = self.placement.values_of(id) * 4;
-                    self.results.insert(id, (snapshot, partial));
+                    if lineage == self.lineage {
+                        self.results.insert(id, (snapshot, partial));
+                    }
                     self.report(id, Report::Final { version, examples, partial, payload_bytes });
                 }
             }
@@ -198,11 +260,11 @@ impl World<'_> {
         }
     }
 
-    fn report(&mut self, shard: ShardId, report: Report) {
+    pub(super) fn report(&mut self, shard: ShardId, report: Report) {
         let event = Event::Report { shard, report };
         let server = self.plan.cluster.server_of(shard);
         let stream = match server {
-            ServerId(0) => Some(self.locals[shard.index()]),
+            ServerId(0) => self.locals.get(shard.index()).copied(),
             _ => self.followers[server.index()].control,
         };
         if let Some(stream) = stream {
@@ -210,16 +272,17 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn tick(&mut self) {
-        if self.is_running(FIRST) {
+    pub(super) fn tick(&mut self, life: u32) {
+        if self.is_running(FIRST) && self.followers[0].life == life {
             self.coordinate(Event::Tick);
             let at = self.after(FIRST, TICK);
-            self.queue.push(at, Happening::Tick);
+            self.queue.push(at, Happening::Tick(life));
         }
     }
 
     pub(super) fn at_deadline(&mut self, at: Time) {
-        if self.is_running(FIRST) && self.stop.is_none() && self.coordinator.deadline() == Some(at) {
+        let is_there = self.is_running(FIRST) && !self.is_restoring;
+        if is_there && self.stop.is_none() && self.coordinator.deadline() == Some(at) {
             self.coordinate(Event::Tick);
             let goes_on = self.stop.is_none() && self.coordinator.deadline() == Some(at);
             assert!(!goes_on, "a round goes on after its deadline");
@@ -227,13 +290,17 @@ impl World<'_> {
     }
 
     pub(super) fn coordinate(&mut self, event: Event) {
-        if !self.is_running(FIRST) {
+        if !self.is_running(FIRST) || self.is_restoring {
             return;
         }
         let mut effects = Vec::new();
         let now = self.local(FIRST);
         self.coordinator.handle(now, event, &mut effects);
         for effect in effects {
+            if let Effect::RollBack { why } = effect {
+                self.roll_back(&why);
+                return;
+            }
             self.act(effect);
         }
         let deadline = self.coordinator.deadline();
@@ -251,7 +318,7 @@ impl World<'_> {
             Effect::Order { shard, order } => {
                 if let (ShardId(0), Order::Close { step, cohort }) = (shard, &order) {
                     self.progress_at = self.now;
-                    self.closed.push((*step, cohort.clone()));
+                    self.era().closed.push((*step, cohort.clone()));
                 }
                 match self.plan.cluster.server_of(shard) {
                     ServerId(0) => {
@@ -259,10 +326,10 @@ impl World<'_> {
                         self.send(stream, DOWN, Message::Shard(shard::Event::Order(order)));
                     }
                     server => {
-                        let stream = self.followers[server.index()].control;
+                        let stream = self.orders_to[server.index()];
                         let stream = stream.expect("orders are given when every server has joined");
                         let body = Body::Order { shard, order };
-                        self.send(stream, DOWN, Message::Control(body, Incarnation(0)));
+                        self.send(stream, DOWN, Message::Control(body, Incarnation(0), self.lineage));
                     }
                 }
             }
@@ -274,7 +341,7 @@ impl World<'_> {
                         Kind::Worker(worker) => self.coordinator.incarnation(worker),
                         _ => Incarnation(0),
                     };
-                    self.send(stream, DOWN, Message::Control(body, incarnation));
+                    self.send(stream, DOWN, Message::Control(body, incarnation, self.lineage));
                 }
             }
             Effect::Membership { worker, what } => {
@@ -289,23 +356,41 @@ impl World<'_> {
             Effect::Started | Effect::Dropped { .. } => self.progress_at = self.now,
             Effect::Opened { step, tasks } => {
                 self.progress_at = self.now;
-                self.opened.push((step, tasks));
+                self.era().opened.push((step, tasks));
             }
             Effect::Dealt { step, tasks } => {
-                let open = self.opened.last_mut().filter(|(open, _)| *open == step);
+                let open = self.era().opened.last_mut().filter(|(open, _)| *open == step);
                 open.expect("only the round that is open is dealt anew").1 = tasks;
                 self.counts.add("dealt anew", 1);
             }
-            Effect::Term { members, .. } => self.terms.push((self.closed.len(), members)),
+            Effect::Term { members, .. } => {
+                let era = self.era();
+                era.terms.push((era.closed.len(), members));
+            }
+            Effect::CheckpointCut { number } => {
+                let era = self.era();
+                let before = era.cuts.insert(number, (era.closed.len(), era.terms.len()));
+                assert_eq!(before, None, "checkpoint {number} is cut twice");
+            }
+            Effect::KeepCheckpoint(complete) => self.keep_manifest(complete),
+            Effect::Checkpointed { failure, number } => {
+                self.progress_at = self.now;
+                self.log.note(self.now, || format!("checkpoint {number}: {failure:?}"));
+                match failure {
+                    None => self.counts.add("checkpoints complete", 1),
+                    Some(why) => {
+                        assert!(!why.is_empty(), "a checkpoint that comes to nothing says why");
+                        let is_late = why.contains("postponed");
+                        self.counts.add(if is_late { "postponed" } else { "checkpoints not kept" }, 1);
+                    }
+                }
+            }
+            Effect::RollBack { .. } => panic!("the run goes back before anything else is done"),
             Effect::Closed { .. } => {}
-            other @ (Effect::CheckpointCut { .. }
-            | Effect::KeepCheckpoint(_)
-            | Effect::Checkpointed { .. }
-            | Effect::RollBack { .. }) => panic!("the plan keeps no checkpoints: {other:?}"),
             Effect::Store => {
                 let writing = 1 + self.rng.below(50_000);
                 let at = self.after(FIRST, writing);
-                self.queue.push(at, Happening::Stored);
+                self.queue.push(at, Happening::Stored(self.lineage));
             }
             Effect::End(stop) => {
                 assert_eq!(self.stop, None, "a run ends once");
@@ -318,7 +403,15 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn stored(&mut self) {
+    /// What has been recorded of this lineage.
+    fn era(&mut self) -> &mut super::restore::Era {
+        self.eras.get_mut(&self.lineage).expect("every lineage has a history")
+    }
+
+    pub(super) fn stored(&mut self, lineage: Lineage) {
+        if lineage != self.lineage {
+            return;
+        }
         let result = if self.is_disk_full { Err("the disk is full".into()) } else { Ok(()) };
         self.coordinate(coordinator::Event::Stored(result));
     }

@@ -13,7 +13,8 @@ impl World<'_> {
         if self.net.below(1_000_000) < self.config.probes {
             // An observer asks as well, for a point that has been or is about to be.
             let session = self.next_stray(STRAY);
-            let snapshot = self.shards[shard.index()].snapshot();
+            let Some(its) = &mut self.shards[shard.index()] else { return };
+            let snapshot = its.snapshot();
             let position = self.plan.goal().position(snapshot.step, snapshot.examples);
             let point = self.net.below(position / self.config.evaluate_every + 3);
             self.shard(shard, shard::Event::PullSnapshot { session, point });
@@ -52,6 +53,13 @@ impl World<'_> {
             };
             // The answer to one who has been succeeded, or has forgotten it, goes nowhere.
             let is_current = self.coordinator.incarnation(request.worker) == request.incarnation;
+            if request.lineage != self.lineage_of(shard) {
+                // It comes from a history that is no more.
+                self.counts.add("late copies", 1);
+                let session = self.next_stray(FORGED);
+                self.shard(shard, shard::Event::Request(Request { session, ..request }));
+                return;
+            }
             let is_recent = number.is_some_and(|n| self.is_recent(request.worker, n));
             let session = match is_heard && is_current && is_recent {
                 true => request.session,
@@ -91,7 +99,7 @@ impl World<'_> {
             }
             1 => request.incarnation = Incarnation(request.incarnation.0 - 1),
             2 => request.run = RunId(request.run.0 + 1),
-            _ => request.lineage = Lineage(1),
+            _ => request.lineage = Lineage(request.lineage.0 + 1),
         }
         self.shard(shard, shard::Event::Request(request));
     }

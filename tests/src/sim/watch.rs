@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use windlass_ps_core::coordinator::{FINISHED_WITHIN_S, RESULT_WITHIN_S};
 
 use super::World;
+use super::server::PATIENCE;
 
 /// How often it is looked at.
 pub(super) const EVERY: u64 = 5_000_000;
@@ -19,7 +20,8 @@ impl World<'_> {
         if let Some(over_at) = self.over_at {
             for (place, process) in &self.processes {
                 let since = over_at.max(process.paused.1);
-                let is_late = process.is_running && self.now > since + ENDED_WITHIN;
+                let patience = if self.config.survives_servers() { PATIENCE } else { 0 };
+                let is_late = process.is_running && self.now > since + ENDED_WITHIN + patience;
                 assert!(!is_late, "{place} has not ended within 60 s of the run: {}", self.who_waits());
             }
         } else {
@@ -55,7 +57,8 @@ impl World<'_> {
         }
         let status = self.coordinator.status();
         let _ = write!(text, "the coordinator is {:?} {}", status.phase, status.waiting);
-        for shard in &self.histories {
+        let era = &self.eras[&self.lineage];
+        for shard in &era.histories {
             let last = shard.entries().iter().rev().find_map(|entry| match entry {
                 crate::cluster::Entry::Handled { at, newest } => Some((at.0, newest.0)),
                 _ => None,

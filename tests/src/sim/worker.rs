@@ -1,12 +1,12 @@
 //! Plays the part of the worker processes: join, ask, compute, join again, leave, as the real client does.
 
-use windlass_common::ids::{Incarnation, Sequence, ServerId, ShardId, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, Sequence, ServerId, ShardId, WorkerId};
 use windlass_common::wire::{Body, Reject, Resume};
 use windlass_ps_core::{SessionId, coordinator};
 
 use super::delivery::How;
 use super::network::{Kind, Place, UP};
-use super::server::CONNECT;
+use super::server::{CONNECT, PATIENCE};
 use super::{Happening, World};
 use crate::cluster::driver::Driver;
 use crate::cluster::links::Message;
@@ -47,7 +47,7 @@ pub(super) struct Seat {
     pub(super) connections: Vec<Option<usize>>,
     /// To each shard.
     pub(super) streams: Vec<usize>,
-    pub(super) welcome: Option<(Resume, Incarnation)>,
+    pub(super) welcome: Option<(Resume, Incarnation, Lineage)>,
     /// What the coordinator has said to end it.
     pub(super) stopped: Option<String>,
     /// The coordinator has said that this life takes no part any more, and the next may.
@@ -67,6 +67,8 @@ pub(super) struct Seat {
     pub(super) restarts: u32,
     /// Whether it is about to be started again.
     pub(super) is_due: bool,
+    /// It has ended in good order.
+    pub(super) has_left: bool,
 }
 
 impl Seat {
@@ -91,6 +93,7 @@ impl Seat {
             computed: 0,
             restarts,
             is_due: false,
+            has_left: false,
         }
     }
 
@@ -136,9 +139,14 @@ impl World<'_> {
         self.connect_worker(worker);
     }
 
+    /// For how long it tries to reach a server.
+    fn patience(&self) -> u64 {
+        if self.config.survives_servers() { PATIENCE } else { CONNECT }
+    }
+
     fn connect_worker(&mut self, worker: WorkerId) {
         let place = Place::Worker(worker);
-        let deadline = self.after(place, CONNECT);
+        let deadline = self.after(place, self.patience());
         let servers = self.config.servers as usize;
         let seat = self.seat(worker);
         seat.phase = Phase::Connecting;
@@ -177,7 +185,7 @@ impl World<'_> {
         worker: WorkerId,
         stream: usize,
         body: Body,
-        incarnation: Incarnation,
+        (incarnation, lineage): (Incarnation, Lineage),
     ) {
         let now = self.now;
         let place = Place::Worker(worker);
@@ -196,10 +204,10 @@ impl World<'_> {
             }
             Body::Welcome(welcome) => {
                 assert_eq!(seat.phase, Phase::Joining, "{worker} is welcomed when it has asked");
-                seat.welcome = Some((welcome.next, incarnation));
+                seat.welcome = Some((welcome.next, incarnation, lineage));
                 seat.phase = Phase::Reaching;
                 let life = seat.life;
-                self.seat(worker).deadline = self.after(place, CONNECT);
+                self.seat(worker).deadline = self.after(place, self.patience());
                 if self.config.servers == 1 {
                     self.take_up_work(worker);
                 }
@@ -241,16 +249,20 @@ impl World<'_> {
             self.end(Place::Worker(worker), why, false);
             return;
         }
-        let (next, incarnation) = seat.welcome.expect("it has been welcomed");
+        let (next, incarnation, lineage) = seat.welcome.expect("it has been welcomed");
         let mut driver = match seat.driver.take() {
             Some(driver) => {
                 self.counts.add("joined again", 1);
+                if driver.lineage() != lineage {
+                    self.counts.add("workers went back", 1);
+                }
                 driver.again(sessions)
             }
             None => Driver::new(worker, self.run, &self.plan, sessions, false),
         };
         let mut wishes = Vec::new();
-        driver.welcome(next, incarnation, &mut self.gradients, &mut wishes);
+        let era = self.eras.get_mut(&lineage).expect("every lineage has a history");
+        driver.welcome(next, incarnation, lineage, &mut era.gradients, &mut wishes);
         seat.driver = Some(driver);
         self.beat_next(worker);
         self.grant(worker, wishes);
@@ -365,11 +377,17 @@ impl World<'_> {
         let is_over = self.over_at.is_some();
         let seat = self.seat(worker);
         seat.phase = Phase::Off;
-        seat.driver = None;
+        let was_in = seat.driver.take().map(|driver| driver.lineage());
+        seat.has_left = is_good;
         let life = seat.life;
         if self.config.launcher.tells {
             let at = self.now + self.rng.below(50_000);
             self.queue.push(at, Happening::Exited { worker, life });
+        }
+        // What it has left is no more, or is about to be.
+        let is_in_vain = self.is_restoring || was_in.is_some_and(|lineage| lineage < self.lineage);
+        if is_good && is_in_vain && !is_over && worker.0 < self.config.workers {
+            self.start_again(worker);
         }
         let seat = self.seat(worker);
         if !is_good && seat.restarts > 0 && !is_over {

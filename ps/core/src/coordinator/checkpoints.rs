@@ -7,7 +7,7 @@ use windlass_common::ids::{Examples, Incarnation, Lineage, Sequence, ShardId, St
 use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{CheckpointStatus, Checkpointed, Order, Phase};
 
-use super::{Coordinator, Effect};
+use super::{Coordinator, Effect, Restore};
 use crate::rules::{self, Apply};
 use crate::{SessionId, Time};
 
@@ -83,19 +83,24 @@ struct Running {
 }
 
 impl Checkpoints {
-    /// Numbers begin with `next`.
-    pub(super) fn new(plan: &Plan, lineage: Lineage, next: u64, now: Time, steps: u64) -> Self {
+    /// Those of a run that begins, or goes on from one.
+    pub(super) fn new(plan: &Plan, lineage: Lineage, restore: Option<&Restore>, now: Time) -> Self {
+        let newest = restore.and_then(|r| {
+            let RunState { examples, rounds, .. } = r.state;
+            Some(Checkpointed { number: r.checkpoint?, at_us: r.at_us, examples, rounds })
+        });
+        let steps = restore.map_or(0, |r| r.state.steps.max(r.state.rounds).max(r.state.open.0));
         let pauses =
             matches!(rules::rules(plan).0, Apply::HoldAll | Apply::Immediate { .. } | Apply::Mix { .. });
         Self {
             every: plan.checkpoints.every,
             pauses,
-            next,
+            next: restore.map_or(1, |r| r.next),
             asked: false,
             running: None,
             since: (now, steps),
             not_before: now,
-            status: CheckpointStatus { lineage, ..CheckpointStatus::default() },
+            status: CheckpointStatus { lineage, newest, ..CheckpointStatus::default() },
             last: None,
         }
     }

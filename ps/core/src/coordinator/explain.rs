@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use windlass_common::ids::{ClientId, Sequence, ServerId, ShardId, WorkerId};
 use windlass_common::plan::{Membership, Mode};
-use windlass_common::wire::{Entry, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
+use windlass_common::wire::{CheckpointStatus, Entry, Phase, ShardStatus, Status, WorkerState, WorkerStatus};
 
 use super::members::Worker;
 use super::rounds::Rounds;
@@ -114,6 +114,7 @@ pub(super) fn advice(of: &Coordinator, status: &Status) -> Vec<String> {
                 .chain(of_members(of))
                 .chain(of_silent_shards(of, status))
                 .chain(of_queues(status))
+                .chain(of_checkpoints(status))
                 .collect()
         }
         Phase::Finishing | Phase::Done | Phase::Failed => Vec::new(),
@@ -138,6 +139,16 @@ fn of_gathering(of: &Coordinator, status: &Status) -> Option<String> {
             status.waiting
         ),
     })
+}
+
+fn of_checkpoints(status: &Status) -> Option<String> {
+    let CheckpointStatus { newest, failure, .. } = &status.checkpoints;
+    let kept = match newest {
+        Some(newest) => format!("checkpoint {} is the newest", newest.number),
+        None => "there is none so far".to_owned(),
+    };
+    let what = "Look at the place where checkpoints are kept; the training goes on meanwhile.";
+    (!failure.is_empty()).then(|| format!("{}; {kept}. {what}", capital(failure)))
 }
 
 fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option<String> {

@@ -85,6 +85,8 @@ struct Server {
 pub struct Restore {
     /// The checkpoint; without one it begins with the initial values.
     pub checkpoint: Option<u64>,
+    /// When it was written, in microseconds since 1970, if that is known.
+    pub at_us: u64,
     /// What the coordinator remembered in it.
     pub state: RunState,
     /// Who took part then.
@@ -115,12 +117,12 @@ impl Restore {
         if let Some(first) = shards.first() {
             state.steps = first.version.0;
         }
-        Self { checkpoint: Some(checkpoint), state, members, slowest, next }
+        Self { checkpoint: Some(checkpoint), at_us: 0, state, members, slowest, next }
     }
 
     /// Where no checkpoint was complete.
     pub fn from_the_beginning(state: RunState, next: u64) -> Self {
-        Self { checkpoint: None, state, members: BTreeSet::new(), slowest: Step(0), next }
+        Self { checkpoint: None, at_us: 0, state, members: BTreeSet::new(), slowest: Step(0), next }
     }
 }
 
@@ -146,7 +148,7 @@ impl Coordinator {
             let incarnation = state.incarnations.get(&id).copied().unwrap_or_default();
             (id, Worker::expected_again(now, incarnation))
         };
-        let next = restore.as_ref().map_or(1, |r| r.next);
+        let checkpoints = Checkpoints::new(&plan, lineage, restore.as_ref(), now);
         Self {
             run,
             lineage,
@@ -164,7 +166,7 @@ impl Coordinator {
             rounds,
             progress: Progress::from(state.examples, state.steps),
             standings: Standings::default(),
-            checkpoints: Checkpoints::new(&plan, lineage, next, now, state.steps.max(state.rounds)),
+            checkpoints,
             restore,
             results: BTreeMap::new(),
             failure: None,

@@ -132,13 +132,15 @@ impl<B: AsRef<[f32]>> Shard<B> {
         }
     }
 
-    /// Whether a push has to wait because it belongs to no checkpoint that is being taken.
+    /// Whether a push has to wait because it belongs to no checkpoint that is being taken. Any other than the next is
+    /// answered at once, since it has no effect.
     pub(super) fn is_aside(&self, worker: WorkerId, sequence: Sequence) -> bool {
         let next = self.ledger.next(worker).unwrap_or_default().sequence;
         match &self.cut {
+            _ if sequence != next => false,
             Cut::None => false,
-            Cut::Paused { .. } => sequence >= next,
-            Cut::Until { before, .. } => sequence >= before.get(&worker).copied().unwrap_or(next),
+            Cut::Paused { .. } => true,
+            Cut::Until { before, .. } => before.get(&worker).is_none_or(|before| sequence >= *before),
         }
     }
 
@@ -164,8 +166,12 @@ impl<B: AsRef<[f32]>> Shard<B> {
         }
     }
 
-    /// Sets a request aside. A worker has one at a time: an earlier one has come over a stream that is gone.
+    /// Sets a request aside. A worker has one at a time: one of an earlier life has come over a stream that is gone, and
+    /// another of the same life is a copy.
     pub(super) fn set_aside(&mut self, request: Request<B>) {
-        self.aside.insert(request.worker, request);
+        let waiting = self.aside.get(&request.worker);
+        if waiting.is_none_or(|waiting| waiting.incarnation < request.incarnation) {
+            self.aside.insert(request.worker, request);
+        }
     }
 }

@@ -540,7 +540,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let session = parked.session;
         // Even when this shard is finished: another one may still lack that worker's last push.
         let again = self.values_again(parked.pull.step);
-        if self.is_finished() && again.is_none() {
+        // One that was restored may be finished before those who join again are all there.
+        if self.started && self.is_finished() && again.is_none() {
             out.push(Effect::Reply { session, reply: Reply::Finished { examples: self.made.examples } });
             return;
         }
