@@ -59,14 +59,14 @@ fn contradiction(command: &clap::Command, given: &ArgMatches) -> Option<String> 
     };
     // The recipe is made of several groups, and clap excludes no group of groups.
     let recipe = KeepingFlags::augment_args(RecipeFlags::augment_args(clap::Command::new("recipe")));
-    let (with, excluded): (_, Box<dyn Fn(&str) -> Option<&'static str>>) = if is_given("resume") {
-        ("--resume <RUN_DIR>", Box::new(excluded_by_resume))
-    } else if is_given("plan") {
-        let is_recipe = move |id: &str| recipe.get_arguments().any(|flag| flag.get_id() == id);
-        ("--plan <FILE>", Box::new(move |id: &str| is_recipe(id).then_some("the plan says that")))
-    } else {
-        return None;
+    let is_recipe = |id: &str| recipe.get_arguments().any(|flag| flag.get_id() == id);
+    let (is_resumed, is_planned) = (is_given("resume"), is_given("plan"));
+    let excluded = |id: &str| match id {
+        _ if is_resumed => excluded_by_resume(id),
+        _ if is_planned && is_recipe(id) => Some("the plan says that"),
+        _ => None,
     };
+    let with = if is_resumed { "--resume <RUN_DIR>" } else { "--plan <FILE>" };
     command.get_arguments().find_map(|flag| {
         let id = flag.get_id().as_str();
         let why = excluded(id).filter(|_| is_given(id))?;

@@ -9,8 +9,9 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use windlass_common::exit::Exit;
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{Phase, Status, Stop};
+use windlass_worker::client::ClientError;
 use windlass_worker::observer::{Observer, Seen, StatusStream};
 
 use crate::failure::{Failure, OrExit, Outcome};
@@ -27,7 +28,11 @@ const PRINT_EVERY: Duration = Duration::from_secs(1);
 const WIDTH: usize = 110;
 const CTRL_C: u8 = 3;
 
-/// Shows a run until it ends, or once.
+/// A run that is about to go on from a checkpoint is looked for again this often, and so long each time.
+const AGAIN_EVERY: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Shows a run until it ends, or once. One that has checkpoints is looked for again when its coordinator is gone.
 ///
 /// # Errors
 /// If it cannot be reached or is lost; if the run fails; or if interrupted, which leaves the run alone.
@@ -48,7 +53,29 @@ pub(crate) async fn run(flags: TopFlags) -> Outcome<()> {
         false => Medium::Text,
     };
     let top = Top { plan, medium, pace: Pace::default(), began: Instant::now(), printed: None };
-    top.show(statuses, flags.once, &mut interrupts).await
+    top.show(statuses, &flags, &mut interrupts).await
+}
+
+/// Looks again for a run that was lost sight of, as long as it may wait for its servers.
+async fn seen_again(flags: &TopFlags, plan: &Plan, lost: ClientError) -> Outcome<StatusStream> {
+    let within = plan.cluster.join_deadline_s.max(flags.connect_deadline);
+    let deadline = Instant::now() + Duration::from_secs(within);
+    // Its files go when it ends; who starts it again writes them anew.
+    while let (true, Ok(view)) = (Instant::now() < deadline, View::of(&flags.run, flags.identity.as_deref()))
+    {
+        match Observer::watch(&view.coordinator, &view.identity, AGAIN).await {
+            Ok(statuses) => return Ok(statuses),
+            Err(ClientError::Ended(_)) => break,
+            Err(_) => tokio::time::sleep(AGAIN_EVERY).await,
+        }
+    }
+    Err(lost).or_fail(Exit::Network, "the run can no longer be seen")
+}
+
+/// Whether a run goes on from a checkpoint when a server is lost.
+fn goes_back(plan: &Plan, last: Option<&Status>) -> bool {
+    let has_one = last.is_some_and(|status| status.checkpoints.newest.is_some());
+    plan.checkpoints.every != Every::Never || has_one
 }
 
 /// A run and how it is shown.
@@ -71,13 +98,20 @@ impl Top {
     async fn show(
         mut self,
         mut statuses: StatusStream,
-        once: bool,
+        flags: &TopFlags,
         interrupts: &mut Interrupts,
     ) -> Outcome<()> {
         let mut last: Option<Status> = None;
+        let mut lost: Option<ClientError> = None;
         loop {
+            let seeing = async {
+                if let Some(lost) = lost.take() {
+                    statuses = seen_again(flags, &self.plan, lost).await?;
+                }
+                Ok(statuses.next().await)
+            };
             let seen = tokio::select! {
-                seen = statuses.next() => seen,
+                seen = seeing => seen?,
                 key = key_of(&mut self.medium) => match key {
                     b'q' | b'Q' => return Ok(()),
                     CTRL_C => return Err(interrupted()),
@@ -86,12 +120,22 @@ impl Top {
                 () = interrupts.next() => return Err(interrupted()),
             };
             // The terminal is given back before anything is said of it.
-            match seen.or_fail(Exit::Network, "the run can no longer be seen")? {
+            let seen = match seen {
+                Err(error) if goes_back(&self.plan, last.as_ref()) && !flags.once => {
+                    lost = Some(error);
+                    continue;
+                }
+                seen => seen.or_fail(Exit::Network, "the run can no longer be seen")?,
+            };
+            match seen {
                 Seen::Status(status) => {
+                    if last.as_ref().is_some_and(|l| l.checkpoints.lineage != status.checkpoints.lineage) {
+                        self.pace = Pace::default();
+                    }
                     if status.phase == Phase::Training {
                         self.pace.add(self.began.elapsed().as_secs_f64(), &status);
                     }
-                    if once {
+                    if flags.once {
                         return self.print(&status);
                     }
                     self.status(&status)?;

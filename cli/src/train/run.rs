@@ -1,5 +1,7 @@
 //! Carries a run from its first process to its last.
 
+mod ending;
+
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +15,13 @@ use windlass_transport::Role;
 use windlass_worker::client::ClientError;
 use windlass_worker::observer;
 
+use ending::Ending;
+
 use super::crew::{COORDINATOR, Crew};
 use super::restarts::Restarts;
 use super::verdict::{Known, Verdict, verdict};
 use super::view::{Sight, View};
 use super::{Beginning, Conditions};
-use crate::asked::{Asked, holds};
 use crate::children::{Exited, name_of};
 use crate::evaluator::{Evaluation, Judged, Last};
 use crate::failure::{Failure, Outcome};
@@ -31,13 +34,6 @@ use crate::signals::{Interrupts, interrupted};
 const WORD: Duration = Duration::from_millis(500);
 /// How long server 0 may take to write the result after it has said that the run is complete.
 const LAST_WRITE: Duration = Duration::from_secs(15);
-/// How long the others may take to end after server 0.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// Who was told to end and did not is killed after so long; server 0 may try in vain to keep a last checkpoint.
-const GRACE: Duration = Duration::from_secs(5);
-const GRACE_WITH_CHECKPOINTS: Duration = Duration::from_secs(7);
-/// How long a run that is to end may take to keep a last checkpoint.
-const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// A run under way.
 pub(super) struct Run {
@@ -58,16 +54,6 @@ pub(super) struct Run {
     deadline: Option<Instant>,
     restarts: Restarts,
     ending: Ending,
-}
-
-/// Whether the run is to end before its time.
-#[derive(Clone, Copy, Debug)]
-enum Ending {
-    Not,
-    /// A last checkpoint was asked for, and has until then.
-    Keeping(Asked, Instant),
-    /// Nobody is waited for.
-    AtOnce,
 }
 
 /// What is known of a run that has ended.
@@ -155,40 +141,15 @@ impl Run {
         }
     }
 
-    /// Ends whoever is alive, and says what was seen of the run.
-    pub(super) async fn end(mut self, interrupts: &mut Interrupts) -> Seen {
-        let children = &mut self.crew.children;
-        if !children.all_ended() {
-            self.show.step(&format!("ending {}", children.names()));
-            match self.ending {
-                Ending::AtOnce => children.kill().await,
-                // As long as the others are there, server 0 can end the run in good order.
-                Ending::Keeping(..) => {
-                    children.end_first(COORDINATOR, GRACE_WITH_CHECKPOINTS, interrupts.next()).await;
-                }
-                Ending::Not => {}
-            }
-            let grace = if self.view.has_checkpoints() { GRACE_WITH_CHECKPOINTS } else { GRACE };
-            if let Some(names) = children.end(grace, interrupts.next()).await {
-                self.show.notice(&format!("{names} did not end when asked to and had to be killed"));
-            }
-        }
-        self.show.clear();
-        let can_go_on = self.has_begun && !self.is_over && self.view.has_checkpoints();
-        let View { evaluations, last, .. } = self.view;
-        Seen { restarts: self.restarts, evaluations, last, can_go_on }
-    }
-
     async fn next(&mut self, interrupts: &mut Interrupts) -> Happening {
         let again = self.unclear.iter().map(|(when, _)| *when).min();
-        let kept = if let Ending::Keeping(_, deadline) = self.ending { Some(deadline) } else { None };
         tokio::select! {
             () = interrupts.next() => Happening::Interrupted,
             exited = self.crew.children.next_exit() => Happening::Exited(exited),
             sight = self.view.next() => Happening::Seen(sight),
             () = until(again) => Happening::TimeToLookAgain,
             () = until(self.restarts.next()) => Happening::TimeToStart,
-            () = until(kept) => Happening::NotKept,
+            () = until(self.ending.deadline()) => Happening::NotKept,
             () = until(self.deadline) => Happening::ServerStays,
         }
     }
@@ -218,26 +179,6 @@ impl Run {
         if let Err(error) = statuses.conclude().await {
             self.show.notice(&format!("the run goes on beyond its target: {error}"));
         }
-    }
-
-    /// Whether a run that is told to end keeps a last checkpoint first: while it trains, if it keeps any, and only once.
-    async fn asks_for_a_last_checkpoint(&mut self) -> bool {
-        if let Ending::Keeping(..) = self.ending {
-            self.ending = Ending::AtOnce;
-            return false;
-        }
-        if !self.view.has_checkpoints() || !self.view.is_training() {
-            return false;
-        }
-        let Some(status) = &self.view.status else { return false };
-        let asked = Asked::now(&status.checkpoints);
-        let Some(statuses) = self.view.statuses() else { return false };
-        if statuses.checkpoint().await.is_err() {
-            return false;
-        }
-        self.ending = Ending::Keeping(asked, Instant::now() + LAST_CHECKPOINT);
-        self.show.notice("a last checkpoint is being kept; once more ends the run at once");
-        true
     }
 
     /// Whether the run is complete.
@@ -281,10 +222,7 @@ impl Run {
                     }
                 }
             }
-            Happening::NotKept => {
-                let sentence = format!("no last checkpoint was kept within {} s", LAST_CHECKPOINT.as_secs());
-                return Err(interrupted().with_details(vec![sentence]));
-            }
+            Happening::NotKept => return Err(interrupted().with_details(vec![ending::not_kept()])),
             Happening::ServerStays => {
                 let sentence =
                     format!("server 0 did not end within {} s after the run", LAST_WRITE.as_secs());
@@ -295,10 +233,7 @@ impl Run {
     }
 
     fn status(&mut self, status: Status) -> Outcome<()> {
-        let kept = match self.ending {
-            Ending::Keeping(asked, _) => asked.outcome(&status.checkpoints),
-            Ending::Not | Ending::AtOnce => None,
-        };
+        let last_words = self.ending.last_words(&status.checkpoints);
         let is_training = status.phase == Phase::Training;
         self.is_over |= status.phase == Phase::Done;
         self.has_begun |= is_training;
@@ -318,12 +253,10 @@ impl Run {
             }
             self.say_who_may_join()?;
         }
-        let said = match kept {
-            None => return Ok(()),
-            Some(Ok(kept)) => format!("kept: {}", holds(&kept)),
-            Some(Err(why)) => format!("no last checkpoint was kept: {why}"),
-        };
-        Err(interrupted().with_details(vec![said]))
+        match last_words {
+            Some(words) => Err(interrupted().with_details(vec![words])),
+            None => Ok(()),
+        }
     }
 
     /// The coordinator is no longer heard. With checkpoints it may have gone back, and is looked for again.
@@ -431,22 +364,6 @@ impl Run {
         match is_worker {
             true => self.crew.start(exited.role)?,
             false => self.restarts.plan(exited.role, Instant::now()),
-        }
-        Ok(())
-    }
-
-    /// Server 0 has ended well: waits for the others and for the evaluation that is under way.
-    async fn finish(&mut self, interrupts: &mut Interrupts) -> Outcome<()> {
-        self.is_over = true;
-        self.show.step("the result is being scored");
-        if !self.crew.children.wait_all(FAREWELL).await {
-            self.show.notice(&format!("{} did not end with the run", self.crew.children.names()));
-        }
-        while let Some(evaluator) = self.view.evaluator() {
-            tokio::select! {
-                judged = evaluator.next() => self.judged(judged),
-                () = interrupts.next() => return Err(interrupted()),
-            }
         }
         Ok(())
     }
