@@ -28,7 +28,7 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const CHECKPOINTS_FILE: &str = "checkpoints.location";
 const EVENTS_FILE: &str = "events.jsonl";
 /// What server 0 has decided: it is there once the run has begun.
-const DECISIONS_FILE: &str = "decisions.jsonl";
+pub(crate) const DECISIONS_FILE: &str = "decisions.jsonl";
 
 /// Where a run is to be kept, and under which name.
 #[derive(Clone, Debug, PartialEq)]

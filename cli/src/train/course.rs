@@ -17,8 +17,7 @@ pub(super) fn was_taken_back(before: Option<&Status>, now: &Status) -> bool {
 pub(super) fn sentence(before: Option<&Status>, now: &Status) -> String {
     let from = match now.checkpoints.newest {
         Some(checkpoint) => format!("checkpoint {}", checkpoint.number),
-        None if now.examples.0 == 0 => "the beginning".to_owned(),
-        None => "its last checkpoint".to_owned(),
+        None => "the beginning".to_owned(),
     };
     let counts = |steps: u64, examples: u64| {
         let plural = if steps == 1 { "" } else { "s" };

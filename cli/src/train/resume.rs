@@ -12,7 +12,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::flags::{Changes, TrainFlags};
 use crate::judge::Judge;
 use crate::programs::Programs;
-use crate::run_directory::{self, MODEL_FILE, PLAN_FILE};
+use crate::run_directory::{self, CHECKPOINTS, DECISIONS_FILE, MODEL_FILE, PLAN_FILE};
 use crate::{lookout, recipe, summary};
 
 /// Refuses a directory in which there is nothing to go on with.
@@ -29,6 +29,14 @@ pub(super) async fn check(directory: &Path) -> Outcome<()> {
         let sentence =
             format!("--resume {place} holds a finished run ({MODEL_FILE}): there is nothing to go on with");
         return Err(Failure::usage(sentence));
+    }
+    let has_checkpoints =
+        directory.join(CHECKPOINTS).exists() || run_directory::location(directory).is_some();
+    if has_checkpoints && !run_directory::has_begun(directory) {
+        let sentence = format!(
+            "--resume {place} has checkpoints and no {DECISIONS_FILE}, without which it cannot be gone on with: copy it, too"
+        );
+        return Err(Failure::new(Exit::Input, sentence));
     }
     if let Some(address) = lookout::answering(directory).await? {
         let sentence = format!(
@@ -140,7 +148,11 @@ mod tests {
         assert!(exit == Exit::Input && sentence.ends_with("nowhere holds no run: there is no plan.toml"));
         assert_eq!(refusal(run).await.0, Exit::Input);
         std::fs::write(run.join(PLAN_FILE), "").unwrap();
-        check(run).await.unwrap();
+        check(run).await.expect("it is begun");
+        std::fs::create_dir(run.join(CHECKPOINTS)).unwrap();
+        let (exit, sentence) = refusal(run).await;
+        assert!(exit == Exit::Input && sentence.contains("checkpoints and no decisions.jsonl"), "{sentence}");
+        std::fs::write(run.join(DECISIONS_FILE), "{}\n").unwrap();
         let authority = RunAuthority::new("run").unwrap();
         let server = authority.issue(Role::Server(ServerId(0))).unwrap();
         let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &server, &Limits::default()).unwrap();
