@@ -42,6 +42,7 @@ impl Played {
                     RunState { term, incarnations, open: Step(open), rounds: open, ..RunState::default() };
                 Some(Restore {
                     checkpoint: Some(2),
+                    at_us: 0,
                     members: Default::default(),
                     slowest: Step(open),
                     next: 3,
