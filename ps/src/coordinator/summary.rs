@@ -28,6 +28,15 @@ pub(crate) struct Tally {
     /// Steps or rounds that were closed with nobody.
     abandoned: u64,
     clients: BTreeMap<u32, ClientTally>,
+    /// Whom the open round has asked, and who of them has dropped out: a checkpoint does not hold it, and it is opened again.
+    #[serde(skip)]
+    open: Open,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Open {
+    asked: Vec<ClientId>,
+    dropped: Vec<ClientId>,
 }
 
 /// What became of one client's part in the rounds of a run.
@@ -121,6 +130,12 @@ impl Tally {
             let client = self.client(ClientId(then.client));
             (client.asked, client.dropped) = (then.asked, then.dropped);
         }
+        for &client in &decided.open.asked {
+            self.client(client).asked -= 1;
+        }
+        for &client in &decided.open.dropped {
+            self.client(client).dropped -= 1;
+        }
         self
     }
 
@@ -133,14 +148,17 @@ impl Tally {
         for task in tasks {
             self.client(task.client).asked += 1;
         }
+        self.open = Open { asked: tasks.iter().map(|task| task.client).collect(), dropped: Vec::new() };
     }
 
     pub(crate) fn dropped(&mut self, client: ClientId) {
         self.client(client).dropped += 1;
+        self.open.dropped.push(client);
     }
 
     pub(crate) fn closed(&mut self, cohort: &[Entry]) {
         self.abandoned += u64::from(cohort.is_empty());
+        self.open = Open::default();
     }
 
     pub(crate) fn add(&mut self, shard: ShardId, record: &Record) {

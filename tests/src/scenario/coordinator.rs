@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{
-    ClientId, Examples, Incarnation, RunId, Sequence, ServerId, ShardId, Step, Term, Version, WorkerId,
+    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ServerId, ShardId, Step, Term, Version,
+    WorkerId,
 };
 use windlass_common::wire::{
     Body, Entry, Order, Outcome, Record, Report, Resume, Standing, Task, Wait, WorkerReport,
 };
-use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event, RunState};
+use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event, Restore, RunState};
 use windlass_ps_core::{SessionId, Time};
 
 use super::command::{self, Command};
@@ -34,9 +35,29 @@ impl Played {
     pub(super) fn open(command: &Command) -> Result<Self, String> {
         let plan = plan(command, command.or("servers", 1)?, command.or("shards_per_server", 1)?)?;
         let now = Time(1_000_000_000);
+        let restore = match command.find("restored_at")? {
+            Some(open) => {
+                let (term, incarnations) = (Term(7), BTreeMap::from([(WorkerId(0), Incarnation(4))]));
+                let state =
+                    RunState { term, incarnations, open: Step(open), rounds: open, ..RunState::default() };
+                Some(Restore {
+                    checkpoint: Some(2),
+                    at_us: 0,
+                    members: Default::default(),
+                    slowest: Step(open),
+                    next: 3,
+                    state,
+                })
+            }
+            None => None,
+        };
+        let run = RunId(0xa);
         Ok(Self {
             shards: plan.cluster.shards(),
-            coordinator: Coordinator::new(plan, RunId(0xa), now),
+            coordinator: match restore {
+                Some(restore) => Coordinator::restored(plan, run, Lineage(1), restore, now),
+                None => Coordinator::new(plan, run, now),
+            },
             now,
             sessions: Vec::new(),
             answers: command.or("answers", true)?,

@@ -122,15 +122,15 @@ fn keep_checkpoints(seed: u64, deliveries: u64, config: &mut Config) {
     if !draw.once_in(3) {
         return;
     }
-    let (steps, seconds) = (draw.within(1, 8), draw.within(1, 4));
-    let every = if draw.once_in(3) { Every::Seconds(seconds) } else { Every::Steps(steps) };
+    let (steps, seconds) = (draw.one(&[1, 2, 3, 8]), draw.within(1, 4));
+    let every = if draw.once_in(4) { Every::Seconds(seconds) } else { Every::Steps(steps) };
     config.checkpoints = Checkpoints { every, keep: draw.within(1, 3) as u32 };
-    let least = draw.scale(50, 50_000);
+    let least = draw.scale(50, 20_000);
     config.disk = Disk {
         takes: (least, least * draw.one(&[1, 3, 20])),
         unseen: draw.one(&[0, 0, 100_000, 3_000_000]),
-        unsynced: draw.one(&[0, 200_000, 1_000_000]),
-        damaged: draw.one(&[0, 0, 50_000, 200_000]),
+        unsynced: draw.one(&[0, 0, 200_000, 1_000_000]),
+        damaged: draw.one(&[0, 0, 0, 50_000, 200_000]),
     };
     let restarts = [(50_000, 500_000), (50_000, 5_000_000), (1_000_000, 20_000_000)];
     config.server_restarts = Some(draw.one(&restarts));
@@ -147,7 +147,9 @@ fn keep_checkpoints(seed: u64, deliveries: u64, config: &mut Config) {
             1 | 2 => What::CrashMachine(server),
             _ => What::CrashServer(server),
         };
-        config.faults.push(Fault { at: draw.within(0, deliveries * 3 / 2), what });
+        // Most come when there may be a checkpoint to go on from.
+        let least = if draw.once_in(3) { 0 } else { deliveries / 3 };
+        config.faults.push(Fault { at: draw.within(least, deliveries * 3 / 2), what });
     }
     config.faults.sort_by_key(|f| f.at);
 }

@@ -104,6 +104,8 @@ struct World<'a> {
     shards: Vec<Option<Shard<Vec<f32>>>>,
     eras: BTreeMap<Lineage, Era>,
     store: Store,
+    /// Shards that pause for a checkpoint.
+    pausing: Vec<bool>,
     unreported: Vec<Vec<Record>>,
     /// The streams between the coordinator and the shards of its own process.
     locals: Vec<usize>,
@@ -210,6 +212,7 @@ impl<'a> World<'a> {
             store,
             orders_to: vec![None; config.servers as usize],
             backlog: vec![Vec::new(); config.servers as usize],
+            pausing: vec![false; shards.len()],
             unreported: vec![Vec::new(); shards.len()],
             shards,
             locals,

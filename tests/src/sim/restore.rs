@@ -95,7 +95,7 @@ impl World<'_> {
     pub(super) fn keep_manifest(&mut self, complete: Complete) {
         let (lineage, number) = (self.lineage, complete.number);
         for shard in (0..self.config.shards()).map(ShardId) {
-            let is_kept = self.store.is_written(Name::Part(lineage, number, shard));
+            let is_kept = self.store.was_written(Name::Part(lineage, number, shard));
             assert!(is_kept, "the manifest of checkpoint {number} comes before the part of {shard} is kept");
         }
         let content = Content::Manifest(Rc::new(complete));
@@ -150,6 +150,7 @@ impl World<'_> {
         for shard in self.plan.cluster.shards_of(server) {
             self.shards[shard.index()] = None;
             self.unreported[shard.index()].clear();
+            self.pausing[shard.index()] = false;
         }
     }
 

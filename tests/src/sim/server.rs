@@ -213,6 +213,11 @@ impl World<'_> {
         }
         let (at, lineage) = (self.local(place), self.lineage_of(id));
         let is_quiet = matches!(event, shard::Event::Tick);
+        match event {
+            shard::Event::Order(Order::Pause { .. }) => self.pausing[id.index()] = true,
+            shard::Event::Order(Order::GoOn { .. }) => self.pausing[id.index()] = false,
+            _ => {}
+        }
         let mut effects = Vec::new();
         let Some(shard) = &mut self.shards[id.index()] else { return };
         let era = self.eras.get_mut(&lineage).expect("every lineage has a history");
@@ -239,7 +244,10 @@ impl World<'_> {
                     }
                 }
                 shard::Effect::Report(report) => self.report(id, report),
-                shard::Effect::Image { checkpoint, image } => self.keep_part(id, checkpoint, *image),
+                shard::Effect::Image { checkpoint, image } => {
+                    self.pausing[id.index()] = false;
+                    self.keep_part(id, checkpoint, *image);
+                }
                 shard::Effect::Final { snapshot, partial } => {
                     self.tell_records(id);
                     let (version, examples) = (snapshot.version, snapshot.examples);

@@ -3,7 +3,7 @@
 //! What is written is there in full once the write has ended, unless the machine goes down and the disk has not kept its
 //! word; others see it when the disk lets them. A file has a checksum of its bytes, by which damage is found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use windlass_common::ids::{Lineage, ServerId, ShardId};
@@ -79,6 +79,8 @@ pub(super) struct Store {
     disk: Disk,
     rng: Rng,
     files: BTreeMap<Name, File>,
+    /// What was said to be written.
+    promised: BTreeSet<Name>,
     /// Nothing can be written until then, and why.
     stuck: (u64, &'static str),
     /// The last lineage of the run, written with care.
@@ -90,7 +92,8 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new(seed: u64, disk: Disk) -> Self {
         let rng = Rng::new(seed, Purpose::Simulation(5));
-        Self { disk, rng, files: BTreeMap::new(), stuck: (0, ""), lineage: None, misread: 0, lost: 0 }
+        let (files, promised) = (BTreeMap::new(), BTreeSet::new());
+        Self { disk, rng, files, promised, stuck: (0, ""), lineage: None, misread: 0, lost: 0 }
     }
 
     /// Nothing can be written before this time.
@@ -134,12 +137,13 @@ impl Store {
         file.is_written = true;
         file.written_at = now;
         file.visible_at = now + late;
+        self.promised.insert(name);
         Ok(file.sum)
     }
 
-    /// Whether a file was said to be written.
-    pub(super) fn is_written(&self, name: Name) -> bool {
-        self.files.get(&name).is_some_and(|file| file.is_written)
+    /// Whether a file was said to be written, whatever has become of it since.
+    pub(super) fn was_written(&self, name: Name) -> bool {
+        self.promised.contains(&name)
     }
 
     /// A process is no more: what it was writing stays as far as it had come. With its machine goes what the disk had only

@@ -22,8 +22,10 @@ impl World<'_> {
         let mut copy = None;
         let Request { session, run, lineage, term, worker, incarnation, .. } = request;
         if let Some((push, gradient)) = &request.push {
-            let duplicated = self.net.below(1_000_000) < self.config.duplicates;
-            let probed = self.net.below(1_000_000) < self.config.probes;
+            // A shard that pauses has more that can go wrong.
+            let often = if self.pausing[shard.index()] { 5 } else { 1 };
+            let duplicated = self.net.below(1_000_000) < self.config.duplicates * often;
+            let probed = self.net.below(1_000_000) < self.config.probes * often;
             if duplicated || probed {
                 let push = Some((push.clone(), gradient.clone()));
                 copy = Some(Request { session, run, lineage, term, worker, incarnation, push, pull: None });
@@ -36,7 +38,8 @@ impl World<'_> {
         }
         self.shard(shard, shard::Event::Request(request));
         if let Some(copy) = copy {
-            let at = self.now + 1 + self.net.below(2_000_000);
+            let within = if self.pausing[shard.index()] { 5_000 } else { 2_000_000 };
+            let at = self.now + 1 + self.net.below(within);
             self.queue.push(at, Happening::Again(shard, Box::new(copy)));
         }
     }

@@ -215,6 +215,11 @@ impl Coordinator {
                 Apply::HoldAll | Apply::Round { .. } | Apply::Buffer { .. } => next.step,
             };
         }
+        if let (Phase::Gathering, Apply::Hold { .. }) = (self.phase, apply) {
+            // Who had joined for a step that is yet to come, in a run that has been restored since, is there when the open step
+            // goes on, and takes part in it.
+            next.step = step;
+        }
         if let (Some(slowest), Apply::Immediate { .. } | Apply::Mix { .. }) = (slowest_then, apply) {
             next.step = next.step.max(slowest);
         }

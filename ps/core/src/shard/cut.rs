@@ -82,6 +82,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         shard.partial = state.partial;
         shard.snapshots.go_on_at(shard.position());
         shard.keep_snapshot_if_due(&mut Vec::new());
+        if shard.is_finished() {
+            shard.snapshots.end(&mut Vec::new());
+        }
         Ok(shard)
     }
 
