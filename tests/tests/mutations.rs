@@ -21,7 +21,7 @@ const SEEDS: &str = "0..1000";
 /// The hunt takes a few seconds; one that takes this long has a run that does not end.
 const HUNT_WITHIN: Duration = Duration::from_secs(60);
 /// These the hunt has to notice by itself.
-const BY_THE_HUNT: [&str; 9] = [
+const BY_THE_HUNT: [&str; 15] = [
     // The duplicate check.
     "duplicate-taken",
     // The order of acknowledgement.
@@ -37,6 +37,16 @@ const BY_THE_HUNT: [&str; 9] = [
     "quorum-ignored",
     // The gap between sequences.
     "gap-taken",
+    // The lineage.
+    "lineage-ignored",
+    // The order in which a checkpoint is written.
+    "manifest-first",
+    // One cut through all shards, and what it holds.
+    "cut-at-once",
+    "later-not-aside",
+    "held-in-checkpoint",
+    // The end of a pause.
+    "pause-never-ends",
 ];
 
 #[test]

@@ -27,6 +27,12 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "void",
         "joined again",
         "server crashes",
+        "checkpoints complete",
+        "restored",
+        "begun anew",
+        "passed over",
+        "workers went back",
+        "late copies",
     ] {
         assert!(counts.of(what) > 5 || !all_seeds(), "{what} has happened {} times", counts.of(what));
     }

@@ -49,12 +49,16 @@ pub fn assert_same(found: &[f32], expected: &[f32], what: &str) {
 pub fn assert_each_push_counts_once(run: &Run) {
     let pushes: BTreeSet<(WorkerId, Sequence)> =
         run.histories.iter().flat_map(|h| h.records().map(|r| (r.worker, r.sequence))).collect();
+    let is_restored = run.histories.iter().any(History::is_restored);
     for &(worker, sequence) in &pushes {
         let outcomes: Vec<Option<Outcome>> =
             run.histories.iter().map(|h| h.outcome(worker, sequence)).collect();
         // The last push of a worker that never came back may have been late where it arrived.
         let is_late = |o: &Option<Outcome>| o.is_none_or(|o| matches!(o, Outcome::Late { .. }));
-        let was_in_vain = matches!(run.plan.mode, Mode::Sync { .. }) && outcomes.iter().all(is_late);
+        // So may that of one who was there at a checkpoint that the run has gone on from, and has not joined again.
+        let is_late = |o: &Option<Outcome>| is_late(o) || (is_restored && *o == Some(Outcome::Void));
+        let is_possible = is_restored || matches!(run.plan.mode, Mode::Sync { .. });
+        let was_in_vain = is_possible && outcomes.iter().all(is_late);
         assert!(
             was_in_vain || outcomes.iter().all(Option::is_some),
             "{worker} sequence {sequence} lacks an outcome: {outcomes:?}"
@@ -65,7 +69,9 @@ pub fn assert_each_push_counts_once(run: &Run) {
             assert!(same, "{worker} sequence {sequence} counts on some shards: {outcomes:?}");
         } else {
             let void = outcomes.iter().filter(|o| **o == Some(Outcome::Void)).count();
-            assert!(void < outcomes.len(), "{worker} sequence {sequence} is void on every shard");
+            // What was void on one shard when a checkpoint was taken, and on the others later than it, is no more.
+            let is_gone = run.histories.iter().any(|h| h.was_void_when_restored(worker, sequence));
+            assert!(is_gone || void < outcomes.len(), "{worker} sequence {sequence} is void on every shard");
         }
         assert_one_gradient(run, worker, sequence);
     }

@@ -45,11 +45,13 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                 if let (Outcome::Applied { version, .. }, false) = (record.outcome, is_over) {
                     let open =
                         if matches!(plan.mode, Mode::Sync { .. }) { Step(version.0) } else { Step(closed) };
-                    let point = plan.goal().position(open, examples) / every;
+                    let position = plan.goal().position(open, examples);
+                    let point = position / every;
                     if point >= next {
                         kept_points.insert(point, version);
                         next = point + 1;
                     }
+                    is_over |= position >= plan.goal().total();
                 }
             }
             Entry::Ordered(Order::Close { step, .. }) if step.0 == closed => closed += 1,

@@ -277,6 +277,18 @@ impl History {
         })
     }
 
+    /// Whether the shard has been made anew.
+    pub fn is_restored(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry, Entry::Restored { .. }))
+    }
+
+    /// Whether a push was void on this shard in what it has been made anew from.
+    pub fn was_void_when_restored(&self, worker: WorkerId, sequence: Sequence) -> bool {
+        let last = self.entries.iter().rposition(|entry| matches!(entry, Entry::Restored { .. }));
+        let is_this = |entry: &Entry| matches!(entry, Entry::Record(r) if (r.worker, r.sequence, r.outcome) == (worker, sequence, Outcome::Void));
+        self.entries[..last.unwrap_or(0)].iter().any(is_this)
+    }
+
     /// What became of a push.
     pub fn outcome(&self, worker: WorkerId, sequence: Sequence) -> Option<Outcome> {
         self.outcomes.get(&(worker, sequence)).copied()

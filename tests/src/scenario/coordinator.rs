@@ -38,8 +38,14 @@ impl Played {
         let restore = match command.find("restored_at")? {
             Some(open) => {
                 let (term, incarnations) = (Term(7), BTreeMap::from([(WorkerId(0), Incarnation(4))]));
-                let state =
-                    RunState { term, incarnations, open: Step(open), rounds: open, ..RunState::default() };
+                let state = RunState {
+                    term,
+                    incarnations,
+                    open: Step(open),
+                    rounds: open,
+                    concluded: command.has("concluded"),
+                    ..RunState::default()
+                };
                 Some(Restore {
                     checkpoint: Some(2),
                     at_us: 0,

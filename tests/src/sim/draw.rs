@@ -125,6 +125,9 @@ fn keep_checkpoints(seed: u64, deliveries: u64, config: &mut Config) {
     let (steps, seconds) = (draw.one(&[1, 2, 3, 8]), draw.within(1, 4));
     let every = if draw.once_in(4) { Every::Seconds(seconds) } else { Every::Steps(steps) };
     config.checkpoints = Checkpoints { every, keep: draw.within(1, 3) as u32 };
+    // Steps must not all be made before the coordinator has heard of the first.
+    config.compute.mean = config.compute.mean.max(draw.scale(5_000, 100_000));
+    config.shard_tick = 100_000;
     let least = draw.scale(50, 20_000);
     config.disk = Disk {
         takes: (least, least * draw.one(&[1, 3, 20])),

@@ -14,6 +14,7 @@ mod network;
 mod queue;
 mod request;
 mod restore;
+mod resume;
 mod server;
 mod store;
 mod strays;
@@ -37,6 +38,7 @@ pub use config::{Compute, Config, Disk, Fault, Launcher, Network, What};
 pub use draw::{KINDS, kind};
 pub use log::Counts;
 pub use network::Place;
+pub use resume::{Whole, play_from};
 
 use crate::cluster::Run;
 use crate::cluster::links::Message;
@@ -65,6 +67,8 @@ pub struct Played {
     pub run: Run,
     /// What they did before the run was taken back to a checkpoint, for each time that it was.
     pub before: Vec<Run>,
+    /// The checkpoints that there are at the end, the oldest first.
+    pub kept: Vec<Whole>,
     /// What happened, by kind.
     pub counts: Counts,
     /// What happened, line by line, if that was asked for.
@@ -99,6 +103,8 @@ struct World<'a> {
     lineage: Lineage,
     /// There is no coordinator: it goes on from what has been kept, or its process is away.
     is_restoring: bool,
+    /// A run that goes on from a checkpoint of another begins with this.
+    resumed: Option<Era>,
     deadline: Option<Time>,
     /// None where a server has yet to make them.
     shards: Vec<Option<Shard<Vec<f32>>>>,
@@ -133,7 +139,10 @@ struct World<'a> {
 /// # Panics
 /// If the run does what no run may do, with a sentence that says what.
 pub fn play(config: &Config, is_logged: bool) -> Played {
-    let mut world = World::new(config, is_logged);
+    finished(World::new(config, is_logged), is_logged)
+}
+
+fn finished(mut world: World<'_>, is_logged: bool) -> Played {
     let _log = PrintedInPanic(is_logged);
     world.begin();
     while let Some((at, happening)) = world.queue.pop() {
@@ -207,6 +216,7 @@ impl<'a> World<'a> {
             coordinator: Coordinator::new(plan.clone(), run, began),
             lineage: Lineage(0),
             is_restoring: false,
+            resumed: None,
             deadline: None,
             eras: BTreeMap::from([(Lineage(0), Era::new(config.shards()))]),
             store,
@@ -371,6 +381,7 @@ impl<'a> World<'a> {
         for (what, count) in [("misread", self.store.misread), ("files lost", self.store.lost)] {
             self.counts.add(what, count);
         }
+        let kept = self.kept();
         let log = LINES.with_borrow_mut(std::mem::take);
         let stop = self.stop.take().unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() });
         let mut eras = std::mem::take(&mut self.eras);
@@ -382,6 +393,7 @@ impl<'a> World<'a> {
         let before = eras.into_values().map(went_back).collect();
         Played {
             before,
+            kept,
             run: self.run_of(last, stop, values, partial),
             counts: self.counts,
             log,

@@ -182,7 +182,10 @@ impl World<'_> {
         let from = base.as_ref().map(|(checkpoint, ..)| *checkpoint);
         self.log.note(self.now, || format!("lineage {lineage} begins, from {from:?}"));
         let era = match from {
-            Some(checkpoint) => self.era_of(checkpoint).up_to(checkpoint),
+            Some(checkpoint) => match self.resumed.take() {
+                Some(era) => era,
+                None => self.era_of(checkpoint).up_to(checkpoint),
+            },
             None => Era::new(self.config.shards()),
         };
         self.eras.insert(lineage, era);
@@ -227,7 +230,10 @@ impl World<'_> {
         None
     }
 
-    fn whole(&mut self, (lineage, number): (Lineage, u64)) -> Result<(Rc<Complete>, Vec<Image>), String> {
+    pub(super) fn whole(
+        &mut self,
+        (lineage, number): (Lineage, u64),
+    ) -> Result<(Rc<Complete>, Vec<Image>), String> {
         let Content::Manifest(complete) = self.store.read(self.now, Name::Manifest(lineage, number))? else {
             return Err("it is no manifest".into());
         };

@@ -79,7 +79,7 @@ impl World<'_> {
                 if place == FIRST {
                     let at = self.after(FIRST, TICK);
                     self.queue.push(at, Happening::Tick(life));
-                    if life == 1 {
+                    if life == 1 && self.resumed.is_none() {
                         self.begin_coordinator();
                     } else {
                         let at = self.now + self.store.takes();
