@@ -117,7 +117,7 @@ fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: bool) -> Result<Begin
     };
     open()
         .with_context(|| format!("could not begin the run in {}", lead.run_directory.display()))
-        .or_exit(Exit::System)
+        .or_exit(Exit::Input)
 }
 
 /// What outlasts one life of the run.

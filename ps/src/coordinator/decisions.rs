@@ -2,9 +2,11 @@
 //!
 //! One line of JSON per decision, each synced. A last line that is torn was never acted upon.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
@@ -14,6 +16,9 @@ use windlass_ps_core::coordinator::RunState;
 
 /// The file's name in the run directory.
 pub const DECISIONS_FILE: &str = "decisions.jsonl";
+
+/// How long a coordinator that is ending may keep the log.
+const IN_USE: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "lowercase")]
@@ -47,6 +52,7 @@ impl Decisions {
         let path = directory.join(DECISIONS_FILE);
         let is_new = !path.exists();
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        lock(&file)?;
         if is_new {
             File::open(directory)?.sync_all()?;
         }
@@ -98,6 +104,22 @@ impl Decisions {
     }
 }
 
+/// Two coordinators would decide against each other. One that has just ended in this process may not be gone yet.
+fn lock(file: &File) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < IN_USE => thread::sleep(IN_USE / 40),
+            Err(TryLockError::WouldBlock) => {
+                let what = format!("{DECISIONS_FILE} is in use by another server 0");
+                return Err(io::Error::new(ErrorKind::ResourceBusy, what));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
 impl Decided {
     fn take(&mut self, line: Line) {
         match line {
@@ -139,10 +161,13 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, [&whole[..], b"{\"decision\":\"lin"].concat()).unwrap();
         let (mut log, decided) = Decisions::open(folder.path()).unwrap();
+        let error = Decisions::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("in use by another server 0"), "{error}");
         assert_eq!((decided.run, decided.lineage), (Some(RunId(7)), Lineage(1)));
         let lives = [(WorkerId(0), Incarnation(2)), (WorkerId(1), Incarnation(1))].into();
         assert_eq!((decided.lives.term, decided.lives.incarnations), (Term(2), lives));
         log.lineage(Time(5), RunId(7), Lineage(2), None).unwrap();
+        drop(log);
         assert_eq!(Decisions::open(folder.path()).unwrap().1.lineage, Lineage(2));
         std::fs::write(&path, [b"{\"decision\":\n", &whole[..]].concat()).unwrap();
         let error = Decisions::open(folder.path()).unwrap_err().to_string();
