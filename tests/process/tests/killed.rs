@@ -53,7 +53,8 @@ fn without_restarts_all_stop_and_say_who_is_missing() {
 fn without_checkpoints_a_server_that_dies_ends_the_run_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let running = train(&run, "--mode sync --model 2nn --servers 2 --workers 2 --passes 1000 --checkpoint-every never");
+    let running =
+        train(&run, "--mode sync --model 2nn --servers 2 --workers 2 --passes 1000 --checkpoint-every never");
     let server = child(running.id(), "server-1", None);
     pushes(&run, 20);
     send(server, Signal::KILL);
