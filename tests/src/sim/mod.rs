@@ -4,6 +4,7 @@
 //! until every process has ended. What the shells around the cores do (connect, join again, give up, leave) is modelled
 //! here; what may not happen is said by [`crate::check`].
 
+mod acts;
 mod config;
 mod delivery;
 mod draw;
@@ -11,6 +12,7 @@ mod faults;
 mod happening;
 mod log;
 mod network;
+mod played;
 mod queue;
 mod request;
 mod restore;
@@ -42,7 +44,6 @@ pub use resume::{Whole, play_from};
 
 use crate::cluster::Run;
 use crate::cluster::links::Message;
-use crate::cluster::result::assembled;
 use happening::{Happening, Process};
 use log::Log;
 use network::{Kind, Net};
@@ -366,61 +367,6 @@ impl<'a> World<'a> {
         self.over_at.is_some()
             && self.processes.values().all(|p| !p.is_running)
             && self.seats.iter().all(|seat| !seat.is_due)
-    }
-
-    fn played(mut self) -> Played {
-        assert!(self.over_at.is_some(), "nothing is on its way and nobody gives up: {}", self.who_waits());
-        let (mut values, mut partial) = (Vec::new(), Vec::new());
-        if self.stop == Some(Stop::Completed) {
-            values = assembled(&self.layout, &self.placement, self.results.values().map(|(s, _)| s));
-            partial = self.results.values().map(|(_, missing)| *missing).collect();
-        }
-        self.counts.add("retransmissions", self.net.retransmissions);
-        self.counts.add("messages", self.delivered);
-        self.counts.add("virtual seconds", self.now / 1_000_000);
-        for (what, count) in [("misread", self.store.misread), ("files lost", self.store.lost)] {
-            self.counts.add(what, count);
-        }
-        let kept = self.kept();
-        let log = LINES.with_borrow_mut(std::mem::take);
-        let stop = self.stop.take().unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() });
-        let mut eras = std::mem::take(&mut self.eras);
-        let last = eras.remove(&self.lineage).expect("every lineage has a history");
-        let went_back = |era| {
-            let stop = Stop::Failed { reason: "the run went back".into() };
-            self.run_of(era, stop, Vec::new(), Vec::new())
-        };
-        let before = eras.into_values().map(went_back).collect();
-        Played {
-            before,
-            kept,
-            run: self.run_of(last, stop, values, partial),
-            counts: self.counts,
-            log,
-            ends: self.ends,
-            over_at: self.over_at.unwrap_or(0),
-            settled: self.settled,
-        }
-    }
-
-    fn run_of(&self, era: Era, stop: Stop, values: Vec<f32>, partial: Vec<u64>) -> Run {
-        Run {
-            plan: self.plan.clone(),
-            layout: self.layout.clone(),
-            placement: self.placement.clone(),
-            stop,
-            values,
-            histories: era.histories,
-            gradients: era.gradients,
-            opened: era.opened,
-            closed: era.closed,
-            terms: era.terms,
-            partial,
-            deliveries: self.delivered,
-            deaths: self.counts.of("crashes"),
-            losses: self.counts.of("joined again"),
-            paused: self.paused,
-        }
     }
 }
 

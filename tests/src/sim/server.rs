@@ -1,6 +1,6 @@
 //! Plays the part of the server processes: the shards' threads, the coordinator's, and what each says to whom.
 
-use windlass_common::ids::{Incarnation, Lineage, ServerId, ShardId};
+use windlass_common::ids::{Lineage, ServerId, ShardId};
 use windlass_common::wire::{Body, Order, Report, Stop};
 use windlass_ps_core::coordinator::{self, Effect, Event};
 use windlass_ps_core::shard;
@@ -19,7 +19,7 @@ pub(super) const LAUNCHER: SessionId = SessionId(STRAY - 3);
 /// Records that are told at once.
 const RECORDS_MAX: usize = 256;
 /// How long the last words may take to get out.
-const FAREWELL: u64 = 3_000_000;
+pub(super) const FAREWELL: u64 = 3_000_000;
 /// A follower tries to reach the coordinator for so long.
 pub(super) const CONNECT: u64 = 10_000_000;
 /// The same, where servers that have ended come back.
@@ -321,98 +321,8 @@ impl World<'_> {
         }
     }
 
-    fn act(&mut self, effect: Effect) {
-        match effect {
-            Effect::Order { shard, order } => {
-                if let (ShardId(0), Order::Close { step, cohort }) = (shard, &order) {
-                    self.progress_at = self.now;
-                    self.era().closed.push((*step, cohort.clone()));
-                }
-                match self.plan.cluster.server_of(shard) {
-                    ServerId(0) => {
-                        let stream = self.locals[shard.index()];
-                        self.send(stream, DOWN, Message::Shard(shard::Event::Order(order)));
-                    }
-                    server => {
-                        let stream = self.orders_to[server.index()];
-                        let stream = stream.expect("orders are given when every server has joined");
-                        let body = Body::Order { shard, order };
-                        self.send(stream, DOWN, Message::Control(body, Incarnation(0), self.lineage));
-                    }
-                }
-            }
-            Effect::Send { session, body } => {
-                // The coordinator's own server hears of everything by itself.
-                if session.0 < STRAY - 3 {
-                    let stream = session.0 as usize;
-                    let incarnation = match self.net.streams[stream].kind {
-                        Kind::Worker(worker) => self.coordinator.incarnation(worker),
-                        _ => Incarnation(0),
-                    };
-                    self.send(stream, DOWN, Message::Control(body, incarnation, self.lineage));
-                }
-            }
-            Effect::Membership { worker, what } => {
-                self.progress_at = self.now;
-                self.log.note(self.now, || format!("{worker} {what}"));
-                for kind in ["dead", "silent", "left before", "is heard again"] {
-                    if what.starts_with(kind) {
-                        self.counts.add(kind, 1);
-                    }
-                }
-            }
-            Effect::Started | Effect::Dropped { .. } => self.progress_at = self.now,
-            Effect::Opened { step, tasks } => {
-                self.progress_at = self.now;
-                self.era().opened.push((step, tasks));
-            }
-            Effect::Dealt { step, tasks } => {
-                let open = self.era().opened.last_mut().filter(|(open, _)| *open == step);
-                open.expect("only the round that is open is dealt anew").1 = tasks;
-                self.counts.add("dealt anew", 1);
-            }
-            Effect::Term { members, .. } => {
-                let era = self.era();
-                era.terms.push((era.closed.len(), members));
-            }
-            Effect::CheckpointCut { number } => {
-                let era = self.era();
-                let before = era.cuts.insert(number, (era.closed.len(), era.terms.len()));
-                assert_eq!(before, None, "checkpoint {number} is cut twice");
-            }
-            Effect::KeepCheckpoint(complete) => self.keep_manifest(complete),
-            Effect::Checkpointed { failure, number } => {
-                self.progress_at = self.now;
-                self.log.note(self.now, || format!("checkpoint {number}: {failure:?}"));
-                match failure {
-                    None => self.counts.add("checkpoints complete", 1),
-                    Some(why) => {
-                        assert!(!why.is_empty(), "a checkpoint that comes to nothing says why");
-                        let is_late = why.contains("postponed");
-                        self.counts.add(if is_late { "postponed" } else { "checkpoints not kept" }, 1);
-                    }
-                }
-            }
-            Effect::RollBack { .. } => panic!("the run goes back before anything else is done"),
-            Effect::Closed { .. } => {}
-            Effect::Store => {
-                let writing = 1 + self.rng.below(50_000);
-                let at = self.after(FIRST, writing);
-                self.queue.push(at, Happening::Stored(self.lineage));
-            }
-            Effect::End(stop) => {
-                assert_eq!(self.stop, None, "a run ends once");
-                self.log.note(self.now, || format!("the run ends: {stop:?}"));
-                self.stop = Some(stop);
-                self.over_at = Some(self.now);
-                let until = self.after(FIRST, FAREWELL);
-                self.queue.push(self.now + 1, Happening::Farewell { server: ServerId(0), until });
-            }
-        }
-    }
-
     /// What has been recorded of this lineage.
-    fn era(&mut self) -> &mut super::restore::Era {
+    pub(super) fn era(&mut self) -> &mut super::restore::Era {
         self.eras.get_mut(&self.lineage).expect("every lineage has a history")
     }
 
