@@ -130,7 +130,8 @@ fn staleness_with_two_in_flight(workers: u32, seed: u64, pushes: u64) -> f64 {
     let problem = Quadratic { workers, batch: 1 };
     let config = cluster::Config { shards: 1, ..cluster::Config::new(seed, ASYNC, workers, 1 << 20) };
     let (run, lineage, incarnation) = (RunId(1), Lineage(0), Incarnation(1));
-    let mut shard = Shard::new(&config.plan(&problem), run, lineage, ShardId(0)).unwrap();
+    let mut shard =
+        Shard::new(&config.plan(&problem), run, lineage, ShardId(0)).expect("a plan of tests can be placed");
     let mut out = Vec::new();
     let members = (0..workers).map(|w| Member { worker: WorkerId(w), incarnation }).collect();
     let joined = Order::Membership { term: Term(1), members, departed: Vec::new() };
@@ -151,7 +152,7 @@ fn staleness_with_two_in_flight(workers: u32, seed: u64, pushes: u64) -> f64 {
         let push = Push {
             sequence,
             step,
-            base: bases[w].pop_front().unwrap(),
+            base: bases[w].pop_front().expect("two gradients are in flight"),
             client: ClientId(worker.0),
             examples: 1,
             work: 1,

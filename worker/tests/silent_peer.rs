@@ -101,7 +101,7 @@ async fn streams(scene: Arc<Scene>, connection: Connection, coordinator: Coordin
 
 async fn play_coordinator(scene: Arc<Scene>, mut stream: Stream, first: Header, part: Coordinator) {
     let lives = match first.body {
-        Body::Observe => Body::Status(status()),
+        Body::Observe => Body::Status(Box::new(status())),
         _ => Body::Alive,
     };
     match part {

@@ -74,7 +74,7 @@ pub enum Body {
     /// The run has ended; everyone goes.
     Stop(Stop),
     /// How the run stands.
-    Status(Status),
+    Status(Box<Status>),
     /// The request is refused.
     Refused(Reject),
 

@@ -280,7 +280,7 @@ impl Thread {
                 self.log.term(clock::now(), term, &members, &moved);
             }
             Effect::CheckpointCut { .. } => self.at_cut.decided = self.tally.clone(),
-            Effect::KeepCheckpoint(complete) => self.keep(complete),
+            Effect::KeepCheckpoint(complete) => self.keep(*complete),
             Effect::Checkpointed { number, failure } => {
                 match &failure {
                     None => tracing::info!(number, "a checkpoint is complete"),

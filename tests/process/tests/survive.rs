@@ -23,7 +23,7 @@ const ASYNC: &str =
 fn resume(run: &Path, more: &str) -> Running {
     let arguments: Vec<&str> =
         ["train", "--quiet", "--resume", text(run)].into_iter().chain(more.split_whitespace()).collect();
-    start("windlass", &arguments, run.parent().unwrap())
+    start("windlass", &arguments, run.parent().expect("a run directory lies in a folder"))
 }
 
 /// Kills every process of a run at once.
@@ -210,12 +210,17 @@ fn who_is_told_to_end_keeps_a_last_checkpoint() {
 }
 
 fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
+    let copied = || -> std::io::Result<()> {
+        fs::create_dir(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                true => copy_folder(&entry.path(), &target),
+                false => drop(fs::copy(entry.path(), target)?),
+            }
         }
-    }
+        Ok(())
+    };
+    copied().expect("a test's folder can be copied");
 }

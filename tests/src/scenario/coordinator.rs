@@ -322,7 +322,8 @@ impl Played {
             Effect::Membership { worker, what } => format!("log {} {what}", words::name(worker)),
             // The order to the shards says the same.
             Effect::CheckpointCut { .. } => return None,
-            Effect::KeepCheckpoint(Complete { number, parts, state }) => {
+            Effect::KeepCheckpoint(complete) => {
+                let Complete { number, parts, state } = *complete;
                 let RunState { term, open, rounds, .. } = state;
                 format!(
                     "keep checkpoint={number} term={term} open={open} rounds={rounds} parts={}",

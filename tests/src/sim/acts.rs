@@ -70,7 +70,7 @@ impl World<'_> {
                 let before = era.cuts.insert(number, (era.closed.len(), era.terms.len()));
                 assert_eq!(before, None, "checkpoint {number} is cut twice");
             }
-            Effect::KeepCheckpoint(complete) => self.keep_manifest(complete),
+            Effect::KeepCheckpoint(complete) => self.keep_manifest(*complete),
             Effect::Checkpointed { failure, number } => {
                 self.progress_at = self.now;
                 self.log.note(self.now, || format!("checkpoint {number}: {failure:?}"));

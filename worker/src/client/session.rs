@@ -230,7 +230,7 @@ async fn listen(
     loop {
         let told = match next(&mut receiver, &mut buffer, COORDINATOR, silence).await {
             Ok(header) => match header.body {
-                Body::Status(status) => Told::Status(Box::new(status)),
+                Body::Status(status) => Told::Status(status),
                 Body::Stop(stop) => Told::Stop(stop),
                 Body::Hosts { clients } => {
                     host.send_replace(Hosted { term: header.term, clients: clients.into() });

@@ -288,11 +288,11 @@ impl Coordinator {
                 running.parts.insert(shard, part);
                 if running.parts.len() == shards && !running.is_written {
                     running.is_written = true;
-                    out.push(Effect::KeepCheckpoint(Complete {
+                    out.push(Effect::KeepCheckpoint(Box::new(Complete {
                         number: checkpoint,
                         parts: running.parts.values().cloned().collect(),
                         state: running.state.clone(),
-                    }));
+                    })));
                 }
             }
         }

@@ -197,7 +197,7 @@ pub enum Effect {
         number: u64,
     },
     /// Every shard's part of a checkpoint is in the store: write its manifest.
-    KeepCheckpoint(Complete),
+    KeepCheckpoint(Box<Complete>),
     /// A checkpoint is complete, or has come to nothing. For the log of the run.
     Checkpointed {
         /// Its number.

@@ -450,7 +450,7 @@ impl Coordinator {
         if !self.observers.is_empty() {
             let status = self.status();
             for &session in &self.observers {
-                out.push(Effect::Send { session, body: Body::Status(status.clone()) });
+                out.push(Effect::Send { session, body: Body::Status(Box::new(status.clone())) });
             }
         }
     }
@@ -500,7 +500,7 @@ impl Coordinator {
         self.phase = phase;
         let status = self.status();
         for &session in &self.observers {
-            out.push(Effect::Send { session, body: Body::Status(status.clone()) });
+            out.push(Effect::Send { session, body: Body::Status(Box::new(status.clone())) });
         }
         let sessions = self.workers.values().filter_map(|w| w.session).chain(self.observers.iter().copied());
         for session in sessions.chain(self.servers.values().map(|s| s.session)) {
