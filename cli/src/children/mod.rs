@@ -121,6 +121,11 @@ impl Children {
         exited
     }
 
+    /// Whether a process in this role is alive.
+    pub(crate) fn has(&self, role: Role) -> bool {
+        self.alive.contains_key(&role)
+    }
+
     pub(crate) fn all_ended(&self) -> bool {
         self.alive.is_empty()
     }

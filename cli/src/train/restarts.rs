@@ -51,7 +51,10 @@ impl Restarts {
 
     /// It is to be started after a pause.
     pub(super) fn plan(&mut self, role: Role, now: Instant) {
-        self.due.push((now + PAUSE, role));
+        // It may be planned already, when several servers have died.
+        if self.due.iter().all(|(_, planned)| *planned != role) {
+            self.due.push((now + PAUSE, role));
+        }
     }
 
     /// When the next is due.

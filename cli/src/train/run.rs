@@ -363,7 +363,15 @@ impl Run {
         }
         match is_worker {
             true => self.crew.start(exited.role)?,
-            false => self.restarts.plan(exited.role, Instant::now()),
+            false => {
+                let now = Instant::now();
+                self.restarts.plan(exited.role, now);
+                // Everybody begins again from the checkpoint, those too that were done or given up.
+                let gone = self.plan.cluster.worker_ids().map(Role::Worker);
+                for role in gone.filter(|&role| !self.crew.children.has(role)) {
+                    self.restarts.plan(role, now);
+                }
+            }
         }
         Ok(())
     }
