@@ -223,8 +223,7 @@ fn reduced(manifest: &Path) -> String {
     let (_, after) = rest.split_once(']').expect("the list ends");
     let simulation = "[profile.simulation]\ninherits = \"release\"\n";
     assert!(after.contains(simulation), "the profile has other words");
-    let quick =
-        "[profile.simulation]\ninherits = \"dev\"\nopt-level = 1\ndebug = false\nincremental = true\n";
+    let quick = "[profile.simulation]\ninherits = \"dev\"\nopt-level = 1\nincremental = true\n";
     format!("{before}members = {COPIED:?}{}", after.replace(simulation, quick))
 }
 

@@ -185,7 +185,7 @@ mod tests {
         let mut other = header(Body::JoinWorker { process: 9 });
         other.protocol = 1;
         let error = Header::decode(&encoded(&other)).unwrap_err().to_string();
-        assert_eq!(error, "the peer speaks protocol 1, this program speaks 3");
+        assert_eq!(error, format!("the peer speaks protocol 1, this program speaks {PROTOCOL}"));
     }
 
     /// The root of an archive is at its end, so that a part may read as some other message; frames carry lengths.
