@@ -23,7 +23,9 @@ use windlass_transport::{
 use crate::coordinator;
 use crate::keeper::Keeper;
 use crate::meter::Meters;
-use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, connection, result, start_shard};
+use crate::server::{
+    FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result, start_shard,
+};
 use crate::shard::ShardMessage;
 
 /// The pause before the coordinator is looked for again.
@@ -169,7 +171,7 @@ async fn life<F: Future<Output = ()>>(
                 let _ = outgoing.blocking_send((shard, message));
             }
         };
-        let link = tokio::task::block_in_place(|| start_shard(&plan, envelope, shard, from, tell))?;
+        let link = at_length(|| start_shard(&plan, envelope, shard, from, tell))?;
         shards.push((shard, link));
     }
     let shared = Arc::new(Shared {

@@ -27,7 +27,9 @@ use crate::keeper::Keeper;
 use crate::meter::Meters;
 use crate::restore;
 use crate::run_directory::RunDirectory;
-use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, connection, result, start_shard};
+use crate::server::{
+    FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result, start_shard,
+};
 use crate::shard::ShardMessage;
 
 /// What server 0 is told beside what every server is.
@@ -74,7 +76,7 @@ pub(crate) async fn lead(
         is_interrupted: false,
     };
     loop {
-        let beginning = tokio::task::block_in_place(|| begin(&lead, &store, goes_on))?;
+        let beginning = at_length(|| begin(&lead, &store, goes_on))?;
         match life(&lead, &directory, &store, beginning, &mut guests).await? {
             End::Stop(stop) => return Ok(stop),
             End::RollBack => goes_on = true,
@@ -174,7 +176,7 @@ async fn life<F: Future<Output = ()>>(
             let _ = to_coordinator.send(input);
         };
         let from = checkpoint.map(|number| (store, number));
-        let link = tokio::task::block_in_place(|| start_shard(plan, envelope, shard, from, tell))?;
+        let link = at_length(|| start_shard(plan, envelope, shard, from, tell))?;
         coordinator::tell(&inputs, Input::LocalShard { shard, link: link.clone() }).await;
         shards.push((shard, link));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::timeout;
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
@@ -203,6 +204,14 @@ impl Guests {
         for connection in inner.open.drain(..) {
             connection.close(0, why);
         }
+    }
+}
+
+/// Does what takes long and waits for the disk; where the runtime has several threads, the others go on meanwhile.
+pub(crate) fn at_length<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
