@@ -26,15 +26,16 @@ fn resume(run: &Path, more: &str) -> Running {
     start("windlass", &arguments, run.parent().expect("a run directory lies in a folder"))
 }
 
-/// Kills every process of a run at once.
+/// Kills every process of a run at once. The launcher stands still first: when it ends, the others are told to end, and
+/// who is told to end keeps a checkpoint and takes its leave.
 fn kill_all(mut running: Running, roles: &[&str]) {
+    running.signal(Signal::STOP);
     let processes: Vec<u32> = roles.iter().map(|role| child(running.id(), role, None)).collect();
+    for &process in &processes {
+        send(process, Signal::KILL);
+    }
     running.kill();
     for process in processes {
-        // It ends by itself too, with the program that started it.
-        if let Some(id) = rustix::process::Pid::from_raw(process as i32) {
-            let _ = rustix::process::kill_process(id, Signal::KILL);
-        }
         until(&format!("process {process} is gone"), || {
             let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
             (status.is_empty() || status.contains(") Z ")).then_some(())
