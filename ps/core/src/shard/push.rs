@@ -1,0 +1,186 @@
+//! Takes in a push: refuses it, applies it at once, or holds it for its step.
+
+use windlass_common::ids::{ClientId, Sequence, Step, WorkerId};
+use windlass_common::plan::{Stale, Weights};
+use windlass_common::wire::{Entry, Outcome, Push, Reject, Report, Task};
+
+use super::{Effect, Held, Reply, Shard};
+use crate::Time;
+use crate::ledger::Admission;
+use crate::rules::{self, Apply};
+use crate::store::Combined;
+
+impl<B: AsRef<[f32]>> Shard<B> {
+    pub(super) fn push(
+        &mut self,
+        now: Time,
+        held: Held<B>,
+        worker: WorkerId,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
+        let Push { sequence, step, base, client, .. } = held.push;
+        if !self.started {
+            // Nobody has values to compute on, and the cohort is not complete.
+            return Err(Reject::NotStarted);
+        }
+        self.shape.check_push(&held.push)?;
+        if held.gradient.as_ref().len() as u64 != self.shape.values() {
+            let found = held.gradient.as_ref().len() as u64 * 4;
+            return Err(Reject::WrongPayload { expected: held.push.payload_bytes, found });
+        }
+        if !self.by_client && client.0 != worker.0 {
+            return Err(Reject::WrongClient { client, worker });
+        }
+        let reply = |reply| Effect::Reply { session: held.session, reply };
+        match self.ledger.admit(worker, sequence) {
+            Admission::Refused(reason) => return Err(reason),
+            Admission::Settled(outcome) => {
+                out.push(reply(Reply::Settled { sequence, outcome }));
+                return Ok(());
+            }
+            Admission::Held => {
+                // The worker lost its stream and asks again: the acknowledgement goes to the new one.
+                let entry = Entry { client, worker, sequence };
+                if let Some(waiting) = self.held.get_mut(&entry) {
+                    waiting.session = held.session;
+                }
+                out.push(reply(Reply::Held { sequence, step }));
+                return Ok(());
+            }
+            Admission::New => {}
+        }
+        let newest = self.store.version();
+        if base > newest {
+            return Err(Reject::UnknownVersion { newest: newest.0, found: base.0 });
+        }
+        match self.apply {
+            Apply::HoldAll | Apply::Hold { .. } | Apply::Round { .. } => self.hold(now, held, worker, out),
+            Apply::Buffer { stale, .. } => self.buffer(now, held, worker, stale, out),
+            Apply::Immediate { scaling } => {
+                self.check_own_step(worker, step)?;
+                let rate = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
+                self.ledger.take(worker, step.next());
+                self.store.apply(Combined::Mean(&[held.contribution(Weights::Examples)]), rate);
+                self.applied_at_once(now, &held, worker, out);
+                Ok(())
+            }
+            Apply::Mix { scaling } => {
+                self.check_own_step(worker, step)?;
+                let based = self.bases.get(&worker).ok_or(Reject::NotStarted)?;
+                if based.version != base {
+                    return Err(Reject::OtherBase { given: based.version.0, found: base.0 });
+                }
+                let share = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
+                self.ledger.take(worker, step.next());
+                self.store.mix(based, held.gradient.as_ref(), share);
+                self.applied_at_once(now, &held, worker, out);
+                Ok(())
+            }
+        }
+    }
+
+    fn check_own_step(&self, worker: WorkerId, step: Step) -> Result<(), Reject> {
+        let open = self.ledger.next(worker).unwrap_or_default().step;
+        if step != open {
+            return Err(Reject::StepNotOpen { open, found: step });
+        }
+        Ok(())
+    }
+
+    fn applied_at_once(&mut self, now: Time, held: &Held<B>, worker: WorkerId, out: &mut Vec<Effect>) {
+        self.made.examples.0 += held.push.work;
+        self.made.at = now;
+        self.settle_applied(now, held, worker, held.push.step.next(), out);
+        self.after_apply(now, out);
+    }
+
+    fn hold(
+        &mut self,
+        now: Time,
+        held: Held<B>,
+        worker: WorkerId,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
+        let Push { sequence, step, client, .. } = held.push;
+        let open = self.open;
+        if step > open {
+            return Err(Reject::StepNotOpen { open, found: step });
+        }
+        if self.is_finished() && step == open {
+            return Err(Reject::Ended);
+        }
+        let is_round = matches!(self.apply, Apply::Round { .. });
+        if step == open && is_round && !self.is_asked(client, worker) {
+            return Err(Reject::NotInCohort { client, worker, step });
+        }
+        if step == open && self.has_pushed_for(client, worker) {
+            return Err(Reject::AlreadyPushed { worker, step });
+        }
+        // In a round a worker pushes for each of its clients.
+        self.ledger.take(worker, if is_round { step } else { step.next() });
+        if step < open {
+            self.settle(now, &held, worker, Outcome::Late { step: open }, open, out);
+            return Ok(());
+        }
+        let entry = Entry { client, worker, sequence };
+        let incarnation = held.incarnation;
+        out.push(Effect::Reply { session: held.session, reply: Reply::Held { sequence, step } });
+        self.held.insert(entry, held);
+        // The cohort is known, so that this shard may close the step by itself.
+        if self.apply != Apply::HoldAll {
+            out.push(Effect::Report(Report::Arrived { entry, incarnation, step }));
+        } else if self.ledger.members().all(|w| self.has_pushed(w)) {
+            let cohort: Vec<Entry> =
+                self.held.keys().copied().filter(|e| self.ledger.is_member(e.worker)).collect();
+            self.close(now, &cohort, out);
+        }
+        Ok(())
+    }
+
+    fn buffer(
+        &mut self,
+        now: Time,
+        held: Held<B>,
+        worker: WorkerId,
+        stale: Stale,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Reject> {
+        let Push { sequence, step, client, base, .. } = held.push;
+        self.check_own_step(worker, step)?;
+        self.ledger.take(worker, step.next());
+        let is_late = self.is_finished() || (stale == Stale::Late && base < self.store.version());
+        if is_late {
+            self.settle(now, &held, worker, Outcome::Late { step: step.next() }, step.next(), out);
+            return Ok(());
+        }
+        let entry = Entry { client, worker, sequence };
+        let incarnation = held.incarnation;
+        out.push(Effect::Reply { session: held.session, reply: Reply::Held { sequence, step } });
+        self.held.insert(entry, held);
+        out.push(Effect::Report(Report::Arrived { entry, incarnation, step: self.open }));
+        Ok(())
+    }
+
+    /// Whether a worker may push for this client in the open round. Where clients are dealt anew, the word of it may have
+    /// reached another shard, and with it the worker, before it comes here; the coordinator counts only those who train.
+    fn is_asked(&self, client: ClientId, worker: WorkerId) -> bool {
+        match self.is_elastic {
+            true => self.tasks.iter().any(|t| t.client == client),
+            false => self.tasks.binary_search(&Task { client, worker }).is_ok(),
+        }
+    }
+
+    pub(super) fn has_pushed_for(&self, client: ClientId, worker: WorkerId) -> bool {
+        let entry = |sequence| Entry { client, worker, sequence };
+        self.held.range(entry(Sequence(0))..=entry(Sequence(u64::MAX))).next().is_some()
+    }
+
+    /// Where workers push for themselves, which they do in their own name.
+    pub(super) fn has_pushed(&self, worker: WorkerId) -> bool {
+        self.has_pushed_for(ClientId(worker.0), worker)
+    }
+
+    pub(super) fn held_of(&self, worker: WorkerId) -> usize {
+        self.held.keys().filter(|e| e.worker == worker).count()
+    }
+}
