@@ -25,6 +25,7 @@ use crate::layout::{Layout, LayoutError, Variable};
 use crate::optimizer::Optimizer;
 use crate::placement::{Placement, PlacementError};
 use crate::schedule::Schedule;
+use crate::wire::Seats;
 
 /// The version of the plan's text; a file of another version is refused.
 pub const FORMAT: u32 = 2;
@@ -85,6 +86,9 @@ pub struct Cluster {
     pub servers: u32,
     /// Shards, each with its thread, per server process.
     pub shards_per_server: u32,
+    /// Copies of each shard, on other servers, that are kept equal to it: 0 or 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replicas: u32,
     /// Worker processes at the start.
     pub workers: u32,
     /// What happens when a worker dies.
@@ -105,6 +109,10 @@ pub struct Cluster {
 pub const LEASE_S: u64 = 10;
 /// Seconds after which a worker that makes no step is given up if others wait for it, unless a plan says otherwise.
 pub const STALL_DEADLINE_S: u64 = 600;
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
 
 fn lease_s() -> u64 {
     LEASE_S
@@ -336,6 +344,7 @@ impl Plan {
         }
         self.check_clients()?;
         self.check_mode()?;
+        self.check_replicas()?;
         if let Mode::Sync { backup } = self.mode
             && backup >= cluster.workers
         {
@@ -412,6 +421,25 @@ impl Plan {
             });
         }
         Ok(())
+    }
+
+    /// A standby can do what its primary does where that follows from the pushes and orders alone.
+    fn check_replicas(&self) -> Result<(), PlanError> {
+        let cluster = &self.cluster;
+        let refused = |possible: &str| {
+            let found = cluster.replicas.to_string();
+            Err(PlanError::Range { flag: "--replicas", found, possible: possible.into() })
+        };
+        match (&self.mode, cluster.membership) {
+            _ if cluster.replicas == 0 => Ok(()),
+            _ if cluster.replicas > 1 => refused("0 or 1 is possible"),
+            _ if cluster.servers < 2 => refused("a copy is kept on another server: --servers 2 at least"),
+            (Mode::Sync { backup: 0 }, Membership::Fixed)
+            | (Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedavg(_), _) => Ok(()),
+            _ => refused(
+                "1 is possible in sync with fixed membership and without backup workers, async, ssp and fedavg",
+            ),
+        }
     }
 
     fn check_mode(&self) -> Result<(), PlanError> {
@@ -522,6 +550,16 @@ impl Cluster {
     pub fn shards_of(&self, server: ServerId) -> impl Iterator<Item = ShardId> + use<> {
         let first = server.0 * self.shards_per_server;
         (first..first + self.shards_per_server).map(ShardId)
+    }
+
+    /// Which servers have each shard when a run begins: the standby's is the one after the primary's.
+    pub fn seats(&self) -> Vec<Seats> {
+        let seats = |shard| {
+            let primary = self.server_of(shard);
+            let standby = (self.replicas > 0).then_some(ServerId((primary.0 + 1) % self.servers));
+            Seats { primary, standby }
+        };
+        (0..self.shards()).map(ShardId).map(seats).collect()
     }
 
     /// The workers of the start, in the order of their ranks.

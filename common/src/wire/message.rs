@@ -6,6 +6,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::reject::Reject;
+use super::replica::{Feed, Seats};
 use super::status::Status;
 use crate::ids::{
     ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
@@ -36,8 +37,9 @@ pub enum Body {
     // To the coordinator, on the control stream.
     /// A worker asks to take part; the number of its process, by which whoever started it can say that it has ended.
     JoinWorker { process: u32 },
-    /// A server offers its shards; others reach it at this port of the address it is seen at, or at `address`.
-    JoinServer { address: Option<String>, port: u16 },
+    /// A server offers itself; others reach it at this port of the address it is seen at, or at `address`. Of the shards
+    /// that it has from an earlier lineage of the run it says, in JSON, how far they are.
+    JoinServer { address: Option<String>, port: u16, copies: Vec<String> },
     /// An observer asks for the plan and then for a status every so often.
     Observe,
     /// A worker lives, and is at this step; bytes that it has exchanged with all servers.
@@ -87,6 +89,14 @@ pub enum Body {
     Pull(Pull),
     /// The values at an evaluation point are asked for.
     PullSnapshot { point: u64 },
+
+    // From the primary of a shard to its standby, on a stream of its own, and back.
+    /// The first frame of the stream: which shard it is.
+    Replicate { shard: ShardId },
+    /// What has happened on the primary; a payload may follow. They are numbered.
+    Feed { number: u64, feed: Feed },
+    /// The standby has done everything up to this number.
+    Confirmed { number: u64 },
 
     // From a shard.
     /// A receipt: the push has arrived and waits for others. In sync the worker keeps the gradient; in rounds and buffers it
@@ -239,6 +249,8 @@ pub enum Order {
     Conclude,
     /// All workers have gone: the values now are the result.
     Finalize,
+    /// So many of the shard's records are in the log of the run.
+    Logged { records: u64 },
     /// A checkpoint is about to be taken: no further push is applied until it is known which belong to it.
     Pause { checkpoint: u64 },
     /// The checkpoint consists of each worker's pushes before these; it is taken when the shard has settled those. Of workers
@@ -263,7 +275,20 @@ pub struct Task {
 }
 
 /// A push that is held. The order is that of every reduction: by client, whoever computed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Entry {
     pub client: ClientId,
     pub worker: WorkerId,
@@ -299,6 +324,10 @@ pub enum Report {
     Taken { checkpoint: u64 },
     /// The shard's part of the checkpoint is in the store, described in JSON, or why it is not.
     Kept { checkpoint: u64, part: Result<String, String> },
+    /// The standby of the shard has all of it from now on.
+    Replicated,
+    /// The standby of the shard is lost after it had all, or has become another: why.
+    StandbyLost { why: String },
     /// The result; its payload follows, every slice of the shard in order.
     Final { version: Version, examples: Examples, partial: u64, payload_bytes: u64 },
 }
@@ -325,6 +354,8 @@ pub struct Standing {
 /// What happened to one push on one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Archive, Serialize, Deserialize)]
 pub struct Record {
+    /// Which of the shard's records it is; the first is 1.
+    pub number: u64,
     /// Microseconds since 1970, by the clock of the shard's server.
     pub at_us: u64,
     /// The term whose dealing of clients it was computed under.
@@ -352,16 +383,30 @@ pub struct Welcome {
     pub plan: String,
     /// [`crate::plan::Plan::hash`] by the coordinator's reckoning.
     pub plan_hash: u64,
-    /// Addresses of all servers, in order; for a server that joins, empty.
+    /// Addresses of all servers, in order; that of one that is away is empty.
     pub servers: Vec<String>,
+    /// Which of them have each shard.
+    pub seats: Vec<Seats>,
     /// Where a worker goes on; for others the beginning.
     pub next: Resume,
     /// Whose data the worker has; for others nobody's.
     pub clients: Vec<ClientId>,
     /// For a server, where checkpoints are kept; empty where there are none.
     pub checkpoints: String,
-    /// For a server, the checkpoint that its shards begin with; without one they begin with the initial values.
-    pub restore: Option<u64>,
+    /// For a server, what its shards begin with.
+    pub begins: Begins,
+}
+
+/// What shards begin with when a run begins, or goes on in a new lineage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Begins {
+    /// The initial values.
+    #[default]
+    Anew,
+    /// Those of a checkpoint.
+    Checkpoint(u64),
+    /// The copies that servers have of them; of each shard so many records are in the log of the run.
+    Copies { logged: Vec<u64> },
 }
 
 /// What a worker measured of itself.

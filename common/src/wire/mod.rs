@@ -2,6 +2,7 @@
 
 mod message;
 mod reject;
+mod replica;
 mod status;
 
 use rkyv::rancor;
@@ -10,16 +11,17 @@ use rkyv::util::AlignedVec;
 use crate::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 
 pub use message::{
-    Body, Codec, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume,
-    Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
+    Begins, Body, Codec, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report,
+    Resume, Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
+pub use replica::{Clock, Fed, Feed, Previous, Seats, Whole};
 pub use status::{
     Blocked, CheckpointStatus, Checkpointed, Phase, ShardStatus, Status, WorkerState, WorkerStatus,
 };
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 
@@ -109,6 +111,7 @@ impl Body {
         match self {
             Self::Push { push, .. } => push.payload_bytes,
             Self::Values(values) => values.payload_bytes,
+            Self::Feed { feed, .. } => feed.payload_bytes(),
             Self::Report { report: Report::Final { payload_bytes, .. }, .. } => *payload_bytes,
             _ => 0,
         }
@@ -163,7 +166,7 @@ mod tests {
         for body in [
             push(),
             Body::JoinWorker { process: 9 },
-            Body::JoinServer { address: Some("ps1:7171".into()), port: 7171 },
+            Body::JoinServer { address: Some("ps1:7171".into()), port: 7171, copies: Vec::new() },
             Body::Waiting { step: Step(3), wait: Wait::Pushes { step: Step(2), missing } },
             Body::Rejected { sequence: Some(Sequence(1)), reason: Reject::NoExamples },
             Body::Stop(Stop::Failed { reason: "worker 1 is gone".into() }),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Incarnation, Sequence, Step, Term, WorkerId};
-use windlass_common::wire::{Member, Outcome, Reject, Resume};
+use windlass_common::wire::{Clock, Member, Outcome, Reject, Resume};
 
 /// Outcomes remembered per worker beyond those of pushes that may be held at once. A worker repeats only pushes it has
 /// no acknowledgement of, and it has fewer than this many of those.
@@ -108,6 +108,48 @@ impl Ledger {
             }
         };
         self.entries.iter().map(row).collect()
+    }
+
+    /// All that is known of each worker.
+    pub fn clocks(&self) -> Vec<Clock> {
+        let clock = |(&worker, entry): (&WorkerId, &Entry)| Clock {
+            worker,
+            member: entry.member,
+            incarnation: entry.incarnation,
+            next: entry.next,
+            clock: entry.clock,
+            outcomes: entry.outcomes.iter().copied().collect(),
+        };
+        self.entries.iter().map(clock).collect()
+    }
+
+    /// The copy of another ledger.
+    pub fn copied(outcomes_max: usize, term: Term, clocks: Vec<Clock>) -> Self {
+        let entry = |clock: Clock| Entry {
+            member: clock.member,
+            incarnation: clock.incarnation,
+            next: clock.next,
+            clock: clock.clock,
+            outcomes: clock.outcomes.into(),
+        };
+        let entries = clocks.into_iter().map(|clock| (clock.worker, entry(clock))).collect();
+        Self { outcomes_max, term, entries }
+    }
+
+    /// Nobody takes part until it has joined again.
+    pub fn nobody_takes_part(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.member = false);
+    }
+
+    /// The last push of a worker, which is held for this step, is as if it had not been taken.
+    ///
+    /// # Panics
+    /// If the worker has never been a member.
+    pub fn take_back(&mut self, worker: WorkerId, step: Step) {
+        let entry = self.entry_mut(worker);
+        if entry.outcomes.pop_back_if(|outcome| outcome.is_none()).is_some() {
+            entry.next = Resume { sequence: Sequence(entry.next.sequence.0 - 1), step };
+        }
     }
 
     /// Of each worker the first push that has not been settled.

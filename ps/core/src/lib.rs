@@ -5,6 +5,7 @@
 
 pub mod coordinator;
 pub mod ledger;
+pub mod replica;
 pub mod rules;
 pub mod shard;
 pub mod store;

@@ -295,6 +295,18 @@ impl Store {
         snapshot
     }
 
+    /// The values as they were shown at an earlier version.
+    pub(crate) fn shown_before(
+        version: Version,
+        step: Step,
+        of: Made,
+        slices: Vec<(Part, SliceValues)>,
+    ) -> Snapshot {
+        let slice = |(part, values)| SnapshotSlice { part, changed: version, values };
+        let Made { examples, pushes, at: made } = of;
+        Snapshot { version, step, examples, pushes, made, slices: slices.into_iter().map(slice).collect() }
+    }
+
     /// Makes one optimizer step with what these pushes combine to.
     ///
     /// # Panics
@@ -356,7 +368,7 @@ impl Store {
 }
 
 /// A buffer that nobody reads any more, or a new one.
-fn spare(spares: &mut Vec<SliceValues>, len: usize) -> SliceValues {
+pub(crate) fn spare(spares: &mut Vec<SliceValues>, len: usize) -> SliceValues {
     match spares.iter_mut().position(|s| Arc::get_mut(s).is_some()) {
         Some(free) => spares.swap_remove(free),
         None => Arc::new(vec![0.0; len]),

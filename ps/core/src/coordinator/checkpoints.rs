@@ -343,15 +343,17 @@ impl Coordinator {
         }
     }
 
-    /// A server is gone. With checkpoints the run goes back to the last, all shards and workers together; without it has
+    /// A server is gone. With standbys the run goes on from what the others have. With checkpoints alone it goes back to the last, all shards and workers together; without it has
     /// failed.
     pub(super) fn server_gone(&mut self, why: String, out: &mut Vec<Effect>) {
-        if self.checkpoints.every == Every::Never && self.checkpoints.status.newest.is_none() {
+        let keeps = self.plan.cluster.replicas > 0 && self.is_placed();
+        let has_none = self.checkpoints.every == Every::Never && self.checkpoints.status.newest.is_none();
+        if !keeps && has_none {
             self.fail(why, out);
         } else if !self.has_ended() {
             self.failure = Some(why.clone());
             self.phase = Phase::Failed;
-            out.push(Effect::RollBack { why });
+            out.push(Effect::RollBack { why, keeps });
         }
     }
 }

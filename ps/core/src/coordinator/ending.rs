@@ -1,6 +1,6 @@
 //! Notices that a training is over or cannot go on, and collects its result.
 
-use windlass_common::ids::{ServerId, WorkerId};
+use windlass_common::ids::{ServerId, ShardId, WorkerId};
 use windlass_common::plan::Membership;
 use windlass_common::wire::{Order, Phase, WorkerState};
 
@@ -11,7 +11,8 @@ use crate::Time;
 impl Coordinator {
     /// Whether a shard of this server has not delivered its part of the result.
     pub(super) fn lacks_result_of(&self, server: ServerId) -> bool {
-        self.plan.cluster.shards_of(server).any(|shard| !self.results.contains_key(&shard))
+        let of_it = |shard: &ShardId| self.primary(*shard) == server;
+        (0..self.plan.cluster.shards()).map(ShardId).filter(of_it).any(|s| !self.results.contains_key(&s))
     }
 
     /// Once a worker was told that the training has all its examples, nobody needs to come back.

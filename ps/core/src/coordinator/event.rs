@@ -4,6 +4,7 @@ use windlass_common::ids::{ClientId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::wire::{Body, Entry, Member, Meter, Order, Report, Stop, Task, WorkerReport};
 
 use super::checkpoints::Complete;
+use super::seats::{Copy, Placed};
 use crate::SessionId;
 
 /// What can happen to the coordinator.
@@ -17,6 +18,8 @@ pub enum Event {
         server: ServerId,
         /// Where workers reach it.
         address: String,
+        /// What it has of shards from earlier lineages of the run.
+        copies: Vec<Copy>,
     },
     /// A worker asks to take part.
     WorkerJoined {
@@ -205,11 +208,22 @@ pub enum Effect {
         /// Why it has come to nothing.
         failure: Option<String>,
     },
-    /// The run goes back to its last checkpoint: this coordinator is done, and another one goes on in a new lineage with
+    /// The run goes on in a new lineage, as a rule from its last checkpoint: this coordinator is done, and another one goes on in a new lineage with
     /// whoever joins again.
     RollBack {
         /// In words.
         why: String,
+        /// Whether it goes on from the copies that servers have, and not from the checkpoint.
+        keeps: bool,
+    },
+    /// It has been decided which servers have the shards: write it down before anybody is told.
+    Placed(Placed),
+    /// The standby of a shard has all of it. For the log of the run.
+    Replicated {
+        /// Which.
+        shard: ShardId,
+        /// Where it is.
+        standby: ServerId,
     },
     /// Every shard has delivered its part of the result: write it.
     Store,

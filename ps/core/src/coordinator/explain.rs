@@ -63,7 +63,9 @@ pub(super) fn waiting(of: &Coordinator) -> String {
 
 /// The planned servers and workers that are not there, in words. Where workers come and go, how many are missing.
 pub(super) fn missing(of: &Coordinator) -> String {
-    let servers = (0..of.plan.cluster.servers).map(ServerId).filter(|s| !of.servers.contains_key(s));
+    // Where copies are enough, the run goes on without the others.
+    let is_away = |s: &ServerId| !of.is_placed() && !of.servers.contains_key(s);
+    let servers = (0..of.plan.cluster.servers).map(ServerId).filter(is_away);
     let mut names: Vec<String> = servers.map(|s| s.to_string()).collect();
     let absent = of.workers.iter().filter(|(_, w)| !w.is_active()).map(|(id, _)| *id);
     match of.plan.cluster.membership {

@@ -151,7 +151,7 @@ impl Coordinator {
         }
         out.push(Effect::Membership { worker: id, what: format!("joined as incarnation {incarnation}") });
         let moved = self.deal_hosts();
-        if self.servers.len() == self.plan.cluster.servers as usize {
+        if self.is_placed() {
             self.admit(&moved, out);
         }
         self.tell_hosts(&moved, Some(id), out);
@@ -252,9 +252,8 @@ impl Coordinator {
             out.push(Effect::Membership { worker: id, what });
         } else if let Some(session) = worker.session {
             (worker.heard, worker.step, worker.stepped) = (Some(now), next.step, now);
-            let servers = self.servers.values().map(|s| s.address.clone()).collect();
             let clients = self.hosts.clients_of(id);
-            out.push(Effect::Send { session, body: self.welcome(servers, next, clients) });
+            out.push(Effect::Send { session, body: self.welcome(next, clients) });
         }
         match self.phase {
             Phase::Gathering => self.start_if_ready(now, out),
@@ -416,7 +415,10 @@ impl Coordinator {
         }
         let server =
             self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
-        if let Some((id, address)) = server
+        if let Some((id, _)) = server.as_ref().filter(|_| !self.is_placed() && self.begins_with_copies()) {
+            // Nobody has been told anything yet.
+            self.servers.remove(id);
+        } else if let Some((id, address)) = server
             && (!self.is_over() || self.lacks_result_of(id))
         {
             self.server_gone(format!("{id} at {address} is gone: {why}"), out);
@@ -500,7 +502,7 @@ impl Coordinator {
         worker.fence();
         self.closing.depart(id, self.rejoin == Rejoin::Redo);
         let moved = self.deal_hosts();
-        if self.servers.len() == self.plan.cluster.servers as usize {
+        if self.is_placed() {
             self.admit(&moved, out);
         }
         self.tell_hosts(&moved, None, out);

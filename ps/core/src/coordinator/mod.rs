@@ -8,6 +8,7 @@ mod explain;
 mod members;
 mod progress;
 mod rounds;
+mod seats;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use windlass_common::cohort::Hosts;
 use windlass_common::ids::{ClientId, Incarnation, Lineage, RunId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Mode, Plan};
-use windlass_common::wire::{Body, Entry, Order, Phase, Reject, Report, Resume, Stop, Welcome, WorkerReport};
+use windlass_common::wire::{
+    Body, Entry, Order, Phase, Reject, Report, Resume, Seats, Stop, Welcome, WorkerReport,
+};
 
 pub use checkpoints::{AGAIN_AFTER_S, Complete, GRACE_S, RunState, TAKEN_WITHIN_S};
 pub use event::{Effect, Event};
+pub use seats::{Copy, Placed, SEATED_WITHIN_S};
 
 use crate::coordinator::checkpoints::Checkpoints;
 use crate::coordinator::closing::Closing;
@@ -57,6 +61,9 @@ pub struct Coordinator {
     began: Time,
     told: Time,
     servers: BTreeMap<ServerId, Server>,
+    /// The servers of each shard, once that has been decided, and the shards whose standby has all.
+    seats: Vec<Seats>,
+    full: BTreeSet<ShardId>,
     workers: BTreeMap<WorkerId, Worker>,
     rejoin: Rejoin,
     /// Who has whose data.
@@ -78,12 +85,16 @@ pub struct Coordinator {
 struct Server {
     session: SessionId,
     address: String,
+    /// The copies of shards that it has of earlier lineages.
+    copies: Vec<Copy>,
 }
 
 /// What a run goes on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
-    /// The checkpoint; without one it begins with the initial values.
+    /// Where the shards were, if it goes on with the copies that servers have of them.
+    pub placed: Option<Placed>,
+    /// The checkpoint, or the last before the copies; without one it begins with the initial values.
     pub checkpoint: Option<u64>,
     /// When it was written, in microseconds since 1970, if that is known.
     pub at_us: u64,
@@ -117,12 +128,25 @@ impl Restore {
         if let Some(first) = shards.first() {
             state.steps = first.version.0;
         }
-        Self { checkpoint: Some(checkpoint), at_us: 0, state, members, slowest, next }
+        Self { placed: None, checkpoint: Some(checkpoint), at_us: 0, state, members, slowest, next }
     }
 
     /// Where no checkpoint was complete.
     pub fn from_the_beginning(state: RunState, next: u64) -> Self {
-        Self { checkpoint: None, at_us: 0, state, members: BTreeSet::new(), slowest: Step(0), next }
+        Self {
+            placed: None,
+            checkpoint: None,
+            at_us: 0,
+            state,
+            members: BTreeSet::new(),
+            slowest: Step(0),
+            next,
+        }
+    }
+
+    /// From the copies that servers have; how far those are is known when they have joined.
+    pub fn from_copies(placed: Placed, lives: RunState, next: u64) -> Self {
+        Self { placed: Some(placed), ..Self::from_the_beginning(lives, next) }
     }
 }
 
@@ -158,6 +182,8 @@ impl Coordinator {
             began: now,
             told: now,
             servers: BTreeMap::new(),
+            seats: Vec::new(),
+            full: BTreeSet::new(),
             workers: plan.cluster.possible_workers().map(worker).collect(),
             rejoin: rules::rejoin(&plan),
             hosts: plan.hosts(&planned),
@@ -210,8 +236,8 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
         self.now = now;
         match event {
-            Event::ServerJoined { session, server, address } => {
-                self.server_joined(session, server, address, out)
+            Event::ServerJoined { session, server, address, copies } => {
+                self.server_joined(session, server, (address, copies), out)
             }
             Event::WorkerJoined { session, worker, process } => {
                 self.worker_joined(now, session, worker, process, out)
@@ -247,38 +273,6 @@ impl Coordinator {
         }
     }
 
-    fn server_joined(
-        &mut self,
-        session: SessionId,
-        server: ServerId,
-        address: String,
-        out: &mut Vec<Effect>,
-    ) {
-        if self.has_ended() {
-            out.push(Effect::Send { session, body: Body::Refused(Reject::Ended) });
-            return;
-        }
-        let servers = self.plan.cluster.servers;
-        if server.0 >= servers {
-            let reason = Reject::UnknownServer { server: server.0, servers };
-            out.push(Effect::Send { session, body: Body::Refused(reason) });
-            return;
-        }
-        if let Some(before) = self.servers.get(&server) {
-            let reason = format!("{server} joined a second time, from {address} after {}", before.address);
-            self.server_gone(reason, out);
-            return;
-        }
-        self.servers.insert(server, Server { session, address });
-        out.push(Effect::Send { session, body: self.welcome(Vec::new(), Resume::default(), Vec::new()) });
-        if self.servers.len() == servers as usize {
-            self.admit(&[], out);
-            for &session in &self.observers {
-                self.welcome_observer(session, out);
-            }
-        }
-    }
-
     fn report(&mut self, now: Time, shard: ShardId, report: Report, out: &mut Vec<Effect>) {
         match report {
             Report::Admitted { worker, incarnation, next, slowest } => {
@@ -304,6 +298,8 @@ impl Coordinator {
             Report::Taken { checkpoint } => self.taken(shard, checkpoint),
             Report::Kept { checkpoint, part } => self.kept(now, shard, checkpoint, part, out),
             Report::Standing(standing) => self.standings.report(now, shard, standing),
+            Report::Replicated => self.replicated(shard, out),
+            Report::StandbyLost { why } => self.standby_lost(shard, &why, out),
             Report::Final { .. } => {
                 self.results.insert(shard, ());
                 if self.phase == Phase::Finishing && self.results.len() == self.plan.cluster.shards() as usize
@@ -404,25 +400,25 @@ impl Coordinator {
             return;
         }
         self.observers.push(session);
-        if self.servers.len() == self.plan.cluster.servers as usize {
+        if self.is_placed() {
             self.welcome_observer(session, out);
         }
     }
 
     fn welcome_observer(&self, session: SessionId, out: &mut Vec<Effect>) {
-        let servers = self.servers.values().map(|s| s.address.clone()).collect();
-        out.push(Effect::Send { session, body: self.welcome(servers, Resume::default(), Vec::new()) });
+        out.push(Effect::Send { session, body: self.welcome(Resume::default(), Vec::new()) });
     }
 
-    fn welcome(&self, servers: Vec<String>, next: Resume, clients: Vec<ClientId>) -> Body {
+    fn welcome(&self, next: Resume, clients: Vec<ClientId>) -> Body {
         Body::Welcome(Welcome {
             plan: self.plan.to_text(),
             plan_hash: self.plan.hash(),
-            servers,
+            servers: if self.is_placed() { self.addresses() } else { Vec::new() },
+            seats: self.seats.clone(),
             next,
             clients,
             checkpoints: String::new(),
-            restore: self.restore.as_ref().and_then(|r| r.checkpoint),
+            begins: self.begins(),
         })
     }
 
@@ -456,6 +452,10 @@ impl Coordinator {
     }
 
     fn gather(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.place_if_possible(now, out);
+        if self.has_ended() {
+            return;
+        }
         let missing = match explain::missing(self) {
             missing if missing.is_empty() => "a shard is not ready: not all servers".to_owned(),
             missing => missing,

@@ -12,7 +12,7 @@ use crate::Time;
 use crate::rules::{self, Apply};
 use crate::store::Combined;
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     /// Applies the open step with the pushes of this cohort. Of the others, those that were for this step alone are late.
     pub(super) fn close(&mut self, now: Time, cohort: &[Entry], out: &mut Vec<Effect>) {
         let held = std::mem::take(&mut self.held);
@@ -20,10 +20,30 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let (members, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
             held.into_iter().partition(|(entry, _)| chosen.contains(entry));
         assert_eq!(members.len(), cohort.len(), "a step is closed when each of its cohort has pushed");
-        if self.apply == Apply::HoldAll {
+        let mean = match self.is_held_for_all() {
+            true => self.feed_step(now, &members, out),
+            false => None,
+        };
+        self.note_closed(cohort);
+        self.close_with(now, members, rest, mean.as_deref().map(Vec::as_slice), out);
+    }
+
+    /// Makes a step of these pushes, or of what is known to be their mean; those that are left over are for another, or late.
+    pub(super) fn close_with(
+        &mut self,
+        now: Time,
+        members: BTreeMap<Entry, Held<B>>,
+        rest: BTreeMap<Entry, Held<B>>,
+        mean: Option<&[f32]>,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.is_held_for_all() {
             self.previous = Some(self.snapshot());
         }
-        self.combine(&members);
+        match mean {
+            Some(mean) => self.apply_mean(mean),
+            None => self.combine(&members),
+        }
         self.made.examples.0 += members.values().map(|h| h.push.work).sum::<u64>();
         self.made.at = now;
         self.open = self.open.next();
@@ -65,8 +85,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
         match self.apply {
             Apply::Buffer { size, scaling, .. } => {
                 let scale = |h: &Held<B>| rules::scaled_rate(scaling, 1.0, version.0 - h.push.base.0);
-                let scaled = |h| Scaled { scale: scale(h), values: h.gradient.as_ref() };
-                let pushes: Vec<Scaled<'_>> = members.values().map(scaled).collect();
+                let pushes: Vec<Scaled<'_>> =
+                    members.values().map(|h| Scaled { scale: scale(h), values: h.values() }).collect();
                 self.store.apply(Combined::Sum(&pushes, size as f32), rate);
             }
             Apply::Round { weights } => {
@@ -106,7 +126,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let push = &held.push;
         self.ledger.settle(worker, push.sequence, outcome, clock);
         self.made.pushes += 1;
-        out.push(Effect::Record(Record {
+        let record = Record {
+            number: self.made.pushes,
             at_us: now.0,
             term: held.term,
             worker,
@@ -120,12 +141,14 @@ impl<B: AsRef<[f32]>> Shard<B> {
             examples_applied: self.made.examples,
             loss: push.loss,
             outcome,
-        }));
+        };
+        self.record(record, out);
         let reply = Reply::Settled { sequence: push.sequence, outcome };
         out.push(Effect::Reply { session: held.session, reply });
     }
 
     pub(super) fn after_apply(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.feed_digest_if_due(out);
         self.keep_snapshot_if_due(out);
         if self.is_finished() {
             self.snapshots.end(out);

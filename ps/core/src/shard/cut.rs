@@ -58,7 +58,7 @@ pub(super) enum Cut {
     Until { checkpoint: u64, before: BTreeMap<WorkerId, Sequence> },
 }
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     /// A shard as it was at a checkpoint, of this run or of one with other numbers of shards and workers.
     ///
     /// # Errors
@@ -90,13 +90,18 @@ impl<B: AsRef<[f32]>> Shard<B> {
 
     /// What a checkpoint would hold of this shard now.
     pub fn image(&self) -> Image {
+        Image { state: self.state(), slices: self.store.slices() }
+    }
+
+    /// The same, but for the values.
+    pub fn state(&self) -> ShardState {
         let is_made_again = self.rejoin == Rejoin::Redo;
         // What was for the open step alone is made for it again.
         let held = |worker| match self.apply {
             Apply::Buffer { .. } => None,
             _ => self.held.iter().find(|(e, _)| e.worker == worker).map(|(_, h)| h.push.step),
         };
-        let state = ShardState {
+        ShardState {
             version: self.store.version(),
             open: self.open,
             examples: self.made.examples,
@@ -104,8 +109,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             made_us: self.made.at.0,
             partial: self.partial,
             workers: self.ledger.rows(is_made_again, held),
-        };
-        Image { state, slices: self.store.slices() }
+        }
     }
 
     pub(super) fn pause(&mut self, checkpoint: u64, out: &mut Vec<Effect>) {

@@ -65,6 +65,8 @@ pub enum Effect {
     },
     /// Tell the coordinator.
     Report(Report),
+    /// Tell the standby what [`next_feed`](super::Shard::next_feed) gives, before anything that comes after this is shown.
+    Fed,
     /// Write to the log of the run.
     Record(Record),
     /// The shard's part of a checkpoint: keep it, and tell the coordinator whether it is kept.

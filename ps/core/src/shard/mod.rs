@@ -3,6 +3,7 @@
 mod apply;
 mod cut;
 mod event;
+mod feed;
 mod orders;
 mod pull;
 mod push;
@@ -16,11 +17,13 @@ use windlass_common::ids::{Incarnation, Lineage, RunId, ShardId, Step, Term, Wor
 use windlass_common::plan::{Goal, Membership, Plan, PlanError, Weights};
 use windlass_common::reduce::Contribution;
 use windlass_common::schedule::Schedule;
-use windlass_common::wire::{Entry, Pull, Push, Reject, Task};
+use windlass_common::wire::{Entry, Fed, Pull, Push, Reject, Task};
 
 use cut::Cut;
 pub use cut::{Image, ShardState};
 pub use event::{Effect, Event, Reply, Request};
+use feed::Feeding;
+pub use feed::{DIGEST_EVERY, FeedError, Floats};
 use snapshots::Snapshots;
 pub use snapshots::{SNAPSHOTS_MAX, SNAPSHOTS_MIN, WAITERS_MAX};
 pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
@@ -76,9 +79,13 @@ pub struct Shard<B> {
     cut: Cut,
     /// Requests with pushes that belong to no checkpoint that is being taken: at most one per worker.
     aside: BTreeMap<WorkerId, Request<B>>,
+    feeding: Feeding<B>,
     /// When it has last told how it stands.
     told: Time,
 }
+
+/// Nobody is answered here.
+const NOBODY: SessionId = SessionId(u64::MAX);
 
 #[derive(Debug)]
 struct Held<B> {
@@ -86,7 +93,8 @@ struct Held<B> {
     term: Term,
     incarnation: Incarnation,
     push: Push,
-    gradient: B,
+    /// Where a standby was told only the mean of several, none.
+    gradient: Option<B>,
 }
 
 impl<B: AsRef<[f32]>> Held<B> {
@@ -95,7 +103,20 @@ impl<B: AsRef<[f32]>> Held<B> {
             Weights::Examples => self.push.examples.into(),
             Weights::Uniform => 1,
         };
-        Contribution { values: self.gradient.as_ref(), count }
+        Contribution { values: self.values(), count }
+    }
+
+    fn values(&self) -> &[f32] {
+        self.gradient.as_ref().map(AsRef::as_ref).unwrap_or_default()
+    }
+
+    fn of(fed: Fed, gradient: Option<B>) -> Self {
+        let Fed { term, incarnation, push, .. } = fed;
+        Self { session: NOBODY, term, incarnation, push, gradient }
+    }
+
+    fn fed(&self, worker: WorkerId) -> Fed {
+        Fed { worker, term: self.term, incarnation: self.incarnation, push: self.push.clone() }
     }
 }
 
@@ -106,7 +127,7 @@ struct Parked {
     told: Time,
 }
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     /// A shard of a run, with its initial values.
     ///
     /// # Errors
@@ -144,6 +165,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             partial: 0,
             cut: Cut::None,
             aside: BTreeMap::new(),
+            feeding: Feeding::new(plan),
             told: Time(0),
         };
         shard.keep_snapshot_if_due(&mut Vec::new());
@@ -185,9 +207,12 @@ impl<B: AsRef<[f32]>> Shard<B> {
         let Request { session, worker, term, incarnation, push, pull, .. } = request;
         let sequence = push.as_ref().map(|(p, _)| p.sequence);
         let heard = heard.and_then(|()| match push {
-            Some((push, gradient)) => {
-                self.push(now, Held { session, term, incarnation, push, gradient }, worker, out)
-            }
+            Some((push, gradient)) => self.push(
+                now,
+                Held { session, term, incarnation, push, gradient: Some(gradient) },
+                worker,
+                out,
+            ),
             None => Ok(()),
         });
         let answered = heard.and_then(|()| match pull {

@@ -9,8 +9,12 @@ use super::{Effect, Shard};
 use crate::Time;
 use crate::rules::{Apply, Rejoin};
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn order(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
+        let is_of_checkpoints = matches!(order, Order::Pause { .. } | Order::Cut { .. } | Order::GoOn { .. });
+        if !is_of_checkpoints && order != Order::Finalize {
+            self.feed_order(now, &order, out);
+        }
         match order {
             Order::Membership { term, members, departed } => {
                 for Member { worker, incarnation } in self.ledger.set_members(term, &members, &departed) {
@@ -62,6 +66,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 let snapshot = self.snapshot();
                 out.push(Effect::Final { snapshot, partial: self.partial });
             }
+            Order::Logged { records } => self.logged(records),
             Order::Pause { checkpoint } => self.pause(checkpoint, out),
             Order::Cut { checkpoint, before } => self.cut(now, checkpoint, &before, out),
             Order::GoOn { checkpoint } => self.go_on(now, checkpoint, out),
@@ -84,7 +89,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
         }
         for Resume { sequence, step } in &missing {
             self.made.pushes += 1;
-            out.push(Effect::Record(Record {
+            let record = Record {
+                number: self.made.pushes,
                 at_us: now.0,
                 term: self.ledger.term(),
                 worker,
@@ -98,7 +104,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 examples_applied: self.made.examples,
                 loss: 0.0,
                 outcome: Outcome::Void,
-            }));
+            };
+            self.record(record, out);
         }
         self.release_parked(now, out);
         missing.len() as u64

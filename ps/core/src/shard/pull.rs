@@ -8,7 +8,7 @@ use crate::rules::{self, Apply};
 use crate::store::Snapshot;
 use crate::{SessionId, Time};
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn release_parked(&mut self, now: Time, out: &mut Vec<Effect>) {
         for (worker, parked) in std::mem::take(&mut self.parked) {
             self.answer(now, worker, parked, out);

@@ -10,7 +10,7 @@ use crate::ledger::Admission;
 use crate::rules::{self, Apply};
 use crate::store::Combined;
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn push(
         &mut self,
         now: Time,
@@ -24,8 +24,8 @@ impl<B: AsRef<[f32]>> Shard<B> {
             return Err(Reject::NotStarted);
         }
         self.shape.check_push(&held.push)?;
-        if held.gradient.as_ref().len() as u64 != self.shape.values() {
-            let found = held.gradient.as_ref().len() as u64 * 4;
+        if held.values().len() as u64 != self.shape.values() {
+            let found = held.values().len() as u64 * 4;
             return Err(Reject::WrongPayload { expected: held.push.payload_bytes, found });
         }
         if !self.by_client && client.0 != worker.0 {
@@ -59,6 +59,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
             Apply::Immediate { scaling } => {
                 self.check_own_step(worker, step)?;
                 let rate = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
+                self.feed_push(now, &held, worker, out);
                 self.ledger.take(worker, step.next());
                 self.store.apply(Combined::Mean(&[held.contribution(Weights::Examples)]), rate);
                 self.applied_at_once(now, &held, worker, out);
@@ -72,7 +73,7 @@ impl<B: AsRef<[f32]>> Shard<B> {
                 }
                 let share = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
                 self.ledger.take(worker, step.next());
-                self.store.mix(based, held.gradient.as_ref(), share);
+                self.store.mix(based, held.values(), share);
                 self.applied_at_once(now, &held, worker, out);
                 Ok(())
             }
@@ -115,6 +116,9 @@ impl<B: AsRef<[f32]>> Shard<B> {
         }
         if step == open && self.has_pushed_for(client, worker) {
             return Err(Reject::AlreadyPushed { worker, step });
+        }
+        if !self.is_held_for_all() || step < open {
+            self.feed_push(now, &held, worker, out);
         }
         // In a round a worker pushes for each of its clients.
         self.ledger.take(worker, if is_round { step } else { step.next() });
@@ -168,6 +172,11 @@ impl<B: AsRef<[f32]>> Shard<B> {
             true => self.tasks.iter().any(|t| t.client == client),
             false => self.tasks.binary_search(&Task { client, worker }).is_ok(),
         }
+    }
+
+    /// Whether each step is made when all have pushed for it, which this shard sees by itself.
+    pub(super) fn is_held_for_all(&self) -> bool {
+        self.apply == Apply::HoldAll
     }
 
     pub(super) fn has_pushed_for(&self, client: ClientId, worker: WorkerId) -> bool {

@@ -93,6 +93,11 @@ impl Snapshots {
         }
     }
 
+    /// Nobody who waits is there any more.
+    pub(crate) fn forget_all(&mut self) {
+        self.waiters.clear();
+    }
+
     pub(crate) fn forget(&mut self, session: SessionId) {
         self.waiters.remove(&session);
     }

@@ -12,7 +12,7 @@ pub const STANDING_EVERY_S: u64 = 1;
 /// Parked pulls of which it is told whom they wait for.
 pub const BLOCKED_MAX: usize = 16;
 
-impl<B: AsRef<[f32]>> Shard<B> {
+impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn tell_standing_if_due(&mut self, now: Time, out: &mut Vec<Effect>) {
         if now.seconds_since(self.told) >= STANDING_EVERY_S {
             self.told = now;
