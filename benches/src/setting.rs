@@ -29,6 +29,7 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
         cluster: Cluster {
             servers: 1,
             shards_per_server: 1,
+            replicas: 0,
             workers,
             membership: Membership::Fixed,
             join_deadline_s: 30,

@@ -135,6 +135,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
         cluster: Cluster {
             servers: recipe.servers,
             shards_per_server: recipe.shards_per_server,
+            replicas: recipe.replicas,
             workers: recipe.workers,
             membership: recipe.membership(),
             join_deadline_s: recipe.join_deadline,

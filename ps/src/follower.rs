@@ -14,18 +14,17 @@ use tokio::time::{Instant, sleep, timeout};
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::plan::{Every, Plan};
-use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Report, Stop};
+use windlass_common::wire::{Begins, Body, Envelope, HEADER_BYTES_MAX, Header, Report, Seats, Stop, Welcome};
 use windlass_process::{Failure, OrExit};
 use windlass_transport::{
     Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Pool, Priority, Role, bytes_of, resolve,
 };
 
 use crate::coordinator;
+use crate::host::{Host, Life as Beginning};
 use crate::keeper::Keeper;
 use crate::meter::Meters;
-use crate::server::{
-    FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result, start_shard,
-};
+use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result};
 use crate::shard::ShardMessage;
 
 /// The pause before the coordinator is looked for again.
@@ -36,6 +35,13 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub(crate) struct Waits {
     pub(crate) connect: Duration,
     pub(crate) silence: Duration,
+}
+
+/// Where others reach this server: at this port of the address it is seen at, or at `address`.
+#[derive(Clone, Debug)]
+pub(crate) struct Joining {
+    pub(crate) address: Option<String>,
+    pub(crate) port: u16,
 }
 
 /// How one life of a follower ended.
@@ -53,7 +59,8 @@ struct Lasting<'a, F> {
     endpoint: &'a Endpoint,
     id: ServerId,
     coordinator: &'a str,
-    joining: Body,
+    joining: Joining,
+    host: Host,
     silence: Duration,
     meters: Arc<Meters>,
     sessions: Arc<AtomicU64>,
@@ -68,7 +75,7 @@ pub(crate) async fn follow(
     endpoint: &Endpoint,
     id: ServerId,
     coordinator: &str,
-    joining: Body,
+    joining: Joining,
     Waits { connect, silence }: Waits,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
@@ -77,6 +84,7 @@ pub(crate) async fn follow(
         id,
         coordinator,
         joining,
+        host: Host::new(id),
         silence,
         meters: Arc::default(),
         sessions: Arc::new(AtomicU64::new(1)),
@@ -107,6 +115,16 @@ pub(crate) async fn follow(
     }
 }
 
+impl<F> Lasting<'_, F> {
+    /// What this server says of itself to the coordinator.
+    fn introduction(&self) -> Body {
+        let Joining { address, port } = self.joining.clone();
+        let json =
+            |copy| serde_json::to_string(&copy).expect("what is known of a shard can be written as JSON");
+        Body::JoinServer { address, port, copies: self.host.copies().into_iter().map(json).collect() }
+    }
+}
+
 async fn life<F: Future<Output = ()>>(
     lasting: &mut Lasting<'_, F>,
     within: Duration,
@@ -125,7 +143,13 @@ async fn life<F: Future<Output = ()>>(
         anyhow::anyhow!("the coordinator at {address} has said nothing for {silence} s")
     };
     // The run may be going back at this very moment, and then the connection is closed; who is silent is not asked again.
-    let introduced = introduce(&connection, lasting.joining.clone(), silence).await;
+    let introduction = lasting.introduction();
+    let introduced = tokio::select! {
+        introduced = introduce(&connection, introduction, silence) => introduced,
+        () = &mut lasting.interrupted => {
+            return Ok(Life::Stop(Stop::Failed { reason: format!("{id} was told to end") }));
+        }
+    };
     let Some(introduced) = introduced else { return Err(silent()).or_exit(Exit::Network) };
     let (sender, mut receiver, answer) = match introduced {
         Ok(introduced) => introduced,
@@ -148,17 +172,22 @@ async fn life<F: Future<Output = ()>>(
         other => return Err(unexpected(&other)).or_exit(Exit::Run),
     };
 
-    let goes_back = plan.checkpoints.every != Every::Never || welcome.restore.is_some();
+    let goes_back =
+        plan.checkpoints.every != Every::Never || plan.cluster.replicas > 0 || welcome.begins != Begins::Anew;
     let store = windlass_checkpoint::open(&welcome.checkpoints).or_exit(Exit::Input)?;
-    let keeper =
-        Keeper::start(Arc::clone(&store), &plan, plan.cluster.shards_of(id).count()).or_exit(Exit::System)?;
-    let from = welcome.restore.map(|number| (&store, number));
+    let begins = Beginning {
+        plan: &plan,
+        envelope,
+        seats: seats(&plan, &welcome),
+        begins: &welcome.begins,
+        store: &store,
+    };
+    let keeper = Keeper::start(Arc::clone(&store), &plan, begins.of(id).len()).or_exit(Exit::System)?;
     let (outgoing, queue) = mpsc::channel(coordinator::OUTGOING_MAX);
-    let mut shards = Vec::new();
-    for shard in plan.cluster.shards_of(id) {
+    let tell = |shard: ShardId| {
         let (outgoing, keeper) = (outgoing.clone(), keeper.clone());
         // The threads of shards and keeper are no tasks of the runtime, so that they may wait for a place.
-        let tell = move |message| match message {
+        move |message| match message {
             ShardMessage::Image { checkpoint, image } => {
                 let outgoing = outgoing.clone();
                 let done = Box::new(move |part| {
@@ -170,14 +199,15 @@ async fn life<F: Future<Output = ()>>(
             message => {
                 let _ = outgoing.blocking_send((shard, message));
             }
-        };
-        let link = at_length(|| start_shard(&plan, envelope, shard, from, tell))?;
-        shards.push((shard, link));
-    }
+        }
+    };
+    let hosted = at_length(|| lasting.host.start(&begins, tell))?;
+    drop(outgoing);
+    lasting.host.feed(&hosted, &welcome.servers, (lasting.endpoint, envelope), silence);
     let shared = Arc::new(Shared {
         silence,
         envelope,
-        shards,
+        hosted: hosted.into(),
         pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
         meters: Arc::clone(&lasting.meters),
         guests: Guests::default(),
@@ -230,7 +260,7 @@ async fn life<F: Future<Output = ()>>(
                 Ok(Header { body: Body::Alive, .. }) => heard.as_mut().reset(Instant::now() + silence),
                 Ok(Header { body: Body::Order { shard, order }, .. }) => {
                     heard.as_mut().reset(Instant::now() + silence);
-                    if let Some((_, link)) = shared.shards.iter().find(|(id, _)| *id == shard) {
+                    if let Some((_, link)) = shared.shards().iter().find(|(id, _)| *id == shard) {
                         link.order(order);
                     }
                 }
@@ -244,14 +274,24 @@ async fn life<F: Future<Output = ()>>(
             },
         }
     };
-    for (_, link) in &shared.shards {
-        link.stop();
-    }
     writer.abort();
+    // A thread that has something to tell finds nobody, and ends.
+    let _ = writer.await;
+    if let Some(hosted) = shared.hosted.get() {
+        at_length(|| lasting.host.stop(hosted));
+    }
     if let Life::Lost(..) = end {
         shared.guests.close("the coordinator is gone");
     }
     Ok(end)
+}
+
+/// The servers of each shard; one that has no standbys is told at once, and before that is decided.
+fn seats(plan: &Plan, welcome: &Welcome) -> Vec<Seats> {
+    match welcome.seats.is_empty() {
+        true => plan.cluster.seats(),
+        false => welcome.seats.clone(),
+    }
 }
 
 /// Asks to be let in, and waits for the answer; `None` if there is none in time.
@@ -268,10 +308,21 @@ async fn introduce(
         let mut buffer = AlignedVec::new();
         Envelope::default().header(joining).encode(&mut buffer).or_exit(Exit::Run)?;
         sender.send(&buffer, []).await.or_exit(Exit::Network)?;
-        let answer = next(&mut receiver, &mut buffer).await?;
-        Ok((sender, receiver, answer))
+        Ok((sender, receiver, buffer))
     };
-    timeout(silence, asked).await.ok()
+    let (sender, mut receiver, mut buffer) = match timeout(silence, asked).await.ok()? {
+        Ok(asked) => asked,
+        Err(lost) => return Some(Err(lost)),
+    };
+    loop {
+        match timeout(silence, next(&mut receiver, &mut buffer)).await.ok()? {
+            Ok(Header { body: Body::NotYet { missing }, .. }) => {
+                tracing::info!(missing, "waiting for the run to begin");
+            }
+            Ok(answer) => return Some(Ok((sender, receiver, answer))),
+            Err(lost) => return Some(Err(lost)),
+        }
+    }
 }
 
 fn unexpected(header: &Header) -> anyhow::Error {

@@ -6,30 +6,31 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use crossbeam::channel::{self, Sender};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Lineage, RunId, ServerId};
+use windlass_common::ids::{Lineage, RunId, ServerId, ShardId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Envelope, Stop};
+use windlass_common::wire::{Begins, Envelope, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::coordinator::{Event, Restore};
+use windlass_ps_core::coordinator::{Copy, Event, Restore};
 use windlass_transport::{Endpoint, Pool};
 
 use crate::clock;
-use crate::coordinator::{self, Control, Decided, Decisions, End, Input};
+use crate::coordinator::{
+    self, Control, Counted, Decided, Decisions, End, Input, SeatsOnce, Settled, recount,
+};
+use crate::host::{Host, Life};
 use crate::keeper::Keeper;
 use crate::meter::Meters;
 use crate::restore;
 use crate::run_directory::RunDirectory;
-use crate::server::{
-    FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result, start_shard,
-};
+use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result};
 use crate::shard::ShardMessage;
 
 /// What server 0 is told beside what every server is.
@@ -50,9 +51,16 @@ pub(crate) struct Beginning {
     pub(crate) run: RunId,
     pub(crate) lineage: Lineage,
     pub(crate) restore: Option<Restore>,
-    /// What was counted until the checkpoint.
-    pub(crate) tally: Option<serde_json::Value>,
+    /// What was counted until then.
+    pub(crate) counted: Counted,
     pub(crate) decisions: Decisions,
+}
+
+/// How a run that has begun goes on.
+enum GoesOn {
+    /// From the copies that servers have, if there may be any; what has been counted is known if its counter lives.
+    Copies(Option<Counted>),
+    Checkpoint,
 }
 
 /// Serves until the run has ended.
@@ -65,7 +73,7 @@ pub(crate) async fn lead(
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
     let store = windlass_checkpoint::open(&lead.checkpoints).or_exit(Exit::Usage)?;
-    let mut goes_on = lead.resume;
+    let mut goes_on = lead.resume.then_some(GoesOn::Copies(None));
     ensure_directory(&lead)?;
     let directory = RunDirectory::create(lead.run_directory, &lead.plan).or_exit(Exit::System)?;
     let mut guests = Guest {
@@ -74,12 +82,15 @@ pub(crate) async fn lead(
         sessions: Arc::new(AtomicU64::new(1)),
         interrupted: std::pin::pin!(interrupted),
         is_interrupted: false,
+        host: Host::new(ServerId(0)),
     };
     loop {
-        let beginning = at_length(|| begin(&lead, &store, goes_on))?;
+        let beginning = at_length(|| begin(&lead, &store, goes_on.take()))?;
         match life(&lead, &directory, &store, beginning, &mut guests).await? {
             End::Stop(stop) => return Ok(stop),
-            End::RollBack => goes_on = true,
+            End::RollBack(counted) => {
+                goes_on = Some(counted.map_or(GoesOn::Checkpoint, |counted| GoesOn::Copies(Some(*counted))));
+            }
         }
     }
 }
@@ -101,21 +112,40 @@ fn ensure_directory(lead: &Lead<'_>) -> Result<(), Failure> {
 }
 
 /// Decides in which lineage the run goes on and from what, and remembers it before anybody is told.
-fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: bool) -> Result<Beginning, Failure> {
+fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: Option<GoesOn>) -> Result<Beginning, Failure> {
     let open = || -> anyhow::Result<Beginning> {
         let (mut decisions, decided) = Decisions::open(lead.run_directory)?;
         let now = clock::now();
-        let Decided { run, lineage, lives } = decided;
-        let Some(run) = run.filter(|_| goes_on) else {
-            ensure!(!goes_on, "its log of decisions names no run");
+        let Decided { run, lineage, lives, placed } = decided;
+        let Some(goes_on) = goes_on else {
             let (run, lineage) = (RunId(now.0.rotate_left(20) ^ u64::from(std::process::id())), Lineage(0));
-            decisions.lineage(now, run, lineage, None)?;
-            return Ok(Beginning { run, lineage, restore: None, tally: None, decisions });
+            decisions.lineage(now, run, lineage, None, false)?;
+            let counted = Counted::new(&lead.plan);
+            return Ok(Beginning { run, lineage, restore: None, counted, decisions });
         };
-        let found = restore::find(store, &lead.plan, &lives)?;
+        let run = run.context("its log of decisions names no run")?;
         let lineage = lineage.next();
-        decisions.lineage(now, run, lineage, found.restore.checkpoint)?;
-        Ok(Beginning { run, lineage, restore: Some(found.restore), tally: found.tally, decisions })
+        // Of a cluster with other shards nobody has copies.
+        let placed = placed.filter(|p| p.seats.len() == lead.plan.cluster.shards() as usize);
+        let (restore, counted) = match (goes_on, placed) {
+            (GoesOn::Copies(counted), Some(placed)) => {
+                let counted = match counted {
+                    Some(counted) => counted,
+                    None => recount(lead.run_directory, &lead.plan, |number| {
+                        restore::tally(store, &lead.plan, number)
+                    })?,
+                };
+                // One that was being taken may have a part in the store soon.
+                let next = restore::next_number(store)? + 1;
+                (Restore::from_copies(placed, lives, next), counted)
+            }
+            _ => {
+                let found = restore::find(store, &lead.plan, &lives)?;
+                (found.restore, Counted::until_checkpoint(&lead.plan, found.tally))
+            }
+        };
+        decisions.lineage(now, run, lineage, restore.checkpoint, restore.placed.is_some())?;
+        Ok(Beginning { run, lineage, restore: Some(restore), counted, decisions })
     };
     open()
         .with_context(|| format!("could not begin the run in {}", lead.run_directory.display()))
@@ -129,6 +159,7 @@ struct Guest<'a, F> {
     sessions: Arc<AtomicU64>,
     interrupted: Pin<&'a mut F>,
     is_interrupted: bool,
+    host: Host,
 }
 
 async fn life<F: Future<Output = ()>>(
@@ -140,19 +171,45 @@ async fn life<F: Future<Output = ()>>(
 ) -> Result<End, Failure> {
     let plan = &lead.plan;
     let envelope = Envelope { run: beginning.run, lineage: beginning.lineage, ..Envelope::default() };
-    let checkpoint = beginning.restore.as_ref().and_then(|r| r.checkpoint);
-    let own = plan.cluster.shards_of(ServerId(0)).count();
+    let own = plan.cluster.shards() as usize;
     let keeper = Keeper::start(Arc::clone(store), plan, own).or_exit(Exit::System)?;
     let (inputs, receiver) = channel::bounded(coordinator::MESSAGES_MAX);
     let (ended, mut end) = oneshot::channel();
+    let (settle, mut settled) = mpsc::channel::<Settled>(1);
+    let seats = SeatsOnce::default();
+    let is_settled_now = plan.cluster.replicas == 0;
+    let from_checkpoint = beginning.restore.as_ref().and_then(|r| r.checkpoint);
     let kept = coordinator::Kept { keeper: keeper.clone(), location: lead.checkpoints.clone() };
-    coordinator::spawn(plan.clone(), beginning, directory.clone(), kept, (inputs.clone(), receiver), ended)
-        .or_exit(Exit::System)?;
-    let served = Arc::new(OnceLock::<Arc<Shared>>::new());
-    let mut shards = Vec::new();
-    for shard in plan.cluster.shards_of(ServerId(0)) {
-        let (to_coordinator, shared, keeper) = (inputs.clone(), Arc::clone(&served), keeper.clone());
-        let tell = move |message| {
+    coordinator::spawn(
+        plan.clone(),
+        beginning,
+        directory.clone(),
+        kept,
+        (inputs.clone(), receiver),
+        (settle.clone(), Arc::clone(&seats), ended),
+    )
+    .or_exit(Exit::System)?;
+    let (alive, mut all_written) = mpsc::channel(1);
+    let control = Arc::new(Control {
+        plan: plan.clone(),
+        inputs: inputs.clone(),
+        alive: Mutex::new(Some(alive)),
+        sessions: Arc::clone(&lasting.sessions),
+        seats,
+    });
+    let shared = Arc::new(Shared {
+        silence: lead.silence,
+        envelope,
+        hosted: OnceLock::new(),
+        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
+        meters: Arc::clone(&lasting.meters),
+        guests: Guests::default(),
+        sessions: Arc::clone(&lasting.sessions),
+        control: Some(Arc::clone(&control)),
+    });
+    let tell = |shard: ShardId| {
+        let (to_coordinator, meters, keeper) = (inputs.clone(), Arc::clone(&shared.meters), keeper.clone());
+        move |message| {
             let input = match message {
                 ShardMessage::Report(report) => Input::Event(Event::Report { shard, report }),
                 ShardMessage::Image { checkpoint, image } => {
@@ -165,47 +222,42 @@ async fn life<F: Future<Output = ()>>(
                     return;
                 }
                 ShardMessage::Final { snapshot, partial } => {
-                    if let Some(shared) = shared.get() {
-                        measure(&to_coordinator, shared);
-                    }
+                    measure(&to_coordinator, &meters);
                     let (report, values) = result(&snapshot, partial);
                     let values = values.iter().flat_map(|v| v.iter().copied()).collect();
                     Input::Result { shard, report, values }
                 }
             };
             let _ = to_coordinator.send(input);
-        };
-        let from = checkpoint.map(|number| (store, number));
-        let link = at_length(|| start_shard(plan, envelope, shard, from, tell))?;
-        coordinator::tell(&inputs, Input::LocalShard { shard, link: link.clone() }).await;
-        shards.push((shard, link));
+        }
+    };
+    if is_settled_now {
+        let begins = from_checkpoint.map_or(Begins::Anew, Begins::Checkpoint);
+        let _ = settle.try_send(Settled { seats: plan.cluster.seats(), begins, addresses: Vec::new() });
     }
-    let (alive, mut all_written) = mpsc::channel(1);
-    let control = Arc::new(Control {
-        plan: plan.clone(),
-        inputs: inputs.clone(),
-        alive: Mutex::new(Some(alive)),
-        sessions: Arc::clone(&lasting.sessions),
-    });
-    let shared = Arc::new(Shared {
-        silence: lead.silence,
-        envelope,
-        shards,
-        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
-        meters: Arc::clone(&lasting.meters),
-        guests: Guests::default(),
-        sessions: Arc::clone(&lasting.sessions),
-        control: Some(Arc::clone(&control)),
-    });
-    let _ = served.set(Arc::clone(&shared));
-    let (session, address) = (SessionId(0), lead.advertise.clone());
-    let joined = Event::ServerJoined { session, server: ServerId(0), address };
-    coordinator::tell(&inputs, Input::Event(joined)).await;
+    let joining = Joins { address: lead.advertise.clone(), copies: lasting.host.copies() };
+    if !is_settled_now {
+        joining.join(&inputs).await;
+    }
 
     let mut every = tokio::time::interval(METER_EVERY);
     let gone = || End::Stop(Stop::Failed { reason: "the coordinator's thread is gone".into() });
     let end = loop {
         tokio::select! {
+            Some(settled) = settled.recv() => {
+                let Settled { seats, begins, addresses } = settled;
+                let begins = Life { plan, envelope, seats, begins: &begins, store };
+                let hosted = at_length(|| lasting.host.start(&begins, &tell))?;
+                for (shard, link) in &hosted.shards {
+                    let (shard, link) = (*shard, link.clone());
+                    coordinator::tell(&inputs, Input::LocalShard { shard, link }).await;
+                }
+                lasting.host.feed(&hosted, &addresses, (lasting.endpoint, envelope), lead.silence);
+                let _ = shared.hosted.set(hosted);
+                if is_settled_now {
+                    joining.join(&inputs).await;
+                }
+            }
             end = &mut end => break end.unwrap_or_else(|_| gone()),
             () = &mut lasting.interrupted, if !lasting.is_interrupted => {
                 lasting.is_interrupted = true;
@@ -225,10 +277,10 @@ async fn life<F: Future<Output = ()>>(
             }
         }
     };
-    for (_, link) in &shared.shards {
-        link.stop();
+    if let Some(hosted) = shared.hosted.get() {
+        at_length(|| lasting.host.stop(hosted));
     }
-    if let End::RollBack = end {
+    if let End::RollBack(_) = end {
         shared.guests.close("the run goes back to its last checkpoint");
         return Ok(match lasting.is_interrupted {
             true => End::Stop(Stop::Failed { reason: "server 0 was told to end".into() }),
@@ -241,7 +293,21 @@ async fn life<F: Future<Output = ()>>(
     Ok(end)
 }
 
-fn measure(inputs: &Sender<Input>, shared: &Shared) {
-    let measured = Event::Measured { server: ServerId(0), meter: shared.meters.total() };
+/// Where server 0 is, and what it has, as the coordinator is told once its shards may be given orders.
+struct Joins {
+    address: String,
+    copies: Vec<Copy>,
+}
+
+impl Joins {
+    async fn join(&self, inputs: &Sender<Input>) {
+        let (session, address, copies) = (SessionId(0), self.address.clone(), self.copies.clone());
+        let joined = Event::ServerJoined { session, server: ServerId(0), address, copies };
+        coordinator::tell(inputs, Input::Event(joined)).await;
+    }
+}
+
+fn measure(inputs: &Sender<Input>, meters: &Meters) {
+    let measured = Event::Measured { server: ServerId(0), meter: meters.total() };
     let _ = inputs.send(Input::Event(measured));
 }

@@ -3,14 +3,17 @@
 pub mod clock;
 mod coordinator;
 mod follower;
+mod host;
 mod keeper;
 mod leader;
 mod meter;
+mod replication;
 mod restore;
 mod run_directory;
 mod server;
 mod session;
 mod shard;
+mod standby;
 
 pub use coordinator::{DECISIONS_FILE, EVENTS_FILE};
 pub use run_directory::{MODEL_FILE, PLAN_FILE, SUMMARY_FILE};

@@ -25,7 +25,7 @@ pub(crate) struct Found {
 /// # Errors
 /// If the store cannot be read, or the checkpoint is of another training.
 pub(crate) fn find(store: &Arc<dyn Store>, plan: &Plan, lives: &RunState) -> anyhow::Result<Found> {
-    let next = list(&**store)?.iter().map(|listed| listed.number).max().map_or(1, |most| most + 1);
+    let next = next_number(store)?;
     let (found, skipped) = newest(store)?;
     for skipped in &skipped {
         tracing::warn!(number = skipped.number, why = %skipped.why, "a damaged checkpoint is passed over");
@@ -47,6 +47,23 @@ pub(crate) fn find(store: &Arc<dyn Store>, plan: &Plan, lives: &RunState) -> any
     let at_us = manifest.at_us;
     let restore = Restore { at_us, ..Restore::new(manifest.number, state, &remembered.shards, next) };
     Ok(Found { restore, tally: Some(remembered.tally) })
+}
+
+/// The number of the next checkpoint: above that of any that was begun.
+///
+/// # Errors
+/// If the store cannot be read.
+pub(crate) fn next_number(store: &Arc<dyn Store>) -> anyhow::Result<u64> {
+    Ok(list(&**store)?.iter().map(|listed| listed.number).max().map_or(1, |most| most + 1))
+}
+
+/// What had been counted when this checkpoint was taken.
+///
+/// # Errors
+/// If it is not there, is damaged, or is of another training.
+pub(crate) fn tally(store: &Arc<dyn Store>, plan: &Plan, number: u64) -> anyhow::Result<serde_json::Value> {
+    let checkpoint = Checkpoint::open(store, number).with_context(|| format!("checkpoint {number}"))?;
+    Ok(remembered(&checkpoint, plan)?.tally)
 }
 
 /// What a checkpoint remembers beside the values, checked against the plan.

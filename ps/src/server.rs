@@ -3,34 +3,33 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::timeout;
-use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Envelope, Header, Reject, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::shard::Shard;
 use windlass_ps_core::store::Snapshot;
 use windlass_transport::{
     Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Role,
 };
 
 use crate::coordinator::{self, Control};
-use crate::follower::{self, Waits};
+use crate::follower::{self, Joining, Waits};
+use crate::host::Hosted;
 use crate::leader::{self, Lead};
 use crate::meter::Meters;
-use crate::restore;
 use crate::session;
-use crate::shard::{self, ShardLink, ShardMessage};
+use crate::shard::ShardLink;
+use crate::standby::{self, StandbyLink};
 
 /// The folder of a run directory where checkpoints are kept, unless it is said where.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -140,7 +139,7 @@ pub async fn serve_within(
             leader::lead(&endpoint, lead, interrupted).await?
         }
         (Role::Server(id), Part::Follower { coordinator }) if id != ServerId(0) => {
-            let joining = Body::JoinServer { address: options.advertise, port: address.port() };
+            let joining = Joining { address: options.advertise, port: address.port() };
             let waits = Waits { connect: options.connect_deadline, silence };
             follower::follow(&endpoint, id, &coordinator, joining, waits, interrupted).await?
         }
@@ -166,12 +165,37 @@ pub(crate) struct Shared {
     /// How long a peer may stand still in the middle of a frame.
     pub(crate) silence: Duration,
     pub(crate) envelope: Envelope,
-    pub(crate) shards: Vec<(ShardId, ShardLink)>,
+    /// Once it is known which shards this server has.
+    pub(crate) hosted: OnceLock<Hosted>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) guests: Guests,
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) control: Option<Arc<Control>>,
+}
+
+impl Shared {
+    /// The shards that this server is the primary of.
+    pub(crate) fn shards(&self) -> &[(ShardId, ShardLink)] {
+        self.hosted.get().map(|hosted| hosted.shards.as_slice()).unwrap_or_default()
+    }
+
+    /// The standby of a shard, if this peer is the one that feeds it.
+    fn standby_of(&self, shard: ShardId, peer: Role, from: Envelope) -> Result<StandbyLink, Reject> {
+        if from.run != self.envelope.run {
+            return Err(Reject::WrongRun { expected: self.envelope.run, found: from.run });
+        }
+        if from.lineage != self.envelope.lineage {
+            return Err(Reject::WrongLineage { expected: self.envelope.lineage, found: from.lineage });
+        }
+        let hosted = self.hosted.get().ok_or(Reject::UnknownShard { shard })?;
+        let primary = hosted.seats.get(shard.index()).map(|seats| Role::Server(seats.primary));
+        if primary != Some(peer) {
+            return Err(Reject::NotAllowed { role: peer.to_string() });
+        }
+        let standby = hosted.standbys.iter().find(|(id, _)| *id == shard);
+        standby.map(|(_, link)| link.clone()).ok_or(Reject::UnknownShard { shard })
+    }
 }
 
 /// Whoever is connected in one life of the run: when it goes back, they all have to come again.
@@ -213,24 +237,6 @@ pub(crate) fn at_length<T>(work: impl FnOnce() -> T) -> T {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
         _ => work(),
     }
-}
-
-/// Starts a shard with its initial values, or those of a checkpoint.
-pub(crate) fn start_shard(
-    plan: &Plan,
-    envelope: Envelope,
-    id: ShardId,
-    from: Option<(&Arc<dyn Store>, u64)>,
-    tell: impl FnMut(ShardMessage) + Send + 'static,
-) -> Result<ShardLink, Failure> {
-    let shard = match from {
-        Some((store, number)) => {
-            let image = restore::image(store, number, plan, id).or_exit(Exit::Input)?;
-            Shard::restored(plan, envelope.run, envelope.lineage, id, image).or_exit(Exit::Input)?
-        }
-        None => Shard::new(plan, envelope.run, envelope.lineage, id).or_exit(Exit::Input)?,
-    };
-    shard::spawn(id, shard, tell).or_exit(Exit::System)
 }
 
 /// A shard's part of the result, slice by slice in order.
@@ -276,7 +282,7 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
     let reason = match first {
         Err(error) => Reject::Malformed { reason: error.to_string() },
         Ok(Header { run, lineage, term, worker, incarnation, body: Body::Open { shard }, .. }) => {
-            match shared.shards.iter().find(|(id, _)| *id == shard) {
+            match shared.shards().iter().find(|(id, _)| *id == shard) {
                 Some((_, link)) => {
                     let envelope = Envelope { run, lineage, term, worker, incarnation };
                     let session = SessionId(shared.sessions.fetch_add(1, Ordering::Relaxed));
@@ -289,6 +295,19 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
                     return;
                 }
                 None => Reject::UnknownShard { shard },
+            }
+        }
+        Ok(Header { run, lineage, body: Body::Replicate { shard }, .. }) => {
+            let from = Envelope { run, lineage, ..shared.envelope };
+            match shared.standby_of(shard, peer, from) {
+                Ok(link) => {
+                    let pool = Arc::clone(&shared.pool);
+                    if let Err(error) = standby::serve(shared.envelope, stream, link, pool).await {
+                        tracing::debug!(%peer, %shard, %error, "a standby is no longer fed");
+                    }
+                    return;
+                }
+                Err(reason) => reason,
             }
         }
         Ok(header) => match &shared.control {

@@ -10,10 +10,10 @@ use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values}
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
 use windlass_transport::{
-    Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, PooledFloats, Role, bytes_of,
+    Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
 
-use crate::shard::ShardLink;
+use crate::shard::{Gradient, ShardLink};
 
 /// Answers that may wait for a session's stream. A request gives at most three.
 const REPLIES_MAX: usize = 64;
@@ -115,7 +115,7 @@ impl Reader {
     }
 
     /// Reads a push's payload straight into a pooled buffer; one that is not right is skipped and refused.
-    async fn gradient(&mut self, push: Push) -> Result<Option<(Push, PooledFloats)>, SessionError> {
+    async fn gradient(&mut self, push: Push) -> Result<Option<(Push, Gradient)>, SessionError> {
         if let Err(reason) = self.shard.shape.check_push(&push) {
             let limit = push.codec.bytes(self.shard.shape.values()).saturating_mul(2);
             if push.payload_bytes > limit {
@@ -131,7 +131,7 @@ impl Reader {
         match push.codec {
             Codec::F32 => self.receiver.payload(cast_slice_mut(&mut gradient)).await?,
         }
-        Ok(Some((push, gradient)))
+        Ok(Some((push, gradient.into())))
     }
 
     async fn refuse_and_end(&self, reason: Reject) -> Result<(), SessionError> {

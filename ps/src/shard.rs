@@ -2,18 +2,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use windlass_common::ids::ShardId;
 use windlass_common::wire::{Order, Record, Report, Standing};
 use windlass_ps_core::SessionId;
+use windlass_ps_core::replica::Gate;
 use windlass_ps_core::shard::{Effect, Event, Image, Reply, Shard};
 use windlass_ps_core::store::{Shape, Snapshot};
-use windlass_transport::{Connection, PooledFloats};
+use windlass_transport::{Connection, PooledFloats, bytes_of};
 
 use crate::clock;
+use crate::replication::Told;
 
 /// Requests that may wait for a shard; a session that finds no place stops reading its stream.
 pub(crate) const REQUESTS_MAX: usize = 256;
@@ -25,12 +29,40 @@ const BATCH_MAX: usize = 16;
 const RECORDS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
 
+/// A gradient, which the shard and the way to its standby share.
+#[derive(Clone, Debug)]
+pub(crate) struct Gradient(Arc<PooledFloats>);
+
+impl From<PooledFloats> for Gradient {
+    fn from(floats: PooledFloats) -> Self {
+        Self(Arc::new(floats))
+    }
+}
+
+impl AsRef<[f32]> for Gradient {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Gradient {
+    pub(crate) fn into_bytes(self) -> Bytes {
+        bytes_of(self.0)
+    }
+}
+
 /// What a shard's thread is told.
 pub(crate) enum Input {
     /// Answers for this session go there; if it does not take them, its connection is closed.
     Attach { session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection },
     /// Something has happened.
-    Event(Event<PooledFloats>, Option<OwnedSemaphorePermit>),
+    Event(Event<Gradient>, Option<OwnedSemaphorePermit>),
+    /// A standby is reached: it is told this way what happens.
+    Replicate(mpsc::UnboundedSender<Told>),
+    /// It has done everything up to this number.
+    Confirmed(u64),
+    /// It is gone.
+    StandbyGone(String),
     /// The run is over.
     Stop,
 }
@@ -60,7 +92,7 @@ pub(crate) struct ShardLink {
 
 impl ShardLink {
     /// Hands over a request, waiting for a place.
-    pub(crate) async fn request(&self, event: Event<PooledFloats>) {
+    pub(crate) async fn request(&self, event: Event<Gradient>) {
         let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         self.put(Input::Event(event, Some(permit)));
     }
@@ -80,7 +112,22 @@ impl ShardLink {
         self.put(Input::Event(Event::Closed { session }, None));
     }
 
-    /// Ends the thread.
+    /// Tells a standby what happens, from the whole on; false if the thread has ended.
+    pub(crate) fn replicate(&self, tell: mpsc::UnboundedSender<Told>) -> bool {
+        self.inputs.send(Input::Replicate(tell)).is_ok()
+    }
+
+    /// The standby has done so much.
+    pub(crate) fn confirmed(&self, number: u64) {
+        self.put(Input::Confirmed(number));
+    }
+
+    /// The standby is gone; false if the thread has ended.
+    pub(crate) fn standby_gone(&self, why: String) -> bool {
+        self.inputs.send(Input::StandbyGone(why)).is_ok()
+    }
+
+    /// Ends the thread, which gives the shard back.
     pub(crate) fn stop(&self) {
         self.put(Input::Stop);
     }
@@ -100,15 +147,16 @@ impl ShardLink {
     }
 }
 
-/// Starts the thread of a shard. `tell` brings its reports to the coordinator, and waits if it must.
+/// Starts the thread of a shard, which has to act upon `early` first. `tell` brings its reports to the coordinator, and waits if it must.
 ///
 /// # Errors
 /// If the system gives no thread.
 pub(crate) fn spawn(
     id: ShardId,
-    shard: Shard<PooledFloats>,
+    shard: Shard<Gradient>,
+    early: Vec<Effect>,
     tell: impl FnMut(ShardMessage) + Send + 'static,
-) -> std::io::Result<ShardLink> {
+) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
     let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
     let shape = Arc::new(shard.shape().clone());
     let thread = Thread {
@@ -116,37 +164,46 @@ pub(crate) fn spawn(
         queue: receiver,
         sessions: HashMap::new(),
         records: Vec::with_capacity(RECORDS_MAX),
-        effects: Vec::new(),
+        effects: early,
+        gate: Gate::default(),
+        standby: None,
+        full_at: None,
         tell,
     };
-    std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run())?;
-    Ok(ShardLink { shape, inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) })
+    let thread = std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run())?;
+    Ok((ShardLink { shape, inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) }, thread))
 }
 
 struct Thread<F> {
-    shard: Shard<PooledFloats>,
+    shard: Shard<Gradient>,
     queue: Receiver<Input>,
     sessions: HashMap<SessionId, (mpsc::Sender<Reply>, Connection)>,
     records: Vec<Record>,
     effects: Vec<Effect>,
+    /// What is shown waits for the standby.
+    gate: Gate,
+    standby: Option<mpsc::UnboundedSender<Told>>,
+    /// The standby has all when it has confirmed this.
+    full_at: Option<u64>,
     tell: F,
 }
 
 impl<F: FnMut(ShardMessage)> Thread<F> {
-    fn run(mut self) {
+    fn run(mut self) -> Shard<Gradient> {
         let inputs = self.queue.clone();
+        self.act();
         let mut next_tick = Instant::now() + TICK;
         loop {
             match inputs.recv_deadline(next_tick) {
                 Ok(first) => {
                     for input in std::iter::once(first).chain(inputs.try_iter().take(BATCH_MAX - 1)) {
                         if !self.take(input) {
-                            return;
+                            return self.shard;
                         }
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return self.shard,
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
@@ -169,6 +226,16 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
                 self.shard.handle(clock::now(), event, &mut self.effects);
                 self.act();
             }
+            // Whoever has lost a standby that had all waits for the coordinator.
+            Input::Replicate(_) if self.gate.is_shut() => {}
+            Input::Replicate(tell) => {
+                self.gate = Gate::default();
+                self.standby = Some(tell);
+                self.shard.begin_feeding(&mut self.effects);
+                self.act();
+            }
+            Input::Confirmed(number) => self.confirmed(number),
+            Input::StandbyGone(why) => self.standby_gone(why),
             Input::Stop => return false,
         }
         true
@@ -177,31 +244,79 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
     fn act(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
-            match effect {
-                Effect::Reply { session, reply } => self.reply(session, reply),
-                Effect::Record(record) => {
-                    self.records.push(record);
-                    if self.records.len() >= RECORDS_MAX {
-                        self.tell_records();
-                    }
-                }
-                Effect::Report(Report::Standing(standing)) => {
-                    let queue = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-                    (self.tell)(ShardMessage::Report(Report::Standing(Standing { queue, ..standing })));
-                }
-                Effect::Report(report) => (self.tell)(ShardMessage::Report(report)),
-                Effect::Image { checkpoint, image } => {
-                    // What the checkpoint holds is told before it is said to be taken.
-                    self.tell_records();
-                    (self.tell)(ShardMessage::Image { checkpoint, image });
-                }
-                Effect::Final { snapshot, partial } => {
-                    self.tell_records();
-                    (self.tell)(ShardMessage::Final { snapshot, partial });
-                }
+            if let Some(effect) = self.gate.pass(effect) {
+                self.carry_out(effect);
             }
         }
         self.effects = effects;
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Fed => self.feed(),
+            Effect::Reply { session, reply } => self.reply(session, reply),
+            Effect::Record(record) => {
+                self.records.push(record);
+                if self.records.len() >= RECORDS_MAX {
+                    self.tell_records();
+                }
+            }
+            Effect::Report(Report::Standing(standing)) => {
+                let queue = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+                (self.tell)(ShardMessage::Report(Report::Standing(Standing { queue, ..standing })));
+            }
+            Effect::Report(report) => (self.tell)(ShardMessage::Report(report)),
+            Effect::Image { checkpoint, image } => {
+                // What the checkpoint holds is told before it is said to be taken.
+                self.tell_records();
+                (self.tell)(ShardMessage::Image { checkpoint, image });
+            }
+            Effect::Final { snapshot, partial } => {
+                self.tell_records();
+                (self.tell)(ShardMessage::Final { snapshot, partial });
+            }
+        }
+    }
+
+    fn feed(&mut self) {
+        let number = self.gate.next();
+        let Some((feed, floats)) = self.shard.next_feed() else { return };
+        if let Some(standby) = &self.standby {
+            // If nobody listens any more, that is told by whoever did.
+            let _ = standby.send(Told { number, feed, floats });
+        }
+    }
+
+    fn confirmed(&mut self, number: u64) {
+        let mut shown = Vec::new();
+        self.gate.confirmed(number, &mut shown);
+        for effect in shown {
+            self.carry_out(effect);
+        }
+        match self.full_at {
+            // What it was told first has taken long; what is on its way will not.
+            None if self.standby.is_some() => {
+                self.shard.told_all(&mut self.effects);
+                self.act();
+                self.gate.shut();
+                self.full_at = Some(self.gate.told());
+            }
+            Some(full) if number >= full => {
+                self.full_at = Some(u64::MAX);
+                (self.tell)(ShardMessage::Report(Report::Replicated));
+            }
+            _ => {}
+        }
+    }
+
+    fn standby_gone(&mut self, why: String) {
+        self.standby = None;
+        if self.gate.is_shut() {
+            // Nothing is shown any more before the coordinator has decided.
+            (self.tell)(ShardMessage::Report(Report::StandbyLost { why }));
+        } else {
+            self.shard.end_feeding();
+        }
     }
 
     fn reply(&mut self, session: SessionId, reply: Reply) {

@@ -15,7 +15,7 @@ use windlass_common::plan::{
     StalenessScaling, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
-use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Order, Resume, Welcome};
+use windlass_common::wire::{Begins, Body, Envelope, HEADER_BYTES_MAX, Header, Order, Resume, Welcome};
 use windlass_ps::{Options, Part, serve, serve_within};
 use windlass_transport::{
     Endpoint, FrameReceiver, FrameSender, Identity, Limits, Priority, Role, RunAuthority,
@@ -33,6 +33,7 @@ fn plan() -> Plan {
         cluster: Cluster {
             servers: 2,
             shards_per_server: 1,
+            replicas: 0,
             workers: 1,
             membership: Membership::Fixed,
             join_deadline_s: 30,
@@ -87,7 +88,8 @@ impl Control {
             next,
             clients,
             checkpoints,
-            restore: None,
+            seats: Vec::new(),
+            begins: Begins::Anew,
         }))
         .await;
     }
@@ -216,7 +218,7 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
         let connection = endpoint.connect(address.await.unwrap(), who, limits.handshake).await.unwrap();
         let (sender, receiver) = connection.open_stream(Priority::High).await.unwrap();
         let mut heard = Control { sender, receiver, buffer: AlignedVec::new() };
-        heard.say(Body::JoinServer { address: None, port: 1 }).await;
+        heard.say(Body::JoinServer { address: None, port: 1, copies: Vec::new() }).await;
         assert!(matches!(heard.hear().await, Some(Body::Welcome(_))));
         // The workers are waited for; nothing else is due.
         for _ in 0..2 {

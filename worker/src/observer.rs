@@ -95,11 +95,11 @@ impl Observer {
         let (endpoint, session) = join(coordinator, identity, within, patience).await?;
         let layout = session.plan.layout().map_err(PlanError::from)?;
         let placement = session.plan.placement()?;
-        let connections = session.connect_to_servers(&endpoint, within).await?;
-        let links = (0..placement.shards()).map(ShardId).map(|shard| {
-            let server = session.plan.cluster.server_of(shard);
-            Link::open(&connections[server.index()], shard, session.envelope, patience.silence)
-        });
+        let shards = placement.shards();
+        let (connections, of_shards) = session.connect_to_servers(&endpoint, shards, within).await?;
+        let links = (0..).map(ShardId).zip(&of_shards);
+        let links = links
+            .map(|(shard, connection)| Link::open(connection, shard, session.envelope, patience.silence));
         let links = try_join_all(links).await?;
         let envelope = session.envelope;
         let cuts = Cuts::new(&layout, &placement);

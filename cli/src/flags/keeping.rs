@@ -36,10 +36,11 @@ impl KeepingFlags {
 }
 
 /// The flags of `windlass train` that `--resume` may be given with.
-const WITH_RESUME: [&str; 13] = [
+const WITH_RESUME: [&str; 14] = [
     "resume",
     "servers",
     "shards_per_server",
+    "replicas",
     "workers",
     "checkpoint_every",
     "keep",
@@ -57,6 +58,7 @@ const WITH_RESUME: [&str; 13] = [
 pub(crate) struct Changes {
     pub(crate) servers: Option<u32>,
     pub(crate) shards_per_server: Option<u32>,
+    pub(crate) replicas: Option<u32>,
     pub(crate) workers: Option<u32>,
     pub(crate) every: Option<Every>,
     pub(crate) keep: Option<u32>,
@@ -70,6 +72,7 @@ impl Changes {
         Self {
             servers: is_given("servers").then_some(recipe.servers),
             shards_per_server: is_given("shards_per_server").then_some(recipe.shards_per_server),
+            replicas: is_given("replicas").then_some(recipe.replicas),
             workers: is_given("workers").then_some(recipe.workers),
             every: is_given("checkpoint_every").then_some(checkpoints.checkpoint_every),
             keep: is_given("keep").then_some(checkpoints.keep),

@@ -313,13 +313,14 @@ mod tests {
     fn a_run_that_is_gone_on_with_takes_only_what_may_change() {
         let flags = train("--resume runs/x").unwrap();
         assert_eq!((flags.resume, flags.changes), (Some("runs/x".into()), Changes::default()));
-        let all = "--resume runs/x --servers 3 --shards-per-server 2 --workers 5 --checkpoint-every 30s --keep 4 \
+        let all = "--resume runs/x --servers 3 --shards-per-server 2 --replicas 1 --workers 5 --checkpoint-every 30s --keep 4 \
                    --checkpoints s3://b/x --restarts 1 --connect-deadline 20 --quiet --target 0.9 --data d \
                    --worker-program w";
         let flags = train(all).unwrap();
         let expected = Changes {
             servers: Some(3),
             shards_per_server: Some(2),
+            replicas: Some(1),
             workers: Some(5),
             every: Some(Every::Seconds(30)),
             keep: Some(4),

@@ -89,6 +89,10 @@ pub(crate) struct RecipeFlags {
     /// Shards in each server process, each with a thread of its own
     #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Cluster")]
     pub(crate) shards_per_server: u32,
+    /// Copies of each shard, on other servers, that are kept equal to it, so that nothing is lost with a server: 0 or 1
+    #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = "Cluster",
+          value_parser = clap::value_parser!(u32).range(0..=1))]
+    pub(crate) replicas: u32,
     /// Number of worker processes
     #[arg(long, value_name = "COUNT", default_value_t = 3, help_heading = "Cluster")]
     pub(crate) workers: u32,

@@ -85,6 +85,7 @@ fn changed(before: &Plan, changes: Changes) -> Outcome<Plan> {
         && before.mode.local().is_none();
     cluster.servers = changes.servers.unwrap_or(cluster.servers);
     cluster.shards_per_server = changes.shards_per_server.unwrap_or(cluster.shards_per_server);
+    cluster.replicas = changes.replicas.unwrap_or(cluster.replicas);
     plan.checkpoints.every = changes.every.unwrap_or(plan.checkpoints.every);
     plan.checkpoints.keep = changes.keep.unwrap_or(plan.checkpoints.keep);
     let workers = changes.workers.unwrap_or(before.cluster.workers);
@@ -190,6 +191,7 @@ mod tests {
         let changes = Changes {
             servers: Some(3),
             shards_per_server: Some(2),
+            replicas: Some(1),
             workers: Some(5),
             every: Some(Every::Steps(9)),
             keep: Some(7),

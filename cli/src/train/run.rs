@@ -242,7 +242,7 @@ impl Run {
             self.show.notice(&sentence);
         }
         // A run that goes back fails first; if it cannot go on, that is said when it stops.
-        if status.phase != Phase::Failed || !self.view.has_checkpoints() {
+        if status.phase != Phase::Failed || !self.view.survives_servers() {
             self.show.status(&status);
         }
         // Later the file of a process that was started again may not have been read yet.
@@ -263,7 +263,7 @@ impl Run {
     fn lost(&mut self, error: &ClientError) {
         if self.is_over {
             self.view.lose_statuses();
-        } else if self.view.has_checkpoints() {
+        } else if self.view.survives_servers() {
             self.look_again();
         } else {
             // If the coordinator is gone its process has ended, which says more than this.
@@ -300,7 +300,7 @@ impl Run {
             // When the servers go, the evaluator loses them like everybody else.
             Some(Judged::Lost(_) | Judged::Failed(_)) if self.is_over => {}
             // They may be about to come back.
-            Some(Judged::Lost(_)) if self.view.has_checkpoints() => self.view.lose_values(),
+            Some(Judged::Lost(_)) if self.view.survives_servers() => self.view.lose_values(),
             Some(Judged::Lost(_) | Judged::Failed(_)) if !self.unclear.is_empty() => {}
             Some(judged) => {
                 self.show.judged(&judged);
@@ -317,7 +317,7 @@ impl Run {
             is_over: self.is_over,
             has_left: self.view.has_left(exited.role),
             has_waited,
-            has_checkpoints: self.view.has_checkpoints(),
+            survives: self.view.survives_servers(),
         };
         match verdict(exited.role, exited.status, known) {
             Verdict::Fine => {}

@@ -32,7 +32,7 @@ pub(super) struct Known {
     /// The coordinator has had time to say what it knows.
     pub(super) has_waited: bool,
     /// There are checkpoints from which the run can go on without what a server had.
-    pub(super) has_checkpoints: bool,
+    pub(super) survives: bool,
 }
 
 /// What the end of the process in this role means.
@@ -45,7 +45,7 @@ pub(super) fn verdict(role: Role, status: ExitStatus, known: Known) -> Verdict {
         _ if known.is_over || known.has_left => Verdict::Remark,
         _ if may_be_told_why => Verdict::Wait,
         Role::Observer => Verdict::Fatal(Exit::Run),
-        Role::Server(_) if !known.has_checkpoints => Verdict::Fatal(Exit::Run),
+        Role::Server(_) if !known.survives => Verdict::Fatal(Exit::Run),
         // The coordinator has ended the run.
         Role::Server(id) if id.0 == 0 && is(Exit::Run) => Verdict::Fatal(Exit::Run),
         // It would say the same again.
@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    const KNOWN: Known = Known { is_over: false, has_left: false, has_waited: false, has_checkpoints: false };
+    const KNOWN: Known = Known { is_over: false, has_left: false, has_waited: false, survives: false };
     const FIRST: Role = Role::Server(ServerId(0));
     const SERVER: Role = Role::Server(ServerId(1));
     const WORKER: Role = Role::Worker(WorkerId(0));
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn with_checkpoints_a_server_is_started_again_unless_it_would_say_the_same() {
-        let known = Known { has_checkpoints: true, ..KNOWN };
+        let known = Known { survives: true, ..KNOWN };
         let waited = Known { has_waited: true, ..known };
         for role in [FIRST, SERVER] {
             for status in [9, 15, code(6), code(101), code(130)] {

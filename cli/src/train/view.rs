@@ -69,10 +69,10 @@ impl View {
         }
     }
 
-    /// Whether there are, or may come, checkpoints from which the run goes on when a server is lost.
-    pub(super) fn has_checkpoints(&self) -> bool {
+    /// Whether the run can go on when a server is lost: from a copy that another has, or from a checkpoint.
+    pub(super) fn survives_servers(&self) -> bool {
         let newest = self.status.as_ref().and_then(|status| status.checkpoints.newest);
-        self.plan.checkpoints.every != Every::Never || newest.is_some()
+        self.plan.cluster.replicas > 0 || self.plan.checkpoints.every != Every::Never || newest.is_some()
     }
 
     /// Connects to the run, once more if need be. What was seen last stays known.
@@ -80,7 +80,7 @@ impl View {
         (self.statuses, self.reader, self.evaluator, self.blind) = (None, None, None, None);
         let (coordinator, identity) = (coordinator.to_owned(), identity.clone());
         let within = Duration::from_secs(self.plan.cluster.join_deadline_s);
-        let connecting = match self.has_checkpoints() {
+        let connecting = match self.survives_servers() {
             true => tokio::spawn(connect_again(coordinator, identity, within)),
             false => tokio::spawn(async move { Observer::connect(&coordinator, &identity, within).await }),
         };

@@ -30,6 +30,11 @@ impl Gate {
         self.told
     }
 
+    /// The number of what was told last.
+    pub fn told(&self) -> u64 {
+        self.told
+    }
+
     /// The standby has all, but for what is on its way: from now on it confirms before anything is shown.
     pub fn shut(&mut self) {
         self.is_closed = true;

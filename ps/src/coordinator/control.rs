@@ -8,14 +8,15 @@ use crossbeam::channel::Sender;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
-use windlass_common::ids::{ServerId, ShardId};
+use windlass_common::ids::ServerId;
+use windlass_common::ids::ShardId;
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Header, Reject, Report};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::coordinator::Event;
+use windlass_ps_core::coordinator::{Copy, Event};
 use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, Role};
 
-use super::{Input, OUTGOING_MAX, Outgoing, tell};
+use super::{Input, OUTGOING_MAX, Outgoing, SeatsOnce, tell};
 use crate::session::SessionError;
 
 /// Longest message to the coordinator; the records of a shard come in batches far below it.
@@ -28,6 +29,7 @@ pub(crate) struct Control {
     /// Each control stream that is still written to holds a copy. Taken when the run has ended.
     pub(crate) alive: Mutex<Option<mpsc::Sender<()>>>,
     pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) seats: SeatsOnce,
 }
 
 /// Serves a control stream until it ends. Its first frame has been read and is `first`.
@@ -96,8 +98,8 @@ impl Reader {
             (Body::Checkpoint, Role::Observer) => Event::Checkpoint { session },
             (Body::Conclude, Role::Observer) => Event::Conclude { session },
             (Body::Observe, Role::Observer) => Event::ObserverJoined { session },
-            (Body::JoinServer { address, port }, Role::Server(server)) => {
-                return self.server_joined(server, address, port).await;
+            (Body::JoinServer { address, port, copies }, Role::Server(server)) => {
+                return self.server_joined(server, address, port, &copies).await;
             }
             (Body::Report { shard, report }, Role::Server(server)) => {
                 return self.report(server, shard, report).await;
@@ -120,22 +122,27 @@ impl Reader {
         server: ServerId,
         address: Option<String>,
         port: u16,
+        copies: &[String],
     ) -> Result<(), SessionError> {
-        let (session, cluster) = (self.session, &self.control.plan.cluster);
-        if server.0 < cluster.servers {
-            for shard in cluster.shards_of(server) {
-                tell(&self.control.inputs, Input::RemoteShard { shard, session }).await;
-            }
-        }
+        let session = self.session;
+        let copies: Result<Vec<Copy>, _> = copies.iter().map(|copy| serde_json::from_str(copy)).collect();
+        let copies = copies.map_err(|error| {
+            SessionError::Refused(Reject::Malformed { reason: format!("of a copy: {error}") })
+        })?;
         let seen = std::net::SocketAddr::new(self.connection.remote_address().ip(), port);
         let address = address.unwrap_or_else(|| seen.to_string());
-        tell(&self.control.inputs, Input::Event(Event::ServerJoined { session, server, address })).await;
+        tell(&self.control.inputs, Input::Event(Event::ServerJoined { session, server, address, copies }))
+            .await;
         Ok(())
     }
 
     async fn report(&mut self, server: ServerId, shard: ShardId, report: Report) -> Result<(), SessionError> {
         let plan = &self.control.plan;
-        if shard.0 >= plan.cluster.shards() || plan.cluster.server_of(shard) != server {
+        let primary = match self.control.seats.get() {
+            Some(seats) => seats.get(shard.index()).map(|seats| seats.primary),
+            None => Some(plan.cluster.server_of(shard)),
+        };
+        if shard.0 >= plan.cluster.shards() || primary != Some(server) {
             return Err(SessionError::Refused(Reject::UnknownShard { shard }));
         }
         let input = match report {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 use windlass_common::wire::Member;
 use windlass_ps_core::Time;
-use windlass_ps_core::coordinator::RunState;
+use windlass_ps_core::coordinator::{Placed, RunState};
 
 /// The file's name in the run directory.
 pub const DECISIONS_FILE: &str = "decisions.jsonl";
@@ -24,7 +24,17 @@ const IN_USE: Duration = Duration::from_secs(2);
 #[serde(tag = "decision", rename_all = "lowercase")]
 enum Line {
     /// The run is in this lineage from now on, and goes on from this checkpoint.
-    Lineage { at_us: u64, run: String, lineage: Lineage, checkpoint: Option<u64> },
+    Lineage {
+        at_us: u64,
+        run: String,
+        lineage: Lineage,
+        checkpoint: Option<u64>,
+        /// It goes on from the copies that servers have, if they have all.
+        #[serde(default)]
+        copies: bool,
+    },
+    /// These servers have the shards from now on.
+    Placed { at_us: u64, placed: Placed },
     /// These take part from now on.
     Term { at_us: u64, term: Term, members: Vec<(WorkerId, Incarnation)> },
 }
@@ -37,6 +47,8 @@ pub(crate) struct Decided {
     pub(crate) lineage: Lineage,
     /// The last term, and the last life of each worker.
     pub(crate) lives: RunState,
+    /// Where the shards were decided to be last, if the run has not been told to begin with a checkpoint since.
+    pub(crate) placed: Option<Placed>,
 }
 
 /// The log of decisions of a run.
@@ -87,8 +99,13 @@ impl Decisions {
         run: RunId,
         lineage: Lineage,
         checkpoint: Option<u64>,
+        copies: bool,
     ) -> io::Result<()> {
-        self.write(&Line::Lineage { at_us: now.0, run: run.to_string(), lineage, checkpoint })
+        self.write(&Line::Lineage { at_us: now.0, run: run.to_string(), lineage, checkpoint, copies })
+    }
+
+    pub(crate) fn placed(&mut self, now: Time, placed: &Placed) -> io::Result<()> {
+        self.write(&Line::Placed { at_us: now.0, placed: placed.clone() })
     }
 
     pub(crate) fn term(&mut self, now: Time, term: Term, members: &[Member]) -> io::Result<()> {
@@ -123,7 +140,11 @@ fn lock(file: &File) -> io::Result<()> {
 impl Decided {
     fn take(&mut self, line: Line) {
         match line {
-            Line::Lineage { run, lineage, .. } => {
+            Line::Placed { placed, .. } => self.placed = Some(placed),
+            Line::Lineage { run, lineage, copies, .. } => {
+                if !copies {
+                    self.placed = None;
+                }
                 self.run = u64::from_str_radix(&run, 16).ok().map(RunId);
                 self.lineage = self.lineage.max(lineage);
             }
@@ -148,12 +169,12 @@ mod tests {
         assert!(!Decisions::exist(folder.path()));
         let (mut log, decided) = Decisions::open(folder.path()).unwrap();
         assert_eq!(decided.run, None);
-        log.lineage(Time(1), RunId(7), Lineage(0), None).unwrap();
+        log.lineage(Time(1), RunId(7), Lineage(0), None, false).unwrap();
         let member =
             |worker, incarnation| Member { worker: WorkerId(worker), incarnation: Incarnation(incarnation) };
         log.term(Time(2), Term(1), &[member(0, 1), member(1, 1)]).unwrap();
         log.term(Time(3), Term(2), &[member(0, 2)]).unwrap();
-        log.lineage(Time(4), RunId(7), Lineage(1), Some(3)).unwrap();
+        log.lineage(Time(4), RunId(7), Lineage(1), Some(3), false).unwrap();
         drop(log);
         assert!(Decisions::exist(folder.path()));
         // A line that was being written.
@@ -166,7 +187,7 @@ mod tests {
         assert_eq!((decided.run, decided.lineage), (Some(RunId(7)), Lineage(1)));
         let lives = [(WorkerId(0), Incarnation(2)), (WorkerId(1), Incarnation(1))].into();
         assert_eq!((decided.lives.term, decided.lives.incarnations), (Term(2), lives));
-        log.lineage(Time(5), RunId(7), Lineage(2), None).unwrap();
+        log.lineage(Time(5), RunId(7), Lineage(2), None, false).unwrap();
         drop(log);
         assert_eq!(Decisions::open(folder.path()).unwrap().1.lineage, Lineage(2));
         std::fs::write(&path, [b"{\"decision\":\n", &whole[..]].concat()).unwrap();

@@ -5,9 +5,10 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use windlass_common::ids::{ClientId, Lineage, ShardId, Step, Term, WorkerId};
-use windlass_common::wire::{Entry, Member, Outcome, Record, Stop, Task};
+use windlass_common::ids::{ClientId, Lineage, ServerId, ShardId, Step, Term, WorkerId};
+use windlass_common::wire::{Entry, Member, Outcome, Record, Seats, Stop, Task};
 use windlass_ps_core::Time;
+use windlass_ps_core::coordinator::Placed;
 
 use crate::run_directory::RunDirectory;
 
@@ -25,6 +26,7 @@ pub(crate) struct EventLog {
 struct PushLine {
     at_us: u64,
     event: &'static str,
+    number: u64,
     shard: u32,
     worker: u32,
     incarnation: u32,
@@ -108,6 +110,25 @@ struct RestoredLine {
     checkpoint: Option<u64>,
 }
 
+/// One line about which server has each shard, and which its standby, when the run goes on without a checkpoint.
+#[derive(Serialize)]
+struct SeatsLine {
+    at_us: u64,
+    event: &'static str,
+    lineage: u32,
+    primaries: Vec<Option<u32>>,
+    standbys: Vec<Option<u32>>,
+}
+
+/// One line about a standby that has all of a shard.
+#[derive(Serialize)]
+struct StandbyLine {
+    at_us: u64,
+    event: &'static str,
+    shard: u32,
+    server: u32,
+}
+
 /// A log to go on with. A last line that is not whole was being written when its writer died.
 fn open_whole(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
@@ -146,6 +167,7 @@ impl EventLog {
         self.line(&PushLine {
             at_us: record.at_us,
             event,
+            number: record.number,
             shard: shard.0,
             worker: record.worker.0,
             incarnation: record.incarnation.0,
@@ -223,6 +245,27 @@ impl EventLog {
     /// From here on the run is in this lineage: what came after the checkpoint, here above, counts no more.
     pub(crate) fn restored(&mut self, now: Time, lineage: Lineage, checkpoint: Option<u64>) {
         self.line(&RestoredLine { at_us: now.0, event: "restored", lineage: lineage.0, checkpoint });
+    }
+
+    /// From here on the run is in this lineage, from what servers have: all that is here above counts.
+    pub(crate) fn went_on(&mut self, now: Time, placed: &Placed) {
+        let servers = |of: &dyn Fn(&Seats) -> Option<u32>| placed.seats.iter().map(of).collect();
+        self.line(&SeatsLine {
+            at_us: now.0,
+            event: "went on",
+            lineage: placed.lineage.0,
+            primaries: servers(&|seats| Some(seats.primary.0)),
+            standbys: servers(&|seats| seats.standby.map(|server| server.0)),
+        });
+    }
+
+    /// The standby of a shard has all of it.
+    pub(crate) fn replicated(&mut self, now: Time, shard: ShardId, standby: ServerId) {
+        self.line(&StandbyLine { at_us: now.0, event: "replicated", shard: shard.0, server: standby.0 });
+    }
+
+    pub(crate) fn interrupted(&mut self, now: Time, why: &str) {
+        self.line(&EndLine { at_us: now.0, event: "interrupted", reason: why });
     }
 
     pub(crate) fn rolled_back(&mut self, now: Time, why: &str) {

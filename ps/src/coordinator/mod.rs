@@ -1,24 +1,27 @@
 //! Runs the coordinator on a thread of its own, carrying its orders and writing down what it decides.
 
 mod control;
+mod counted;
 mod decisions;
 mod event_log;
 mod summary;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::{mpsc, oneshot};
 use windlass_checkpoint::Manifest;
-use windlass_common::ids::{RunId, ShardId, WorkerId};
+use windlass_common::ids::{RunId, ServerId, ShardId, WorkerId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, Record, Report, Stop};
+use windlass_common::wire::{Begins, Body, Envelope, Order, Record, Report, Seats, Stop};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event};
+use windlass_ps_core::coordinator::{Complete, Coordinator, Effect, Event, Placed};
 use windlass_transport::{Connection, Role};
 
 pub(crate) use control::{Control, serve};
+pub(crate) use counted::{Counted, recount};
 pub use decisions::DECISIONS_FILE;
 pub(crate) use decisions::{Decided, Decisions};
 pub use event_log::EVENTS_FILE;
@@ -54,8 +57,6 @@ pub(crate) enum Input {
     Result { shard: ShardId, report: Report, values: Vec<f32> },
     /// The shard is in this process.
     LocalShard { shard: ShardId, link: ShardLink },
-    /// The shard is at the other end of this control stream.
-    RemoteShard { shard: ShardId, session: SessionId },
 }
 
 /// A control stream.
@@ -66,18 +67,25 @@ struct Session {
     is_welcome: bool,
 }
 
-enum Place {
-    Local(ShardLink),
-    Remote(SessionId),
-}
-
 /// How a life of the run ended.
 #[derive(Debug)]
 pub(crate) enum End {
     Stop(Stop),
-    /// It goes back to its last checkpoint.
-    RollBack,
+    /// It goes on in a new lineage: with what has been counted from the copies that servers have, without it from its last
+    /// checkpoint.
+    RollBack(Option<Box<Counted>>),
 }
+
+/// Where the shards are in this life of the run, and what they begin with.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) seats: Vec<Seats>,
+    pub(crate) begins: Begins,
+    pub(crate) addresses: Vec<String>,
+}
+
+/// Which server has each shard, for whoever checks what servers say. Set before any is told.
+pub(crate) type SeatsOnce = Arc<OnceLock<Vec<Seats>>>;
 
 /// Where checkpoints are kept, and by whom.
 pub(crate) struct Kept {
@@ -95,29 +103,31 @@ pub(crate) fn spawn(
     directory: RunDirectory,
     kept: Kept,
     (to_itself, inputs): (Sender<Input>, Receiver<Input>),
-    ended: oneshot::Sender<End>,
+    (settle, seats, ended): (mpsc::Sender<Settled>, SeatsOnce, oneshot::Sender<End>),
 ) -> std::io::Result<()> {
-    let Beginning { run, lineage, restore, tally, decisions } = beginning;
+    let Beginning { run, lineage, restore, counted, decisions } = beginning;
     let now = clock::now();
     let mut log = EventLog::open(&directory, restore.is_some())?;
     let core = match restore {
         Some(restore) => {
-            log.restored(now, lineage, restore.checkpoint);
-            log.flush();
+            if restore.placed.is_none() {
+                log.restored(now, lineage, restore.checkpoint);
+                log.flush();
+            }
             Coordinator::restored(plan.clone(), run, lineage, restore, now)
         }
         None => Coordinator::new(plan.clone(), run, now),
     };
-    let tally = match tally.map(serde_json::from_value::<Tally>) {
-        Some(Ok(tally)) => tally,
-        Some(Err(error)) => {
-            tracing::warn!(%error, "the counts of the checkpoint cannot be read; they begin anew");
-            Tally::new(&plan)
-        }
-        None => Tally::new(&plan),
-    };
+    let Counted { mut tally, logged } = counted;
+    tally.open_again();
     let thread = Thread {
         tally,
+        told: logged.clone(),
+        logged,
+        settle,
+        seats,
+        links: BTreeMap::new(),
+        early: Vec::new(),
         at_cut: AtCut::default(),
         plan,
         run,
@@ -128,7 +138,6 @@ pub(crate) fn spawn(
         kept,
         to_itself,
         sessions: HashMap::new(),
-        shards: BTreeMap::new(),
         results: BTreeMap::new(),
         effects: Vec::new(),
         ended: Some(ended),
@@ -158,7 +167,15 @@ struct Thread {
     tally: Tally,
     at_cut: AtCut,
     sessions: HashMap<SessionId, Session>,
-    shards: BTreeMap<ShardId, Place>,
+    /// Shards of this process, and orders for them before they are there.
+    links: BTreeMap<ShardId, ShardLink>,
+    early: Vec<(ShardId, Order)>,
+    /// Tells whoever starts them where the shards are.
+    settle: mpsc::Sender<Settled>,
+    seats: SeatsOnce,
+    /// Of each shard the last record that is in the log, and up to which its shard has been told so.
+    logged: BTreeMap<ShardId, u64>,
+    told: BTreeMap<ShardId, u64>,
     results: BTreeMap<ShardId, Vec<f32>>,
     effects: Vec<Effect>,
     /// Taken when this life of the run ends.
@@ -180,6 +197,7 @@ impl Thread {
                 next_tick = now + TICK;
                 self.handle(Event::Tick);
                 self.log.flush();
+                self.tell_logged();
             }
             if now >= next_alive {
                 next_alive = now + ALIVE_EVERY;
@@ -232,16 +250,22 @@ impl Thread {
                 self.handle(Event::Report { shard, report });
             }
             Input::LocalShard { shard, link } => {
-                self.shards.insert(shard, Place::Local(link));
-            }
-            Input::RemoteShard { shard, session } => {
-                self.shards.insert(shard, Place::Remote(session));
+                for (_, order) in self.early.extract_if(.., |(of, _)| *of == shard) {
+                    link.order(order);
+                }
+                self.links.insert(shard, link);
             }
         }
     }
 
     fn note(&mut self, shard: ShardId, records: &[Record]) {
         for record in records {
+            // One that is told again after somebody has died may be in the log.
+            let last = self.logged.entry(shard).or_default();
+            if record.number <= *last {
+                continue;
+            }
+            *last = record.number;
             self.tally.add(shard, record);
             self.log.push(shard, record);
         }
@@ -250,19 +274,23 @@ impl Thread {
     fn handle(&mut self, event: Event) {
         let mut effects = std::mem::take(&mut self.effects);
         self.core.handle(clock::now(), event, &mut effects);
-        for effect in effects.drain(..) {
-            self.act(effect);
-        }
+        let is_done = effects.drain(..).all(|effect| self.act(effect));
         self.effects = effects;
+        if !is_done {
+            let reason = "what has been decided could not be made durable".into();
+            self.handle(Event::Abort { session: None, reason });
+        }
     }
 
-    fn act(&mut self, effect: Effect) {
+    /// False if nothing that was decided after it may be acted upon.
+    fn act(&mut self, effect: Effect) -> bool {
         match effect {
-            Effect::Order { shard, order } => match self.shards.get(&shard) {
-                Some(Place::Local(link)) => link.order(order),
-                Some(Place::Remote(session)) => self.send(*session, Body::Order { shard, order }),
-                None => tracing::error!(%shard, "an order for a shard that nobody has offered"),
-            },
+            Effect::Order { shard, order } => self.order(shard, order),
+            Effect::Placed(placed) => return self.place(&placed),
+            Effect::Replicated { shard, standby } => {
+                tracing::info!(%shard, %standby, "the standby has all");
+                self.log.replicated(clock::now(), shard, standby);
+            }
             Effect::Send { session, body } => self.send(session, body),
             Effect::Membership { worker, what } => {
                 tracing::info!(%worker, what, term = self.core.term().0, "membership");
@@ -288,15 +316,24 @@ impl Thread {
                 }
                 self.log.checkpoint(clock::now(), number, failure.as_deref());
             }
-            Effect::RollBack { why } => {
-                tracing::warn!(why, "the run goes back to its last checkpoint");
-                self.log.rolled_back(clock::now(), &why);
+            Effect::RollBack { why, keeps } => {
+                match keeps {
+                    true => {
+                        tracing::warn!(why, "the run goes on from what the other servers have");
+                        self.log.interrupted(clock::now(), &why);
+                    }
+                    false => {
+                        tracing::warn!(why, "the run goes back to its last checkpoint");
+                        self.log.rolled_back(clock::now(), &why);
+                    }
+                }
                 self.log.flush();
                 for (_, session) in self.sessions.drain() {
                     session.connection.close(0, "the run goes back to its last checkpoint");
                 }
                 if let Some(ended) = self.ended.take() {
-                    let _ = ended.send(End::RollBack);
+                    let counted = || Counted { tally: self.tally.clone(), logged: self.logged.clone() };
+                    let _ = ended.send(End::RollBack(keeps.then(|| Box::new(counted()))));
                 }
             }
             Effect::Dealt { step, tasks } => self.log.dealt(clock::now(), step, &tasks),
@@ -311,6 +348,10 @@ impl Thread {
             Effect::Closed { step, cohort } => {
                 self.tally.closed(&cohort);
                 self.log.closed(clock::now(), step, &cohort);
+                if self.plan.cluster.replicas > 0 {
+                    // A coordinator that is started again counts by the log.
+                    self.log.flush();
+                }
             }
             Effect::Store => {
                 let result = self.store();
@@ -327,6 +368,51 @@ impl Thread {
                 if let Some(ended) = self.ended.take() {
                     let _ = ended.send(End::Stop(stop));
                 }
+            }
+        }
+        true
+    }
+
+    fn order(&mut self, shard: ShardId, order: Order) {
+        match self.core.primary(shard) {
+            ServerId(0) => match self.links.get(&shard) {
+                Some(link) => link.order(order),
+                None => self.early.push((shard, order)),
+            },
+            server => match self.core.session_of(server) {
+                Some(session) => self.send(session, Body::Order { shard, order }),
+                None => {
+                    tracing::error!(%shard, %server, "an order for a shard of a server that is not there")
+                }
+            },
+        }
+    }
+
+    /// Writes down which servers have the shards, before any of them is told.
+    fn place(&mut self, placed: &Placed) -> bool {
+        if let Err(error) = self.decisions.placed(clock::now(), placed) {
+            tracing::error!(%error, "where the shards are could not be made durable");
+            return false;
+        }
+        if placed.from.iter().any(Option::is_some) {
+            self.log.went_on(clock::now(), placed);
+            self.log.flush();
+        }
+        let _ = self.seats.set(placed.seats.clone());
+        let begins = with_logged(self.core.begins(), &self.logged, &self.plan);
+        let addresses = self.core.addresses();
+        let _ = self.settle.try_send(Settled { seats: placed.seats.clone(), begins, addresses });
+        true
+    }
+
+    /// Shards forget what the log holds.
+    fn tell_logged(&mut self) {
+        if self.plan.cluster.replicas == 0 || self.told == self.logged || self.ended.is_none() {
+            return;
+        }
+        for (&shard, &records) in &self.logged.clone() {
+            if self.told.insert(shard, records) != Some(records) {
+                self.order(shard, Order::Logged { records });
             }
         }
     }
@@ -374,6 +460,7 @@ impl Thread {
         *is_welcome |= matches!(body, Body::Welcome(_));
         if let (Body::Welcome(welcome), Role::Server(_)) = (&mut body, connection.peer()) {
             welcome.checkpoints.clone_from(&self.kept.location);
+            welcome.begins = with_logged(welcome.begins.clone(), &self.logged, &self.plan);
         }
         let worker = if let Role::Worker(worker) = connection.peer() { worker } else { WorkerId(0) };
         let envelope = Envelope {
@@ -411,5 +498,13 @@ pub(crate) async fn tell(inputs: &Sender<Input>, mut input: Input) {
             Err(TrySendError::Full(back)) => input = back,
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn with_logged(begins: Begins, logged: &BTreeMap<ShardId, u64>, plan: &Plan) -> Begins {
+    let of = |shard| logged.get(&ShardId(shard)).copied().unwrap_or_default();
+    match begins {
+        Begins::Copies { .. } => Begins::Copies { logged: (0..plan.cluster.shards()).map(of).collect() },
+        begins => begins,
     }
 }

@@ -139,6 +139,14 @@ impl Tally {
         self
     }
 
+    /// The round that is open will be opened again.
+    pub(crate) fn open_again(&mut self) {
+        let now = std::mem::take(self);
+        let decided = now.clone();
+        *self = now.with_decisions_of(&decided);
+        self.open = Open::default();
+    }
+
     /// The first time counts: a run that goes on from a checkpoint has begun before.
     pub(crate) fn started(&mut self, now: Time) {
         self.started_us.get_or_insert(now.0);

@@ -406,8 +406,9 @@ impl Client {
         }
         let patience = self.options.patience;
         let mut within = self.options.connect_deadline;
-        if self.session.plan.checkpoints.every != Every::Never {
-            // Whoever is gone may be started again, and the run goes on from a checkpoint.
+        let plan = &self.session.plan;
+        if plan.checkpoints.every != Every::Never || plan.cluster.replicas > 0 {
+            // Whoever is gone may be started again, and the run goes on from a checkpoint or what others have.
             within = within.max(Duration::from_secs(self.session.plan.cluster.rejoin_deadline_s));
         }
         let (before, coordinator) = (self.session.envelope, &self.options.coordinator);
@@ -444,11 +445,9 @@ async fn connect(
     within: Duration,
     silence: Duration,
 ) -> Result<(Vec<Connection>, Vec<Link>), ClientError> {
-    let connections = session.connect_to_servers(endpoint, within).await?;
-    let links = (0..placement.shards()).map(ShardId).map(|shard| {
-        let server = session.plan.cluster.server_of(shard);
-        Link::open(&connections[server.index()], shard, session.envelope, silence)
-    });
+    let (connections, of_shards) = session.connect_to_servers(endpoint, placement.shards(), within).await?;
+    let links = (0..).map(ShardId).zip(&of_shards);
+    let links = links.map(|(shard, connection)| Link::open(connection, shard, session.envelope, silence));
     let links = try_join_all(links).await?;
     Ok((connections, links))
 }

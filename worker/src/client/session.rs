@@ -1,5 +1,6 @@
 //! Joins a run: the control stream to the coordinator, and a connection to every server.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use rkyv::util::AlignedVec;
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use windlass_common::ids::{ClientId, ServerId, Step, Term, WorkerId};
+use windlass_common::ids::{ClientId, ServerId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Status, Stop, Welcome};
 use windlass_transport::{Connection, Endpoint, FrameReceiver, FrameSender, Priority, Role, resolve};
@@ -134,18 +135,30 @@ impl Session {
         self.step.store(step.0, Ordering::Relaxed);
     }
 
-    /// A connection to every server, in order. The coordinator is server 0.
+    /// A connection to every server that has a shard, and one to the coordinator: all of them, and for each shard the one to
+    /// its primary.
     pub(crate) async fn connect_to_servers(
         &self,
         endpoint: &Endpoint,
+        shards: u32,
         within: Duration,
-    ) -> Result<Vec<Connection>, ClientError> {
-        let others = self.welcome.servers.iter().enumerate().skip(1).map(|(number, address)| async move {
+    ) -> Result<(Vec<Connection>, Vec<Connection>), ClientError> {
+        let primary = |shard: u32| match self.welcome.seats.get(shard as usize) {
+            Some(seats) => seats.primary,
+            None => self.plan.cluster.server_of(ShardId(shard)),
+        };
+        let servers: BTreeSet<ServerId> = (0..shards).map(primary).filter(|s| *s != ServerId(0)).collect();
+        let connecting = servers.iter().map(|&server| async move {
+            let address = self.welcome.servers.get(server.index()).map_or("", String::as_str);
             let address = resolve(address, within).await?;
-            endpoint.connect(address, Role::Server(ServerId(number as u32)), within).await
+            let connection = endpoint.connect(address, Role::Server(server), within).await?;
+            Ok::<_, ClientError>((server, connection))
         });
-        let others = futures_util::future::try_join_all(others).await?;
-        Ok(std::iter::once(self.coordinator.clone()).chain(others).collect())
+        let others = futures_util::future::try_join_all(connecting).await?;
+        let all = others.into_iter().chain([(ServerId(0), self.coordinator.clone())]);
+        let all: BTreeMap<ServerId, Connection> = all.collect();
+        let of_shards = (0..shards).map(|shard| all[&primary(shard)].clone()).collect();
+        Ok((all.into_values().collect(), of_shards))
     }
 
     /// Resolves when the coordinator has ended the run, is gone, or lives and has said nothing for too long.

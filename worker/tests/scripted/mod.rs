@@ -18,7 +18,7 @@ use windlass_common::plan::{
 };
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_common::wire::{
-    Body, Codec, Envelope, HEADER_BYTES_MAX, Header, Outcome, Part, Resume, Values, Welcome,
+    Begins, Body, Codec, Envelope, HEADER_BYTES_MAX, Header, Outcome, Part, Resume, Values, Welcome,
 };
 use windlass_transport::{
     Connection, Endpoint, FrameReceiver, FrameSender, Identity, Limits, Role, RunAuthority,
@@ -41,6 +41,7 @@ pub(crate) fn plan(shards: u32) -> Plan {
         cluster: Cluster {
             servers: 1,
             shards_per_server: shards,
+            replicas: 0,
             workers: 2,
             membership: Membership::Fixed,
             join_deadline_s: 30,
@@ -108,7 +109,8 @@ impl Scene {
             next,
             clients: vec![ClientId(WORKER.0)],
             checkpoints: String::new(),
-            restore: None,
+            seats: Vec::new(),
+            begins: Begins::Anew,
         })
     }
 

@@ -65,13 +65,13 @@ impl Run {
                 }
                 Ending::Not => {}
             }
-            let grace = if self.view.has_checkpoints() { GRACE_WITH_CHECKPOINTS } else { GRACE };
+            let grace = if self.view.survives_servers() { GRACE_WITH_CHECKPOINTS } else { GRACE };
             if let Some(names) = children.end(grace, interrupts.next()).await {
                 self.show.notice(&format!("{names} did not end when asked to and had to be killed"));
             }
         }
         self.show.clear();
-        let can_go_on = self.has_begun && !self.is_over && self.view.has_checkpoints();
+        let can_go_on = self.has_begun && !self.is_over && self.view.survives_servers();
         let View { evaluations, last, .. } = self.view;
         Seen { restarts: self.restarts, evaluations, last, can_go_on }
     }
@@ -82,7 +82,7 @@ impl Run {
             self.ending = Ending::AtOnce;
             return false;
         }
-        if !self.view.has_checkpoints() || !self.view.is_training() {
+        if !self.view.survives_servers() || !self.view.is_training() {
             return false;
         }
         let Some(status) = &self.view.status else { return false };

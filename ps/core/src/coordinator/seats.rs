@@ -242,7 +242,7 @@ impl Coordinator {
     }
 
     /// What the shards begin with. How much of each is in the log is known to whoever keeps it.
-    pub(super) fn begins(&self) -> Begins {
+    pub fn begins(&self) -> Begins {
         match &self.restore {
             Some(Restore { placed: Some(_), .. }) => Begins::Copies { logged: Vec::new() },
             Some(Restore { checkpoint: Some(number), .. }) => Begins::Checkpoint(*number),
@@ -255,7 +255,7 @@ impl Coordinator {
     }
 
     /// The addresses of all servers, in order; that of one that is away is empty.
-    pub(super) fn addresses(&self) -> Vec<String> {
+    pub fn addresses(&self) -> Vec<String> {
         let address = |id| self.servers.get(&ServerId(id)).map(|s| s.address.clone()).unwrap_or_default();
         (0..self.plan.cluster.servers).map(address).collect()
     }

@@ -27,6 +27,7 @@ fn plan(membership: Membership, mode: Mode) -> Plan {
         cluster: Cluster {
             servers: SERVERS,
             shards_per_server: 1,
+            replicas: 0,
             workers: 3,
             membership,
             join_deadline_s: 60,

@@ -1,0 +1,139 @@
+//! Keeps a copy of another server's shard: takes what its primary tells, and confirms it.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytemuck::cast_slice_mut;
+use crossbeam::channel::{self, Receiver, Sender};
+use rkyv::util::AlignedVec;
+use tokio::sync::{Semaphore, watch};
+use windlass_common::ids::{Lineage, ShardId};
+use windlass_common::plan::Plan;
+use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header, Reject};
+use windlass_ps_core::replica::{Refused, Standby};
+use windlass_transport::{FrameReceiver, FrameSender, Pool};
+
+use crate::session::SessionError;
+use crate::shard::Gradient;
+
+/// Feeds that may wait for a standby's thread; a primary that finds no place waits.
+const FEEDS_MAX: usize = 64;
+
+/// How far a standby has come for one stream of its primary, or why it goes no further.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    confirmed: u64,
+    refused: Option<Refused>,
+}
+
+enum Input {
+    Feed { lineage: Lineage, number: u64, feed: Feed, floats: Gradient, told: watch::Sender<Progress> },
+    Stop,
+}
+
+/// The way to a standby's thread.
+#[derive(Clone)]
+pub(crate) struct StandbyLink {
+    inputs: Sender<Input>,
+    places: Arc<Semaphore>,
+}
+
+impl StandbyLink {
+    /// Ends the thread, which gives the copy back.
+    pub(crate) fn stop(&self) {
+        let _ = self.inputs.send(Input::Stop);
+    }
+}
+
+/// Starts the thread of a standby.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(crate) fn spawn(
+    plan: Arc<Plan>,
+    shard: ShardId,
+    standby: Standby<Gradient>,
+) -> std::io::Result<(StandbyLink, JoinHandle<Standby<Gradient>>)> {
+    let (inputs, receiver) = channel::bounded(FEEDS_MAX + 1);
+    let places = Arc::new(Semaphore::new(FEEDS_MAX));
+    let freed = Arc::clone(&places);
+    let thread = std::thread::Builder::new()
+        .name(format!("standby-{}", shard.0))
+        .spawn(move || run(&plan, standby, &receiver, &freed))?;
+    Ok((StandbyLink { inputs, places }, thread))
+}
+
+fn run(
+    plan: &Plan,
+    mut standby: Standby<Gradient>,
+    inputs: &Receiver<Input>,
+    places: &Semaphore,
+) -> Standby<Gradient> {
+    while let Ok(Input::Feed { lineage, number, feed, floats, told }) = inputs.recv() {
+        places.add_permits(1);
+        let taken = standby.take(plan, lineage, number, feed, floats);
+        told.send_modify(|progress| match taken {
+            Ok(number) => progress.confirmed = number,
+            Err(refused) => progress.refused = Some(refused),
+        });
+    }
+    standby
+}
+
+/// Serves the stream of a primary until it ends. Its first frame has been read.
+pub(crate) async fn serve(
+    envelope: Envelope,
+    (sender, mut receiver): (FrameSender, FrameReceiver),
+    link: StandbyLink,
+    pool: Arc<Pool>,
+) -> Result<(), SessionError> {
+    let (told, progress) = watch::channel(Progress::default());
+    let confirming = tokio::spawn(confirm(envelope, sender, progress));
+    let mut buffer = AlignedVec::new();
+    while let Some(bytes) = receiver.header(HEADER_BYTES_MAX, &mut buffer).await? {
+        let malformed = |reason: String| SessionError::Refused(Reject::Malformed { reason });
+        let header = Header::decode(bytes).map_err(|e| malformed(e.to_string()))?;
+        let Header { lineage, body: Body::Feed { number, feed }, .. } = header else {
+            return Err(malformed("a primary says nothing but what happens".into()));
+        };
+        let floats = usize::try_from(feed.payload_bytes() / 4).map_err(|e| malformed(e.to_string()))?;
+        let mut floats = pool.take(floats);
+        if !floats.is_empty() {
+            receiver.payload(cast_slice_mut(&mut floats)).await?;
+        }
+        let place = link.places.acquire().await.expect("the semaphore is never closed");
+        place.forget();
+        let floats = Gradient::from(floats);
+        let told = told.clone();
+        if link.inputs.send(Input::Feed { lineage, number, feed, floats, told }).is_err() {
+            break;
+        }
+    }
+    drop(told);
+    let _ = confirming.await;
+    Ok(())
+}
+
+/// Says how far the standby has come, each time that it has come further.
+async fn confirm(envelope: Envelope, mut sender: FrameSender, mut progress: watch::Receiver<Progress>) {
+    let mut buffer = AlignedVec::new();
+    while progress.changed().await.is_ok() {
+        let Progress { confirmed, refused } = progress.borrow_and_update().clone();
+        let body = match refused {
+            None => Body::Confirmed { number: confirmed },
+            Some(refused) => {
+                tracing::warn!(%refused, "a standby is of no use any more");
+                Body::Refused(Reject::Malformed { reason: refused.to_string() })
+            }
+        };
+        let is_last = matches!(body, Body::Refused(_));
+        let sent = envelope.header(body).encode(&mut buffer);
+        if sent.is_err() || sender.send(&buffer, []).await.is_err() {
+            return;
+        }
+        if is_last {
+            let _ = sender.finish();
+            return;
+        }
+    }
+}
