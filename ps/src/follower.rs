@@ -202,7 +202,6 @@ async fn life<F: Future<Output = ()>>(
         }
     };
     let hosted = at_length(|| lasting.host.start(&begins, tell))?;
-    drop(outgoing);
     lasting.host.feed(&hosted, &welcome.servers, (lasting.endpoint, envelope), silence);
     let shared = Arc::new(Shared {
         silence,
@@ -275,8 +274,11 @@ async fn life<F: Future<Output = ()>>(
         }
     };
     writer.abort();
-    // A thread that has something to tell finds nobody, and ends.
-    let _ = writer.await;
+    if is_written {
+        // A thread that has something to tell finds nobody then, and ends.
+        let _ = writer.await;
+    }
+    drop(outgoing);
     if let Some(hosted) = shared.hosted.get() {
         at_length(|| lasting.host.stop(hosted));
     }
