@@ -388,7 +388,7 @@ proptest! {
             let (pieces, parts) = train(&optimizer, &values, seed, updates, &cuts);
             prop_assert_eq!(bits(&whole), bits(&pieces), "{} cut at {:?}", optimizer, cuts);
             for (i, vector) in states[0].vectors.iter().enumerate() {
-                let joined: Vec<f32> = parts.iter().flat_map(|part| part.vectors[i].clone()).collect();
+                let joined: Vec<f32> = parts.iter().flat_map(|part| part.vectors[i].to_vec()).collect();
                 prop_assert_eq!(bits(vector), bits(&joined));
             }
         }

@@ -155,7 +155,7 @@ pub(super) mod tests {
     fn it_is_not_adam_fed_with_differences() {
         let (mut next, optimizer) = ([0.0], Optimizer::FedAdam(FedAdam::default()));
         let mut state = State::new(&optimizer, 1);
-        assert_eq!(state.vectors, [[0.0], [1e-6]]);
+        assert_eq!(state.vectors, [vec![0.0].into(), vec![1e-6].into()]);
         let (current, gradient) = ([0.0], [-1e-3]);
         optimizer.update(Update {
             current: &current,

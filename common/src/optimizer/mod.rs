@@ -37,6 +37,7 @@ mod text;
 mod conformance;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -93,11 +94,12 @@ pub struct Update<'a> {
     pub rate: f32,
 }
 
-/// What an optimizer remembers of one slice between updates.
+/// What an optimizer remembers of one slice between updates. A clone shares its vectors; an update of either leaves the
+/// other as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// One value per value of the slice and per name in [`Optimizer::state_names`], in that order.
-    pub vectors: Vec<Vec<f32>>,
+    pub vectors: Vec<Arc<Vec<f32>>>,
     /// Updates of this slice so far; Adam's bias correction needs it.
     pub updates: u64,
 }
@@ -105,16 +107,16 @@ pub struct State {
 impl State {
     /// The state of a slice of `len` values before its first update: what [`Optimizer::initial_state`] says.
     pub fn new(optimizer: &Optimizer, len: usize) -> Self {
-        let vectors = optimizer.initial_state().into_iter().map(|value| vec![value; len]).collect();
+        let vectors = optimizer.initial_state().into_iter().map(|value| Arc::new(vec![value; len])).collect();
         Self { vectors, updates: 0 }
     }
 
     fn parts<const N: usize>(&mut self) -> [&mut [f32]; N] {
         let found = self.vectors.len();
-        let Ok(vectors) = <&mut [Vec<f32>; N]>::try_from(self.vectors.as_mut_slice()) else {
+        let Ok(vectors) = <&mut [Arc<Vec<f32>>; N]>::try_from(self.vectors.as_mut_slice()) else {
             panic!("the state has {found} vectors, the optimizer needs {N}");
         };
-        vectors.each_mut().map(Vec::as_mut_slice)
+        vectors.each_mut().map(|vector| Arc::make_mut(vector).as_mut_slice())
     }
 }
 

@@ -255,7 +255,8 @@ impl Store {
         Self { optimizer, version, slices, mean: vec![0.0; longest], shown: None }
     }
 
-    /// All slices with what the optimizer remembers of them, in order: the values by reference, the rest copied.
+    /// All slices with what the optimizer remembers of them, in order. Everything is by reference: what is applied
+    /// later does not change it.
     pub fn slices(&self) -> Vec<SliceState> {
         let slice = |s: &Stored| SliceState { values: s.current.clone(), state: s.state.clone() };
         self.slices.iter().map(slice).collect()
