@@ -2,8 +2,7 @@
 //!
 //! An update reads the newest values and writes the next ones into another buffer, so a version that has been shown
 //! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
-//! again. The optimizer's state changes in place, but while a checkpoint refers to it: then the next one is written into
-//! another buffer, too.
+//! again. The optimizer's state changes in place, unless a checkpoint refers to it: then the next one is written apart.
 
 #[cfg(test)]
 mod tests;
@@ -199,9 +198,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes the initial values of one shard; they follow from the seed and each variable's name alone. Where its slices
-    /// are taken for checkpoints every so often, the first update sets aside the memory that this needs, so that the
-    /// first checkpoint is no slower than the next.
+    /// Makes the initial values of one shard; they follow from the seed and each variable's name alone. Where checkpoints
+    /// are taken every so often, the first update sets aside the memory that this needs, for the first is to be as fast.
     pub fn new(
         layout: &Layout,
         placement: &Placement,
@@ -368,7 +366,7 @@ impl Store {
             (std::mem::take(&mut self.room), SPARES_MAX + self.optimizer.state_vectors());
         for slice in &mut self.slices {
             while slice.spares.len() < room {
-                // Not zeros, which the system gives out as memory that is there only once it is written to.
+                // Not zeros: memory of zeros is there only once it is written to.
                 slice.spares.push(Arc::new(vec![f32::NAN; slice.current.len()]));
             }
             let mut next = spare(&mut slice.spares, slice.current.len());
@@ -381,8 +379,8 @@ impl Store {
     }
 }
 
-/// Spare buffers with which an update needs no new memory while a checkpoint has the values and the state of the one
-/// before: one for the values after each of two updates, and one for each of the optimizer's vectors.
+/// Spare buffers with which updates need no new memory while one checkpoint is written: for the values after each of
+/// two updates, and for each of the optimizer's vectors.
 fn room_for_checkpoints(optimizer: &Optimizer) -> usize {
     2 + optimizer.state_vectors()
 }
