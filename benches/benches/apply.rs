@@ -5,7 +5,7 @@ use windlass_benches::setting::plan;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Every, Plan};
 use windlass_common::reduce::Contribution;
 use windlass_ps_core::store::{Combined, Store};
 
@@ -27,7 +27,7 @@ fn apply(c: &mut Criterion) {
             let bytes = 12 + 8 * optimizer.state_vectors() as u64;
             group.throughput(Throughput::Bytes(layout.total() * bytes));
             group.sample_size(20);
-            let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1);
+            let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1, Every::Never);
             group.bench_function(BenchmarkId::new(optimizer.name(), name), |b| {
                 b.iter(|| {
                     store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 64 }]), 1e-6)
@@ -37,7 +37,7 @@ fn apply(c: &mut Criterion) {
         let four = [Contribution { values: &gradient, count: 64 }; 4];
         group.throughput(Throughput::Bytes(layout.total() * (12 + 4 * 3)));
         let sgd = "sgd".parse().expect("sgd is an optimizer");
-        let mut store = Store::new(&layout, &placement, ShardId(0), sgd, 1);
+        let mut store = Store::new(&layout, &placement, ShardId(0), sgd, 1, Every::Never);
         group.bench_function(BenchmarkId::new("sgd, mean of 4", name), |b| {
             b.iter(|| store.apply(Combined::Mean(&four), 1e-6))
         });

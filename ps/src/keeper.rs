@@ -114,7 +114,7 @@ impl Work {
     fn part(&self, checkpoint: u64, shard: ShardId, image: &Image) -> Result<String, StoreError> {
         let mut slices = Vec::with_capacity(image.slices.len());
         for (slice, kept) in self.placement.of_shard(shard).iter().zip(&image.slices) {
-            let states = self.names.iter().copied().zip(kept.state.vectors.iter().map(Vec::as_slice));
+            let states = self.names.iter().copied().zip(kept.state.vectors.iter().map(|v| v.as_slice()));
             slices.push(SlicePart {
                 variable: &self.layout.variables()[slice.variable.index()].name,
                 start: slice.start,

@@ -114,9 +114,9 @@ pub(crate) fn image(
     checkpoint.read_all(&mut requests).with_context(of)?;
     let updates: Vec<u64> = requests.iter().step_by(1 + names.len()).map(|r| r.updates).collect();
     drop(requests);
-    let slice = |((values, vectors), updates)| SliceState {
+    let slice = |((values, vectors), updates): ((_, Vec<_>), _)| SliceState {
         values: Arc::new(values),
-        state: State { vectors, updates },
+        state: State { vectors: vectors.into_iter().map(Arc::new).collect(), updates },
     };
     let slices = values.into_iter().zip(states).zip(updates).map(slice).collect();
     let state = if shards.len() == placement.shards() as usize {

@@ -13,6 +13,7 @@ use windlass_benches::bare;
 use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
 use windlass_benches::setting::{Identities, plan};
 use windlass_common::ids::ShardId;
+use windlass_common::plan::Every;
 use windlass_common::reduce::Contribution;
 use windlass_ps_core::store::{Combined, Store};
 use windlass_worker::models::{self, Batch};
@@ -111,7 +112,7 @@ fn gradient(flags: &Flags) -> anyhow::Result<f64> {
 fn apply(flags: &Flags) -> anyhow::Result<f64> {
     let plan = plan(&flags.model, 1, 1)?;
     let (layout, placement) = (plan.layout()?, plan.placement()?);
-    let mut store = Store::new(&layout, &placement, ShardId(0), plan.optimizer, 1);
+    let mut store = Store::new(&layout, &placement, ShardId(0), plan.optimizer, 1, Every::Never);
     let gradient = Arc::new(vec![1e-3; layout.total() as usize]);
     let before = processor_time();
     const COUNT: u32 = 2000;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// Adagrad with a diagonal matrix (Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods for Online Learning and
 /// Stochastic Optimization", figure 1, without projection or regulariser).
@@ -31,10 +31,11 @@ impl Adagrad {
         vec![Setting::epsilon(&mut self.epsilon), Setting::weight_decay(&mut self.weight_decay)]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [sum] = state.parts();
-        adagrad(current, next, gradient, sum, rate, self.epsilon as f32, self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let (rate, epsilon, decay) = (pass.rate, self.epsilon as f32, self.weight_decay as f32);
+        pass.run(|current, next, gradient, [sum]| {
+            adagrad(current, next, gradient, sum, rate, epsilon, decay);
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// Adam (Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1).
 ///
@@ -43,11 +43,12 @@ impl Adam {
         ]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let factors = AdamFactors::new(self, rate, state.updates);
-        let [first, second] = state.parts();
-        adam(current, next, gradient, first, second, factors, self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let factors = AdamFactors::new(self, pass.rate, pass.updates());
+        let decay = self.weight_decay as f32;
+        pass.run(|current, next, gradient, [first, second]| {
+            adam(current, next, gradient, first, second, factors, decay);
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::adam::{self, Adam, AdamFactors};
-use super::{Setting, Update};
+use super::{Pass, Setting};
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
 ///
@@ -45,14 +45,14 @@ impl Adamw {
         ]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
+    pub(super) fn apply(&self, pass: Pass<'_>) {
         let &Self { beta1, beta2, epsilon, weight_decay } = self;
         let plain = Adam { beta1, beta2, epsilon, weight_decay: 0.0 };
-        let factors = AdamFactors::new(&plain, rate, state.updates);
-        let shrink = (f64::from(rate) * weight_decay) as f32;
-        let [first, second] = state.parts();
-        adamw(current, next, gradient, first, second, factors, shrink);
+        let factors = AdamFactors::new(&plain, pass.rate, pass.updates());
+        let shrink = (f64::from(pass.rate) * weight_decay) as f32;
+        pass.run(|current, next, gradient, [first, second]| {
+            adamw(current, next, gradient, first, second, factors, shrink);
+        });
     }
 }
 

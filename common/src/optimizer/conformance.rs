@@ -141,7 +141,7 @@ fn decaying(decay: f64) -> Vec<Optimizer> {
 }
 
 /// Every optimizer without weight decay and, where it has one, with it.
-fn cases() -> Vec<Optimizer> {
+pub(super) fn cases() -> Vec<Optimizer> {
     [decaying(0.0), decaying(0.03125)].concat()
 }
 
@@ -155,12 +155,12 @@ fn initial<T: Copy + Default + From<f32>>(optimizer: &Optimizer) -> [T; 2] {
 }
 
 /// Numbers of either sign, none of them near 0.
-fn numbers(rng: &mut Rng, len: usize) -> Vec<f32> {
+pub(super) fn numbers(rng: &mut Rng, len: usize) -> Vec<f32> {
     let number = |_| (0.5 + 1.5 * rng.unit()) as f32 * if rng.bits() & 1 == 0 { 1.0 } else { -1.0 };
     (0..len).map(number).collect()
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
@@ -388,7 +388,7 @@ proptest! {
             let (pieces, parts) = train(&optimizer, &values, seed, updates, &cuts);
             prop_assert_eq!(bits(&whole), bits(&pieces), "{} cut at {:?}", optimizer, cuts);
             for (i, vector) in states[0].vectors.iter().enumerate() {
-                let joined: Vec<f32> = parts.iter().flat_map(|part| part.vectors[i].clone()).collect();
+                let joined: Vec<f32> = parts.iter().flat_map(|part| part.vectors[i].to_vec()).collect();
                 prop_assert_eq!(bits(vector), bits(&joined));
             }
         }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::fedadam::{self, FedFactors};
-use super::{Setting, Update};
+use super::{Pass, Setting};
 
 /// FedAdagrad (Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2).
 ///
@@ -34,11 +34,11 @@ impl FedAdagrad {
         vec![Setting::share("beta1", &mut self.beta1), Setting::tau(&mut self.tau)]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [first, sum] = state.parts();
-        let factors = FedFactors::new(rate, self.beta1, 1.0, self.tau);
-        fedadagrad(current, next, gradient, first, sum, factors);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let factors = FedFactors::new(pass.rate, self.beta1, 1.0, self.tau);
+        pass.run(|current, next, gradient, [first, sum]| {
+            fedadagrad(current, next, gradient, first, sum, factors);
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// FedAdam (Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2).
 ///
@@ -41,11 +41,11 @@ impl FedAdam {
         ]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [first, second] = state.parts();
-        let factors = FedFactors::new(rate, self.beta1, self.beta2, self.tau);
-        fedadam(current, next, gradient, first, second, factors);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let factors = FedFactors::new(pass.rate, self.beta1, self.beta2, self.tau);
+        pass.run(|current, next, gradient, [first, second]| {
+            fedadam(current, next, gradient, first, second, factors);
+        });
     }
 }
 
@@ -124,7 +124,7 @@ pub(super) fn each(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Optimizer, State};
+    use super::super::{Optimizer, State, Update};
     use super::*;
 
     /// Holds an optimizer against three rounds of mean differences 1, 0.5 and -0.25 from the value 0 at rate 0.1.
@@ -155,7 +155,7 @@ pub(super) mod tests {
     fn it_is_not_adam_fed_with_differences() {
         let (mut next, optimizer) = ([0.0], Optimizer::FedAdam(FedAdam::default()));
         let mut state = State::new(&optimizer, 1);
-        assert_eq!(state.vectors, [[0.0], [1e-6]]);
+        assert_eq!(state.vectors, [vec![0.0].into(), vec![1e-6].into()]);
         let (current, gradient) = ([0.0], [-1e-3]);
         optimizer.update(Update {
             current: &current,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::fedadam::{self, FedAdam, FedFactors};
-use super::{Setting, Update};
+use super::{Pass, Setting};
 
 /// FedYogi (Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2, after Zaheer et al. 2018, "Adaptive
 /// Methods for Nonconvex Optimization").
@@ -43,11 +43,11 @@ impl FedYogi {
         ]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [first, second] = state.parts();
-        let factors = FedFactors::new(rate, self.beta1, self.beta2, self.tau);
-        fedyogi(current, next, gradient, first, second, factors);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let factors = FedFactors::new(pass.rate, self.beta1, self.beta2, self.tau);
+        pass.run(|current, next, gradient, [first, second]| {
+            fedyogi(current, next, gradient, first, second, factors);
+        });
     }
 }
 

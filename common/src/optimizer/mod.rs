@@ -29,6 +29,7 @@ mod fedadam;
 mod fedyogi;
 mod momentum;
 mod nesterov;
+mod pass;
 mod rmsprop;
 mod sgd;
 mod text;
@@ -37,7 +38,9 @@ mod text;
 mod conformance;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
+use pass::Pass;
 use serde::{Deserialize, Serialize};
 
 pub use adagrad::{Adagrad, adagrad};
@@ -87,17 +90,18 @@ pub struct Update<'a> {
     pub next: &'a mut [f32],
     /// The gradient of the loss at (or near) `current`.
     pub gradient: &'a [f32],
-    /// What the optimizer remembers of this slice; changed in place.
+    /// What the optimizer remembers of this slice; what it becomes is written here.
     pub state: &'a mut State,
     /// The learning rate of this update.
     pub rate: f32,
 }
 
-/// What an optimizer remembers of one slice between updates.
+/// What an optimizer remembers of one slice between updates. A clone shares its vectors; an update of either leaves the
+/// other as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// One value per value of the slice and per name in [`Optimizer::state_names`], in that order.
-    pub vectors: Vec<Vec<f32>>,
+    pub vectors: Vec<Arc<Vec<f32>>>,
     /// Updates of this slice so far; Adam's bias correction needs it.
     pub updates: u64,
 }
@@ -105,16 +109,21 @@ pub struct State {
 impl State {
     /// The state of a slice of `len` values before its first update: what [`Optimizer::initial_state`] says.
     pub fn new(optimizer: &Optimizer, len: usize) -> Self {
-        let vectors = optimizer.initial_state().into_iter().map(|value| vec![value; len]).collect();
+        let vectors = optimizer.initial_state().into_iter().map(|value| Arc::new(vec![value; len])).collect();
         Self { vectors, updates: 0 }
+    }
+
+    /// Whether others hold these vectors too. Who alone holds a state needs not fear that this changes meanwhile.
+    pub fn is_shared(&self) -> bool {
+        self.vectors.iter().any(|vector| Arc::strong_count(vector) > 1)
     }
 
     fn parts<const N: usize>(&mut self) -> [&mut [f32]; N] {
         let found = self.vectors.len();
-        let Ok(vectors) = <&mut [Vec<f32>; N]>::try_from(self.vectors.as_mut_slice()) else {
+        let Ok(vectors) = <&mut [Arc<Vec<f32>>; N]>::try_from(self.vectors.as_mut_slice()) else {
             panic!("the state has {found} vectors, the optimizer needs {N}");
         };
-        vectors.each_mut().map(Vec::as_mut_slice)
+        vectors.each_mut().map(|vector| Arc::make_mut(vector).as_mut_slice())
     }
 }
 
@@ -181,23 +190,36 @@ impl Optimizer {
         }
     }
 
-    /// Applies one gradient to one slice, and counts it in the slice's state.
+    /// Applies one gradient to one slice, and counts it in the slice's state. The state's vectors change in place; those
+    /// that are shared are copied first.
     ///
     /// # Panics
     /// If the slices or the state's vectors differ in length, or the state is another optimizer's.
     pub fn update(&self, update: Update<'_>) {
-        update.state.updates = update.state.updates.checked_add(1).expect("no run has 2^64 updates");
+        self.run(Pass::in_place(update));
+    }
+
+    /// As [`update`](Self::update), but the state's vectors before it are these, which stay as they are; what those in
+    /// `update.state` hold is overwritten. That takes no other pass over memory.
+    ///
+    /// # Panics
+    /// As [`update`](Self::update), and if there are not as many vectors as in the state.
+    pub fn update_apart(&self, before: &[Arc<Vec<f32>>], update: Update<'_>) {
+        self.run(Pass::apart(before, update));
+    }
+
+    fn run(&self, pass: Pass<'_>) {
         match self {
-            Self::Sgd(sgd) => sgd.apply(update),
-            Self::Momentum(momentum) => momentum.apply(update),
-            Self::Nesterov(nesterov) => nesterov.apply(update),
-            Self::Adagrad(adagrad) => adagrad.apply(update),
-            Self::Rmsprop(rmsprop) => rmsprop.apply(update),
-            Self::Adam(adam) => adam.apply(update),
-            Self::Adamw(adamw) => adamw.apply(update),
-            Self::FedAdagrad(fedadagrad) => fedadagrad.apply(update),
-            Self::FedAdam(fedadam) => fedadam.apply(update),
-            Self::FedYogi(fedyogi) => fedyogi.apply(update),
+            Self::Sgd(sgd) => sgd.apply(pass),
+            Self::Momentum(momentum) => momentum.apply(pass),
+            Self::Nesterov(nesterov) => nesterov.apply(pass),
+            Self::Adagrad(adagrad) => adagrad.apply(pass),
+            Self::Rmsprop(rmsprop) => rmsprop.apply(pass),
+            Self::Adam(adam) => adam.apply(pass),
+            Self::Adamw(adamw) => adamw.apply(pass),
+            Self::FedAdagrad(fedadagrad) => fedadagrad.apply(pass),
+            Self::FedAdam(fedadam) => fedadam.apply(pass),
+            Self::FedYogi(fedyogi) => fedyogi.apply(pass),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// Heavy-ball momentum (Polyak 1964, "Some methods of speeding up the convergence of iteration methods"; classical
 /// momentum in Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", equations
@@ -35,10 +35,11 @@ impl Momentum {
         vec![Setting::share("mu", &mut self.mu), Setting::weight_decay(&mut self.weight_decay)]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [velocity] = state.parts();
-        momentum(current, next, gradient, velocity, rate, self.mu as f32, self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let (rate, mu, decay) = (pass.rate, self.mu as f32, self.weight_decay as f32);
+        pass.run(|current, next, gradient, [velocity]| {
+            momentum(current, next, gradient, velocity, rate, mu, decay);
+        });
     }
 }
 

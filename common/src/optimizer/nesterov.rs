@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// Nesterov's accelerated gradient (Nesterov 1983; Sutskever et al. 2013, equations 3 and 4), in the form of Bengio,
 /// Boulanger-Lewandowski and Pascanu 2013, "Advances in optimizing recurrent networks", section 3.5, which takes the
@@ -35,10 +35,11 @@ impl Nesterov {
         vec![Setting::share("mu", &mut self.mu), Setting::weight_decay(&mut self.weight_decay)]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [velocity] = state.parts();
-        nesterov(current, next, gradient, velocity, rate, self.mu as f32, self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let (rate, mu, decay) = (pass.rate, self.mu as f32, self.weight_decay as f32);
+        pass.run(|current, next, gradient, [velocity]| {
+            nesterov(current, next, gradient, velocity, rate, mu, decay);
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// RMSProp (Tieleman and Hinton 2012, "Neural Networks for Machine Learning", lecture 6e).
 ///
@@ -38,10 +38,9 @@ impl Rmsprop {
         ]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [mean] = state.parts();
-        rmsprop(current, next, gradient, mean, RmspropFactors::new(self, rate), self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let (factors, decay) = (RmspropFactors::new(self, pass.rate), self.weight_decay as f32);
+        pass.run(|current, next, gradient, [mean]| rmsprop(current, next, gradient, mean, factors, decay));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Setting, Update, assert_lengths};
+use super::{Pass, Setting, assert_lengths};
 
 /// Stochastic gradient descent (Robbins and Monro 1951, "A Stochastic Approximation Method"; over mini-batches, Goyal
 /// et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", equation 2).
@@ -22,10 +22,9 @@ impl Sgd {
         vec![Setting::weight_decay(&mut self.weight_decay)]
     }
 
-    pub(super) fn apply(&self, update: Update<'_>) {
-        let Update { current, next, gradient, state, rate } = update;
-        let [] = state.parts();
-        sgd(current, next, gradient, rate, self.weight_decay as f32);
+    pub(super) fn apply(&self, pass: Pass<'_>) {
+        let (rate, decay) = (pass.rate, self.weight_decay as f32);
+        pass.run(|current, next, gradient, []| sgd(current, next, gradient, rate, decay));
     }
 }
 

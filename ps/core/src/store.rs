@@ -2,7 +2,10 @@
 //!
 //! An update reads the newest values and writes the next ones into another buffer, so a version that has been shown
 //! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
-//! again.
+//! again. The optimizer's state changes in place, unless a checkpoint refers to it: then the next one is written apart.
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -11,13 +14,13 @@ use windlass_common::layout::Layout;
 use windlass_common::mix::mix;
 use windlass_common::optimizer::{Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
-use windlass_common::plan::{BATCH_MAX, WORK_MAX};
+use windlass_common::plan::{BATCH_MAX, Every, WORK_MAX};
 use windlass_common::reduce::{self, Contribution, Scaled};
 use windlass_common::wire::{Part, Push, Reject};
 
 use crate::Time;
 
-/// Spare buffers kept per slice; beyond that, memory is given back.
+/// Spare buffers kept per slice, beside one for each of the optimizer's vectors; beyond that, memory is given back.
 const SPARES_MAX: usize = 8;
 
 /// The values of one slice; they never change.
@@ -168,6 +171,7 @@ struct Stored {
     changed: Version,
     current: SliceValues,
     state: State,
+    /// Buffers as long as the slice, for values and for vectors of the state, whichever needs one.
     spares: Vec<SliceValues>,
 }
 
@@ -189,16 +193,20 @@ pub struct Store {
     /// The mean of several gradients, as long as the longest slice.
     mean: Vec<f32>,
     shown: Option<Snapshot>,
+    /// Spare buffers that each slice is to have before the next update.
+    room: usize,
 }
 
 impl Store {
-    /// Makes the initial values of one shard; they follow from the seed and each variable's name alone.
+    /// Makes the initial values of one shard; they follow from the seed and each variable's name alone. Where checkpoints
+    /// are taken every so often, the first update sets aside the memory that this needs, for the first is to be as fast.
     pub fn new(
         layout: &Layout,
         placement: &Placement,
         shard: ShardId,
         optimizer: Optimizer,
         seed: u64,
+        every: Every,
     ) -> Self {
         let mut offset = 0;
         let shape = Shape::new(placement, shard);
@@ -220,10 +228,12 @@ impl Store {
             })
             .collect();
         let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
-        Self { optimizer, version: Version(0), slices, mean: vec![0.0; longest], shown: None }
+        let room = if every == Every::Never { 0 } else { room_for_checkpoints(&optimizer) };
+        Self { optimizer, version: Version(0), slices, mean: vec![0.0; longest], shown: None, room }
     }
 
-    /// The slices of a checkpoint, in the order of the shape; so often had something been applied.
+    /// The slices of a checkpoint, in the order of the shape; so often had something been applied. It sets memory aside
+    /// for more checkpoints, as [`new`](Self::new) does.
     ///
     /// # Panics
     /// If there are not as many, or one has another length.
@@ -252,10 +262,12 @@ impl Store {
         };
         let slices: Vec<Stored> = shape.parts.iter().zip(slices).map(stored).collect();
         let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
-        Self { optimizer, version, slices, mean: vec![0.0; longest], shown: None }
+        let room = room_for_checkpoints(&optimizer);
+        Self { optimizer, version, slices, mean: vec![0.0; longest], shown: None, room }
     }
 
-    /// All slices with what the optimizer remembers of them, in order: the values by reference, the rest copied.
+    /// All slices with what the optimizer remembers of them, in order. Nothing is copied, and nothing that is applied
+    /// later changes what has been handed out.
     pub fn slices(&self) -> Vec<SliceState> {
         let slice = |s: &Stored| SliceState { values: s.current.clone(), state: s.state.clone() };
         self.slices.iter().map(slice).collect()
@@ -334,8 +346,15 @@ impl Store {
                     mean
                 }
             };
-            let (current, state) = (&slice.current, &mut slice.state);
-            optimizer.update(Update { current, next, gradient, state, rate });
+            let Stored { current, state, spares, .. } = slice;
+            if state.is_shared() {
+                let apart = state.vectors.iter().map(|vector| spare(spares, vector.len())).collect();
+                let before = std::mem::replace(&mut state.vectors, apart);
+                optimizer.update_apart(&before, Update { current, next, gradient, state, rate });
+                spares.extend(before);
+            } else {
+                optimizer.update(Update { current, next, gradient, state, rate });
+            }
         });
         self.mean = mean;
     }
@@ -355,21 +374,32 @@ impl Store {
     fn next_version(&mut self, mut make: impl FnMut(&mut Stored, &mut [f32])) {
         self.version = self.version.next();
         self.shown = None;
+        let (room, spares_max) =
+            (std::mem::take(&mut self.room), SPARES_MAX + self.optimizer.state_vectors());
         for slice in &mut self.slices {
+            while slice.spares.len() < room {
+                // Not zeros: memory of zeros is there only once it is written to.
+                slice.spares.push(Arc::new(vec![f32::NAN; slice.current.len()]));
+            }
             let mut next = spare(&mut slice.spares, slice.current.len());
             make(slice, Arc::get_mut(&mut next).expect("a spare buffer has no readers"));
             let before = std::mem::replace(&mut slice.current, next);
-            if slice.spares.len() < SPARES_MAX {
-                slice.spares.push(before);
-            }
+            slice.spares.push(before);
+            slice.spares.truncate(spares_max);
             slice.changed = self.version;
         }
     }
 }
 
-/// A buffer that nobody reads any more, or a new one.
+/// Spare buffers with which updates need no new memory while one checkpoint is written: for the values after each of
+/// two updates, and for each of the optimizer's vectors.
+fn room_for_checkpoints(optimizer: &Optimizer) -> usize {
+    2 + optimizer.state_vectors()
+}
+
+/// A buffer that nobody reads any more, or a new one. What was read last is the most likely to be in a cache.
 pub(crate) fn spare(spares: &mut Vec<SliceValues>, len: usize) -> SliceValues {
-    match spares.iter_mut().position(|s| Arc::get_mut(s).is_some()) {
+    match spares.iter_mut().rposition(|s| Arc::get_mut(s).is_some()) {
         Some(free) => spares.swap_remove(free),
         None => Arc::new(vec![0.0; len]),
     }

@@ -55,7 +55,7 @@ impl Whole {
             let slices = placement.of_shard(ShardId(shard)).iter().map(|slice| {
                 let start = self.layout.range(slice.variable).start + slice.start as usize;
                 let cut = |whole: &Vec<f32>| whole[start..start + slice.len as usize].to_vec();
-                let vectors = whole[1..].iter().map(cut).collect();
+                let vectors = whole[1..].iter().map(|whole| cut(whole).into()).collect();
                 SliceState { values: cut(&whole[0]).into(), state: State { vectors, updates } }
             });
             Image { state: self.images[0].state.clone(), slices: slices.collect() }

@@ -42,7 +42,7 @@ impl Content {
                 let mut bytes = format!("{:?}", image.state).into_bytes();
                 for slice in &image.slices {
                     bytes.extend_from_slice(&slice.state.updates.to_le_bytes());
-                    let floats = slice.values.iter().chain(slice.state.vectors.iter().flatten());
+                    let floats = slice.values.iter().chain(slice.state.vectors.iter().flat_map(|v| v.iter()));
                     floats.for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
                 }
                 bytes

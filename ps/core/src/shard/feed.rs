@@ -231,7 +231,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let mut floats = Vec::new();
         for SliceState { values, state } in slices {
             floats.push(values);
-            floats.extend(state.vectors.into_iter().map(Arc::new));
+            floats.extend(state.vectors);
         }
         if let Some(previous) = &self.previous {
             floats.extend(previous.values().cloned());
@@ -300,7 +300,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let parts = shard.shape.parts.clone();
         let slices = parts.iter().zip(&whole.updates).map(|(part, &updates)| {
             let values = Arc::new(take(part.values));
-            let vectors = (0..vectors).map(|_| take(part.values)).collect();
+            let vectors = (0..vectors).map(|_| Arc::new(take(part.values))).collect();
             SliceState { values, state: State { vectors, updates } }
         });
         let slices = slices.collect();

@@ -146,7 +146,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             by_client: plan.mode.local().is_some(),
             schedule: plan.schedule.clone(),
             goal: plan.goal(),
-            store: Store::new(&layout, &placement, id, plan.optimizer, plan.seed),
+            store: Store::new(&layout, &placement, id, plan.optimizer, plan.seed, plan.checkpoints.every),
             ledger: Ledger::new(rules::outcomes_max(plan)),
             started: false,
             open: Step(0),

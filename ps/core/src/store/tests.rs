@@ -1,0 +1,125 @@
+//! Holds a store from which a checkpoint is being kept against one that nobody looks at.
+
+use std::collections::BTreeSet;
+
+use windlass_common::layout::{Initial, Variable};
+
+use super::*;
+
+/// Not whole blocks of anything, and two slices.
+const LENGTHS: [u64; 2] = [1337, 70];
+
+fn store(optimizer: Optimizer, every: Every) -> Store {
+    let variable = |(name, len)| Variable::new(name, &[len], Initial::HeNormal { fan_in: 2 });
+    let layout = Layout::new(["a", "b"].into_iter().zip(LENGTHS).map(variable).collect()).unwrap();
+    let placement = Placement::new(&layout, 1).unwrap();
+    Store::new(&layout, &placement, ShardId(0), optimizer, 7, every)
+}
+
+/// Every optimizer, plain and with whatever weight decay it can have.
+fn optimizers() -> Vec<Optimizer> {
+    let decaying = Optimizer::all().map(|o| format!("{}:weight_decay=0.03125", o.name()).parse());
+    Optimizer::all().into_iter().chain(decaying.into_iter().filter_map(Result::ok)).collect()
+}
+
+/// A gradient that is another for each value and each update.
+fn gradient(update: u32) -> Vec<f32> {
+    let len = LENGTHS.iter().sum::<u64>() as u32;
+    (0..len).map(|i| ((i * 37 + update * 101) % 211) as f32 / 64.0 - 1.5).collect()
+}
+
+fn apply(store: &mut Store, update: u32) {
+    let (one, two) = (gradient(update), gradient(update + 1));
+    let one = Contribution { values: &one, count: 1 + u64::from(update % 3) };
+    let both = [one, Contribution { values: &two, count: 2 }];
+    store.apply(Combined::Mean(if update.is_multiple_of(2) { &both[..1] } else { &both }), 0.01);
+}
+
+/// The bits of each slice's values and of each vector of its state, and how often it was updated.
+fn bits(slices: &[SliceState]) -> Vec<(Vec<Vec<u32>>, u64)> {
+    let of = |vector: &SliceValues| vector.iter().map(|x| x.to_bits()).collect();
+    let all = |s: &SliceState| [&s.values].into_iter().chain(&s.state.vectors).map(of).collect();
+    slices.iter().map(|s| (all(s), s.state.updates)).collect()
+}
+
+#[test]
+fn what_was_handed_out_is_not_changed_by_what_is_applied_later() {
+    for optimizer in optimizers() {
+        let mut store = store(optimizer, Every::Steps(1));
+        for update in 0..4 {
+            apply(&mut store, update);
+            let slices = store.slices();
+            let before = bits(&slices);
+            apply(&mut store, update + 10);
+            apply(&mut store, update + 20);
+            assert_eq!(bits(&slices), before, "{optimizer}");
+            assert_ne!(bits(&store.slices()), before, "{optimizer}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_under_way_changes_no_bits() {
+    for optimizer in optimizers() {
+        for every in [Every::Never, Every::Steps(3)] {
+            let (mut alone, mut kept) = (store(optimizer, Every::Never), store(optimizer, every));
+            // Up to two at a time, each for five updates.
+            let mut images: Vec<(u32, Vec<SliceState>)> = Vec::new();
+            for update in 0..30 {
+                images.retain(|(begun, _)| update - begun < 5);
+                if update % 3 == 2 {
+                    images.push((update, kept.slices()));
+                }
+                apply(&mut alone, update);
+                apply(&mut kept, update);
+                assert_eq!(bits(&kept.slices()), bits(&alone.slices()), "{optimizer}, update {update}");
+            }
+        }
+    }
+}
+
+/// Where the first slice's values and vectors are.
+fn places(slices: &[SliceState]) -> impl Iterator<Item = *const f32> {
+    [&slices[0].values].into_iter().chain(&slices[0].state.vectors).map(|v| v.as_ptr())
+}
+
+#[test]
+fn a_checkpoint_takes_no_memory_but_what_was_set_aside() {
+    for optimizer in optimizers() {
+        let mut store = store(optimizer, Every::Steps(1));
+        apply(&mut store, 0);
+        let stored = &store.slices[0];
+        let set_aside = stored.spares.iter().map(|spare| spare.as_ptr());
+        let own: BTreeSet<_> = places(&store.slices()).chain(set_aside).collect();
+        assert_eq!(own.len(), 3 + 2 * optimizer.state_vectors(), "{optimizer}");
+        for checkpoint in 0..5 {
+            let slices = store.slices();
+            for update in 0..4 {
+                apply(&mut store, 4 * checkpoint + update);
+                assert!(places(&store.slices()).all(|place| own.contains(&place)), "{optimizer}");
+            }
+            drop(slices);
+            apply(&mut store, checkpoint);
+        }
+        let most = own.len() - 1 - optimizer.state_vectors();
+        assert_eq!(
+            store.slices[0].spares.len(),
+            most,
+            "{optimizer}: nothing was taken and nothing given back"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_set_aside_where_no_checkpoints_are_kept() {
+    for optimizer in Optimizer::all() {
+        let mut store = store(optimizer, Every::Never);
+        let places: Vec<*const f32> = places(&store.slices()).skip(1).collect();
+        for update in 0..4 {
+            apply(&mut store, update);
+        }
+        let vectors = store.slices[0].state.vectors.iter().map(|v| v.as_ptr());
+        assert_eq!(vectors.collect::<Vec<_>>(), places, "{optimizer} changes its state in place");
+        assert_eq!(store.slices[0].spares.len(), 1, "{optimizer}");
+    }
+}
