@@ -114,6 +114,7 @@ impl State {
             | Order::Membership { .. }
             | Order::Settle { .. }
             | Order::Finalize
+            | Order::Logged { .. }
             | Order::Pause { .. }
             | Order::Cut { .. }
             | Order::GoOn { .. } => {}

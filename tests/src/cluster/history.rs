@@ -167,7 +167,7 @@ impl History {
                     let kept = Kept::of((self.lineage, *checkpoint), image);
                     self.entries.push(Entry::Image(Box::new(kept)));
                 }
-                Effect::Report(_) | Effect::Final { .. } => {}
+                Effect::Report(_) | Effect::Final { .. } | Effect::Fed => {}
             }
         }
         self.entries.push(Entry::Handled { at, newest });
@@ -195,6 +195,7 @@ impl History {
         for asked in held {
             let Some((sequence, step, client)) = asked.push else { continue };
             self.settle(&Record {
+                number: 0,
                 at_us: 0,
                 term: Term(0),
                 worker: asked.worker,

@@ -84,6 +84,7 @@ impl World<'_> {
                 }
             }
             Effect::RollBack { .. } => panic!("the run goes back before anything else is done"),
+            Effect::Placed(_) | Effect::Replicated { .. } => panic!("the plan keeps no copies"),
             Effect::Closed { .. } => {}
             Effect::Store => {
                 let writing = 1 + self.rng.below(50_000);

@@ -27,6 +27,8 @@ pub struct Config {
     pub servers: u32,
     /// Shards of each server.
     pub shards_per_server: u32,
+    /// Copies of each shard on other servers: 0 or 1.
+    pub replicas: u32,
     /// Owners of data; without a number there is one for each worker.
     pub clients: Option<u32>,
     /// The chance of a client to drop out of a round.
@@ -183,6 +185,7 @@ impl Config {
             workers,
             servers: 1,
             shards_per_server: 1,
+            replicas: 0,
             clients: None,
             dropout: 0.0,
             membership: Membership::Fixed,
@@ -240,6 +243,7 @@ impl Config {
             cluster: Cluster {
                 servers: self.servers,
                 shards_per_server: self.shards_per_server,
+                replicas: self.replicas,
                 workers: self.workers,
                 membership: self.membership,
                 join_deadline_s: self.join_deadline_s,

@@ -211,7 +211,7 @@ impl World<'_> {
         // The coordinator's own server has a session that nothing is sent to.
         let session = windlass_ps_core::SessionId(STRAY - 1);
         let address = FIRST.to_string();
-        self.coordinate(Event::ServerJoined { session, server: ServerId(0), address });
+        self.coordinate(Event::ServerJoined { session, server: ServerId(0), address, copies: Vec::new() });
         self.coordinate(Event::ObserverJoined { session: LAUNCHER });
     }
 

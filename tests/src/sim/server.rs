@@ -165,7 +165,7 @@ impl World<'_> {
                 let control = self.net.stream(Kind::Server(server), Some(connection));
                 self.followers[server.index()].control = Some(control);
                 let (session, address) = (SessionId(control as u64), from.to_string());
-                let joined = Event::ServerJoined { session, server, address };
+                let joined = Event::ServerJoined { session, server, address, copies: Vec::new() };
                 self.send(control, UP, Message::Coordinator(joined));
             }
         }
@@ -244,6 +244,7 @@ impl World<'_> {
                     }
                 }
                 shard::Effect::Report(report) => self.report(id, report),
+                shard::Effect::Fed => panic!("{id} tells a standby that the plan does not have"),
                 shard::Effect::Image { checkpoint, image } => {
                     self.pausing[id.index()] = false;
                     self.keep_part(id, checkpoint, *image);
@@ -305,7 +306,7 @@ impl World<'_> {
         let now = self.local(FIRST);
         self.coordinator.handle(now, event, &mut effects);
         for effect in effects {
-            if let Effect::RollBack { why } = effect {
+            if let Effect::RollBack { why, .. } = effect {
                 self.roll_back(&why);
                 return;
             }

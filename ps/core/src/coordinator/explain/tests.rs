@@ -27,6 +27,7 @@ fn plan(membership: Membership, mode: Mode) -> Plan {
         cluster: Cluster {
             servers: SERVERS,
             shards_per_server: 1,
+            replicas: 0,
             workers: 3,
             membership,
             join_deadline_s: 60,
@@ -82,7 +83,7 @@ impl Run {
         let mut run = Self { coordinator: Coordinator::new(plan, RunId(7), now), now };
         for server in 0..SERVERS {
             let (session, address) = (SessionId(u64::from(100 + server)), format!("host{server}:7171"));
-            run.tell(Event::ServerJoined { session, server: ServerId(server), address });
+            run.tell(Event::ServerJoined { session, server: ServerId(server), address, copies: Vec::new() });
         }
         run.tell(Event::ObserverJoined { session: OBSERVER });
         run
