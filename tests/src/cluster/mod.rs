@@ -25,7 +25,7 @@ use windlass_ps_core::{SessionId, Time};
 
 pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
-pub use history::{Asked, Entry, History, Told};
+pub use history::{Asked, Entry, History, Source, Told};
 pub use kept::Kept;
 pub use links::{Link, Node, Pace};
 pub use result::Run;
