@@ -142,7 +142,7 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
                 parked.clear();
                 started = false;
             }
-            Entry::Image(_) => {}
+            Entry::Image(_) | Entry::Fed { .. } => {}
             Entry::Members { came, went } => {
                 present.retain(|worker| !went.contains(worker));
                 if run_is_elastic {

@@ -7,7 +7,7 @@ use windlass_common::plan::{Mode, StalenessScaling, Weights};
 use windlass_common::wire::{Outcome, Record};
 
 use super::assert_same;
-use crate::cluster::{Entry, Pushed, Run};
+use crate::cluster::{Entry, Pushed, Run, Source};
 use crate::oracle::{self, Model, mean};
 use crate::problem::{Problem, train};
 
@@ -107,7 +107,7 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
     oracle::replay(model, history.records(), step).0
 }
 
-/// Asserts that what a checkpoint holds of a shard's values, and of what its optimizer remembers, is what the records before
+/// Asserts that what a checkpoint or a copy holds of a shard's values, and of what its optimizer remembers, is what the records before
 /// it make of them.
 fn assert_images(
     run: &Run,
@@ -117,7 +117,11 @@ fn assert_images(
 ) {
     let entries = run.histories[shard.index()].entries();
     for (at, entry) in entries.iter().enumerate() {
-        let Entry::Image(kept) = entry else { continue };
+        let kept = match entry {
+            Entry::Image(kept) => kept,
+            Entry::Restored { kept: Some(kept), from: Source::Primary | Source::Standby, .. } => kept,
+            _ => continue,
+        };
         let records = entries[..at].iter().filter_map(|entry| match entry {
             Entry::Record(record) => Some(record),
             _ => None,

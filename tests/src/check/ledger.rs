@@ -7,8 +7,11 @@ use windlass_common::plan::{Membership, Mode, Plan, Stale};
 use windlass_common::wire::{Member, Order, Outcome, Record};
 
 use super::images;
-use crate::cluster::{Asked, Entry, History, Kept, Told};
+use crate::cluster::{Asked, Entry, History, Kept, Source, Told};
 use crate::sim::FORGED;
+
+/// Here a standby is told of pushes when all have come.
+const ALL_HELD: Mode = Mode::Sync { backup: 0 };
 
 /// What one event has led to, or the part of that before or after a checkpoint was taken.
 #[derive(Default)]
@@ -108,9 +111,10 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
                 (ledger.pauses, ledger.image) = (None, Some(kept.as_ref()));
                 group.is_after_image = true;
             }
-            Entry::Restored { lineage, kept } => {
+            Entry::Fed { .. } => {}
+            Entry::Restored { lineage, kept, from } => {
                 ledger.follow(&std::mem::take(&mut group), End::CutOff);
-                ledger.restored(*lineage, kept.as_deref());
+                ledger.restored(*lineage, kept.as_deref(), *from);
                 is_final = false;
             }
             Entry::Handled { .. } => {
@@ -249,14 +253,24 @@ impl Ledger<'_> {
     }
 
     /// The shard is made anew: it is as it was when it took the checkpoint, and nobody takes part yet.
-    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>) {
+    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>, from: Source) {
         assert!(lineage > self.lineage, "{} goes on in lineage {lineage} after {}", self.what, self.lineage);
         self.lineage = lineage;
-        self.is_as_kept(kept);
+        match from {
+            Source::Checkpoint => self.is_as_kept(kept),
+            Source::Primary | Source::Standby => {
+                images::verify(&self.what, self, kept.expect("a copy is something"));
+            }
+        }
         self.pauses = None;
         self.aside.clear();
         for worker in self.workers.values_mut() {
             worker.is_member = false;
+            let is_given_on =
+                from == Source::Primary || from == Source::Standby && self.plan.mode != ALL_HELD;
+            if is_given_on {
+                continue;
+            }
             // What was held and is not void is made again under its number.
             worker.next -= worker.held.len() as u64;
             worker.held.clear();

@@ -8,7 +8,7 @@ use windlass_common::wire::{Order, Outcome};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{SNAPSHOTS_MAX, WAITERS_MAX};
 
-use crate::cluster::{Entry, History, Told};
+use crate::cluster::{Entry, History, Source, Told};
 
 /// Verifies one shard, and counts the answers.
 ///
@@ -18,6 +18,7 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
     let every = plan.training.evaluate_every;
     // The models here are so small that as many points are kept as ever.
     let mut kept_points: BTreeMap<u64, Version> = BTreeMap::from([(0, Version(0))]);
+    let (mut copied, mut made) = (BTreeMap::new(), Version(0));
     let mut next = 1;
     let mut waiting: BTreeMap<SessionId, u64> = BTreeMap::new();
     let (mut examples, mut closed, mut is_over) = (Examples(0), 0, false);
@@ -28,11 +29,25 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
             Entry::Observed { session, point } => {
                 waiting.insert(*session, *point);
             }
+            Entry::Fed { is_whole: true, .. } => {
+                let open = if matches!(plan.mode, Mode::Sync { .. }) { Step(made.0) } else { Step(closed) };
+                let point = plan.goal().position(open, examples) / every;
+                copied = BTreeMap::from([(point, made)]);
+            }
+            // A copy has what was kept since it was begun.
+            Entry::Restored { from: Source::Primary | Source::Standby, .. } => {
+                if matches!(entry, Entry::Restored { from: Source::Standby, .. }) {
+                    kept_points.clone_from(&copied);
+                }
+                waiting.clear();
+                told.clear();
+            }
             Entry::Restored { kept, .. } => {
                 let state = kept.as_ref().map(|kept| kept.state.clone()).unwrap_or_default();
                 let open = if matches!(plan.mode, Mode::Sync { .. }) { state.open } else { Step(closed) };
                 let position = plan.goal().position(open, examples);
                 let point = position / every;
+                made = state.version;
                 kept_points = BTreeMap::from([(point, state.version)]);
                 next = point + 1;
                 waiting.clear();
@@ -47,8 +62,10 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                         if matches!(plan.mode, Mode::Sync { .. }) { Step(version.0) } else { Step(closed) };
                     let position = plan.goal().position(open, examples);
                     let point = position / every;
+                    made = version;
                     if point >= next {
                         kept_points.insert(point, version);
+                        copied.insert(point, version);
                         next = point + 1;
                     }
                     is_over |= position >= plan.goal().total();
@@ -60,11 +77,13 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) -> u64 {
                 told.push((*session, what))
             }
             Entry::Handled { newest, .. } => {
+                made = *newest;
                 let open = if matches!(plan.mode, Mode::Sync { .. }) { Step(newest.0) } else { Step(closed) };
                 let position = plan.goal().position(open, examples);
                 let point = position / every;
                 if point >= next && !is_over {
                     kept_points.insert(point, *newest);
+                    copied.insert(point, *newest);
                     next = point + 1;
                     if kept_points.len() as u64 > SNAPSHOTS_MAX {
                         kept_points.pop_first();

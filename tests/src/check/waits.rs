@@ -8,7 +8,7 @@ use windlass_common::wire::{Order, Outcome, Record, Task};
 use windlass_ps_core::SessionId;
 
 use crate::audit::Aside;
-use crate::cluster::{Entry, History, Kept, Told};
+use crate::cluster::{Entry, History, Kept, Source, Told};
 
 /// What one shard is at, by what it was asked and has said.
 #[derive(Default)]
@@ -41,8 +41,8 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
     for entry in history.entries() {
         state.aside.follow(entry);
         match entry {
-            Entry::Image(_) => {}
-            Entry::Restored { lineage, kept } => state.restored(*lineage, kept.as_deref()),
+            Entry::Image(_) | Entry::Fed { .. } => {}
+            Entry::Restored { lineage, kept, from } => state.restored(*lineage, kept.as_deref(), *from),
             Entry::Asked(asked) => {
                 state.pushed = asked.push.map(|(sequence, _, client)| (asked.worker, sequence, client));
                 let is_heard = state.lives.get(&asked.worker) == Some(&asked.incarnation)
@@ -85,11 +85,12 @@ fn counts_versions(plan: &Plan) -> bool {
 
 impl State {
     /// The shard is made anew: who waited does so no more, and nobody takes part yet.
-    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>) {
+    fn restored(&mut self, lineage: Lineage, kept: Option<&Kept>, from: Source) {
         let state = kept.map(|kept| &kept.state);
         *self = Self {
             lineage,
             open: self.open,
+            is_concluded: self.is_concluded && from != Source::Checkpoint,
             newest: state.map_or(Version(0), |state| state.version),
             examples: state.map_or(0, |state| state.examples.0),
             ..Self::default()
@@ -114,6 +115,7 @@ impl State {
             | Order::Membership { .. }
             | Order::Settle { .. }
             | Order::Finalize
+            | Order::Logged { .. }
             | Order::Pause { .. }
             | Order::Cut { .. }
             | Order::GoOn { .. } => {}

@@ -127,6 +127,7 @@ impl Config {
             cluster: Cluster {
                 servers: self.shards,
                 shards_per_server: 1,
+                replicas: 0,
                 workers: self.workers,
                 membership: Membership::Fixed,
                 join_deadline_s: JOIN_DEADLINE_S,

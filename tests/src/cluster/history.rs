@@ -9,6 +9,9 @@ use windlass_ps_core::{SessionId, Time};
 
 use super::kept::Kept;
 
+/// There is nobody at this session.
+const NOBODY: SessionId = SessionId(u64::MAX);
+
 /// Something that a shard was asked or did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
@@ -43,12 +46,21 @@ pub enum Entry {
     },
     /// The shard has taken its part of a checkpoint.
     Image(Box<Kept>),
+    /// The standby is told something: the so many-th in this lineage, and whether it is all that the shard is.
+    Fed {
+        /// Its number.
+        number: u64,
+        /// Whether a copy begins with it.
+        is_whole: bool,
+    },
     /// The shard has been made anew, in this lineage. What it is like then, unless it has its initial values.
     Restored {
         /// From now on.
         lineage: Lineage,
-        /// As the part of the checkpoint that is named in it.
+        /// As the part of the checkpoint that is named in it, or as the copy is.
         kept: Option<Box<Kept>>,
+        /// From what.
+        from: Source,
     },
     /// One event has been dealt with in full.
     Handled {
@@ -57,6 +69,17 @@ pub enum Entry {
         /// The newest version by then.
         newest: Version,
     },
+}
+
+/// What a shard is made anew from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A checkpoint, or its initial values.
+    Checkpoint,
+    /// What its primary had.
+    Primary,
+    /// What its standby had.
+    Standby,
 }
 
 /// What a worker asked for.
@@ -109,6 +132,8 @@ pub enum Told {
 pub struct History {
     lineage: Lineage,
     entries: Vec<Entry>,
+    /// What the standby has been told in this lineage, by its count.
+    fed: u64,
     outcomes: BTreeMap<(WorkerId, Sequence), Outcome>,
     /// Who takes part, in which life.
     members: BTreeMap<WorkerId, Incarnation>,
@@ -156,6 +181,8 @@ impl History {
         for effect in effects {
             match effect {
                 Effect::Record(record) => self.settle(record),
+                // Whoever has pushed what was held before the lineage is no more.
+                Effect::Reply { session, .. } if *session == NOBODY => {}
                 Effect::Reply { session, reply } => {
                     let what = told(reply);
                     if let Told::Settled(sequence, outcome) = what {
@@ -166,6 +193,10 @@ impl History {
                 Effect::Image { checkpoint, image } => {
                     let kept = Kept::of((self.lineage, *checkpoint), image);
                     self.entries.push(Entry::Image(Box::new(kept)));
+                }
+                Effect::Fed => {
+                    self.fed += 1;
+                    self.entries.push(Entry::Fed { number: self.fed, is_whole: false });
                 }
                 Effect::Report(_) | Effect::Final { .. } => {}
             }
@@ -181,11 +212,7 @@ impl History {
         let Some(checkpoint) = checkpoint else { return Self::default() };
         let is_it = |entry: &Entry| matches!(entry, Entry::Image(kept) if kept.checkpoint == checkpoint);
         let at = self.entries.iter().position(is_it).expect("a shard goes on from what it has taken");
-        let entries = self.entries[..=at].to_vec();
-        let mut history = Self { entries, sessions: self.sessions.clone(), ..Self::default() };
-        let outcomes = history.records().map(|r| ((r.worker, r.sequence), r.outcome)).collect();
-        history.outcomes = outcomes;
-        history
+        self.cut_at(at + 1)
     }
 
     /// The shard is made anew, from what it was when this history ends. Where workers make again what was held, it is void.
@@ -195,6 +222,7 @@ impl History {
         for asked in held {
             let Some((sequence, step, client)) = asked.push else { continue };
             self.settle(&Record {
+                number: 0,
                 at_us: 0,
                 term: Term(0),
                 worker: asked.worker,
@@ -210,9 +238,57 @@ impl History {
                 outcome: Outcome::Void,
             });
         }
-        self.lineage = lineage;
+        self.begin_lineage(lineage, kept, Source::Checkpoint);
+    }
+
+    fn begin_lineage(&mut self, lineage: Lineage, kept: Option<Kept>, from: Source) {
+        (self.lineage, self.fed) = (lineage, 0);
         self.members.clear();
-        self.entries.push(Entry::Restored { lineage, kept: kept.map(Box::new) });
+        self.entries.push(Entry::Restored { lineage, kept: kept.map(Box::new), from });
+    }
+
+    /// The shard goes on with a copy of what it was when this history ends.
+    pub(crate) fn go_on(&mut self, kept: Kept, from: Source) {
+        self.begin_lineage(kept.checkpoint.0, Some(kept), from);
+    }
+
+    /// A standby is told so much, of no event: all that the shard is, or that it has all.
+    pub(crate) fn feed(&mut self, told: usize, is_whole: bool) {
+        for _ in 0..told {
+            self.fed += 1;
+            self.entries.push(Entry::Fed { number: self.fed, is_whole });
+        }
+    }
+
+    /// How much the standby has been told in this lineage.
+    pub(crate) fn fed(&self) -> u64 {
+        self.fed
+    }
+
+    /// What a copy has done that was told so much in this lineage; all of it where none is named.
+    pub(crate) fn done_by_copy(&self, told: Option<u64>) -> Self {
+        let begins =
+            self.entries.iter().rposition(|entry| matches!(entry, Entry::Restored { .. })).unwrap_or(0);
+        let is_next = |entry: &Entry| matches!((entry, told), (Entry::Fed { number, .. }, Some(told)) if *number > told);
+        let next = self.entries[begins..].iter().position(is_next);
+        let mut end = next.map_or(self.entries.len(), |next| begins + next);
+        // An event of which the copy has done nothing is none of its history.
+        let handled = |entry: &Entry| matches!(entry, Entry::Handled { .. });
+        let whole = self.entries[..end].iter().rposition(handled).map_or(0, |at| at + 1);
+        let is_change =
+            |entry: &Entry| matches!(entry, Entry::Fed { .. } | Entry::Record(_) | Entry::Restored { .. });
+        if !self.entries[whole..end].iter().any(is_change) {
+            end = whole;
+        }
+        self.cut_at(end)
+    }
+
+    fn cut_at(&self, end: usize) -> Self {
+        let entries = self.entries[..end].to_vec();
+        let mut history = Self { entries, sessions: self.sessions.clone(), ..Self::default() };
+        let outcomes = history.records().map(|r| ((r.worker, r.sequence), r.outcome)).collect();
+        history.outcomes = outcomes;
+        history
     }
 
     /// The requests whose pushes are held at the end.
@@ -284,7 +360,8 @@ impl History {
 
     /// Whether a push was void on this shard in what it has been made anew from.
     pub fn was_void_when_restored(&self, worker: WorkerId, sequence: Sequence) -> bool {
-        let last = self.entries.iter().rposition(|entry| matches!(entry, Entry::Restored { .. }));
+        let is_it = |entry: &Entry| matches!(entry, Entry::Restored { from: Source::Checkpoint, .. });
+        let last = self.entries.iter().rposition(is_it);
         let is_this = |entry: &Entry| matches!(entry, Entry::Record(r) if (r.worker, r.sequence, r.outcome) == (worker, sequence, Outcome::Void));
         self.entries[..last.unwrap_or(0)].iter().any(is_this)
     }

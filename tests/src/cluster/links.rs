@@ -7,6 +7,8 @@ use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::Body;
 use windlass_ps_core::{coordinator, shard};
 
+use crate::sim::Told;
+
 /// Who takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Node {
@@ -40,6 +42,10 @@ pub(crate) enum Message {
     Control(Body, Incarnation, Lineage),
     /// From a shard to a worker.
     Reply(shard::Reply),
+    /// From a primary to its standby.
+    Told(Box<Told>),
+    /// The standby has done everything up to this number.
+    Confirmed(u64),
 }
 
 /// How the links share the deliveries.

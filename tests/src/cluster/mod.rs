@@ -25,7 +25,7 @@ use windlass_ps_core::{SessionId, Time};
 
 pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
-pub use history::{Asked, Entry, History, Told};
+pub use history::{Asked, Entry, History, Source, Told};
 pub use kept::Kept;
 pub use links::{Link, Node, Pace};
 pub use result::Run;
@@ -155,7 +155,8 @@ impl<'a> Cluster<'a> {
         for server in (0..self.plan.cluster.servers).map(ServerId) {
             let node = Node::Server(server);
             let session = self.open(Node::Coordinator, node);
-            let joined = coordinator::Event::ServerJoined { session, server, address: format!("{server}") };
+            let (address, copies) = (format!("{server}"), Vec::new());
+            let joined = coordinator::Event::ServerJoined { session, server, address, copies };
             self.tell_coordinator(node, joined);
         }
         for worker in self.plan.cluster.worker_ids() {
@@ -281,6 +282,7 @@ impl<'a> Cluster<'a> {
                     self.links.send(self.sessions[&session], Message::Reply(reply));
                 }
                 shard::Effect::Report(report) => self.report(id, report),
+                shard::Effect::Fed => panic!("{id} tells a standby that the plan does not have"),
                 shard::Effect::Image { .. } => panic!("{id} takes a checkpoint of which nobody has asked"),
                 shard::Effect::Final { snapshot, partial } => {
                     let (version, examples) = (snapshot.version, snapshot.examples);
@@ -340,7 +342,11 @@ impl<'a> Cluster<'a> {
                 other @ (coordinator::Effect::CheckpointCut { .. }
                 | coordinator::Effect::KeepCheckpoint(_)
                 | coordinator::Effect::Checkpointed { .. }
-                | coordinator::Effect::RollBack { .. }) => panic!("the plan keeps no checkpoints: {other:?}"),
+                | coordinator::Effect::RollBack { .. }
+                | coordinator::Effect::Placed(_)
+                | coordinator::Effect::Replicated { .. }) => {
+                    panic!("the plan keeps no checkpoints and no copies: {other:?}")
+                }
                 coordinator::Effect::End(stop) => {
                     assert_eq!(self.stop, None, "a run ends once");
                     self.stop = Some(stop);

@@ -47,6 +47,7 @@ impl Played {
                     ..RunState::default()
                 };
                 Some(Restore {
+                    placed: None,
                     checkpoint: Some(2),
                     at_us: 0,
                     members: Default::default(),
@@ -96,7 +97,8 @@ impl Played {
                 let who = first()?;
                 let number = who.strip_prefix('s').and_then(|n| n.parse().ok()).ok_or("a server is s0")?;
                 let address = command.or("at", format!("host{number}:7100"))?;
-                Event::ServerJoined { session: self.open_session(&who), server: ServerId(number), address }
+                let (session, server, copies) = (self.open_session(&who), ServerId(number), Vec::new());
+                Event::ServerJoined { session, server, address, copies }
             }
             "worker" => {
                 let who = first()?;
@@ -143,6 +145,7 @@ impl Played {
             "applied" => {
                 let (worker, examples) = (command.worker()?, Examples(command.need("examples")?));
                 let record = Record {
+                    number: 1,
                     term: Term(0),
                     at_us: 0,
                     worker,
@@ -281,6 +284,7 @@ impl Played {
             | Order::Close { .. }
             | Order::Conclude
             | Order::Finalize
+            | Order::Logged { .. }
             | Order::GoOn { .. } => Vec::new(),
         };
         reports.into_iter().map(|report| Event::Report { shard, report }).collect()
@@ -332,7 +336,10 @@ impl Played {
             }
             Effect::Checkpointed { number, failure: None } => format!("checkpoint {number} is complete"),
             Effect::Checkpointed { failure: Some(why), .. } => format!("no checkpoint: {why}"),
-            Effect::RollBack { why } => format!("roll back: {why}"),
+            Effect::RollBack { why, keeps: false } => format!("roll back: {why}"),
+            Effect::RollBack { why, keeps: true } => format!("go on with the copies: {why}"),
+            Effect::Placed(placed) => words::placed(&placed),
+            Effect::Replicated { shard, standby } => format!("{standby} has all of {shard}"),
             Effect::Store => "store".into(),
             Effect::End(stop) => format!("end {}", words::stop(&stop)),
         })

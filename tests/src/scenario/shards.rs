@@ -64,6 +64,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
         cluster: Cluster {
             servers,
             shards_per_server,
+            replicas: command.or("replicas", 0)?,
             workers,
             membership: match command.or("workers_max", 0)? {
                 0 => Membership::Fixed,
@@ -360,6 +361,7 @@ impl Shards {
                 format!("recorded void {} push={} step={}", words::name(r.worker), r.sequence, r.step)
             }
             Effect::Record(_) => return None,
+            Effect::Fed => "fed".into(),
             Effect::Final { snapshot, partial } => {
                 let Snapshot { version, examples, .. } = snapshot;
                 format!(

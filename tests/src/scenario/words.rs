@@ -1,7 +1,8 @@
 //! Puts into words what the cores answer.
 
 use windlass_common::ids::{ClientId, Sequence, WorkerId};
-use windlass_common::wire::{Entry, Member, Order, Outcome, Resume, Stop, Task, Wait};
+use windlass_common::wire::{Entry, Member, Order, Outcome, Resume, Seats, Stop, Task, Wait};
+use windlass_ps_core::coordinator::Placed;
 
 pub(super) fn name(worker: WorkerId) -> String {
     format!("w{}", worker.0)
@@ -85,12 +86,24 @@ pub(super) fn order(order: &Order) -> String {
         Order::Close { step, cohort: entries } => format!("close step={step} with {}", cohort(entries)),
         Order::Conclude => "conclude".into(),
         Order::Finalize => "finalize".into(),
+        Order::Logged { records } => format!("logged records={records}"),
         Order::Pause { checkpoint } => format!("pause checkpoint={checkpoint}"),
         Order::Cut { checkpoint, before: pushes } => {
             format!("cut checkpoint={checkpoint} before {}", before(pushes))
         }
         Order::GoOn { checkpoint } => format!("go on checkpoint={checkpoint}"),
     }
+}
+
+/// Which servers have each shard, and with the copy of which lineage its primary goes on.
+pub(super) fn placed(placed: &Placed) -> String {
+    let shard = |(number, seats): (usize, &Seats)| {
+        let standby = seats.standby.map_or("none".into(), |server| format!("s{}", server.0));
+        let from = placed.from[number].map_or(String::new(), |lineage| format!(" from lineage {lineage}"));
+        format!(" shard {number} on s{} standby {standby}{from}", seats.primary.0)
+    };
+    let shards: Vec<String> = placed.seats.iter().enumerate().map(shard).collect();
+    format!("place lineage={}{}", placed.lineage, shards.join(","))
 }
 
 pub(super) fn stop(stop: &Stop) -> String {

@@ -27,6 +27,8 @@ pub struct Config {
     pub servers: u32,
     /// Shards of each server.
     pub shards_per_server: u32,
+    /// Copies of each shard on other servers: 0 or 1.
+    pub replicas: u32,
     /// Owners of data; without a number there is one for each worker.
     pub clients: Option<u32>,
     /// The chance of a client to drop out of a round.
@@ -183,6 +185,7 @@ impl Config {
             workers,
             servers: 1,
             shards_per_server: 1,
+            replicas: 0,
             clients: None,
             dropout: 0.0,
             membership: Membership::Fixed,
@@ -208,9 +211,14 @@ impl Config {
         }
     }
 
-    /// Whether servers that end badly are started again, and the run goes back to its last checkpoint.
+    /// Whether servers may go: others have copies, or the run goes back to its last checkpoint when they are started again.
     pub fn survives_servers(&self) -> bool {
-        self.checkpoints.every != Every::Never && self.server_restarts.is_some()
+        self.replicas > 0 || self.keeps_checkpoints() && self.server_restarts.is_some()
+    }
+
+    /// Whether there may be something to go back to.
+    pub fn keeps_checkpoints(&self) -> bool {
+        self.checkpoints.every != Every::Never
     }
 
     /// Most workers that may take part.
@@ -240,6 +248,7 @@ impl Config {
             cluster: Cluster {
                 servers: self.servers,
                 shards_per_server: self.shards_per_server,
+                replicas: self.replicas,
                 workers: self.workers,
                 membership: self.membership,
                 join_deadline_s: self.join_deadline_s,
@@ -282,7 +291,8 @@ impl Config {
     pub fn must_complete(&self) -> bool {
         let away = |fault: &Fault| match fault.what {
             What::DiskFull | What::Abort(_) => u64::MAX,
-            _ if self.survives_servers() => 0,
+            What::CrashServer(_) | What::CrashMachine(_) if self.server_restarts.is_none() => u64::MAX,
+            _ if self.survives_servers() && self.keeps_checkpoints() => 0,
             What::CrashServer(_) | What::CrashMachine(_) => u64::MAX,
             // Before and after it, up to a keep-alive may pass in which nothing is heard.
             What::Pause(Place::Server(_), lasts) => lasts + 6_800_000,
@@ -364,7 +374,10 @@ impl fmt::Display for Config {
         let (drift, rejoin, lease) = (self.drift, self.rejoin_deadline_s, self.lease_s);
         write!(f, ", drift {drift}, rejoin {rejoin}s, lease {lease}s, {restarts} restarts")?;
         write!(f, " after {}-{}ms{}", after.0 / 1000, after.1 / 1000, if tells { " told" } else { "" })?;
-        if self.checkpoints.every != Every::Never {
+        if self.replicas > 0 {
+            write!(f, ", {} replicas", self.replicas)?;
+        }
+        if self.survives_servers() {
             let Disk { takes, unseen, unsynced, damaged } = self.disk;
             write!(f, ", checkpoints every {} keep {}", self.checkpoints.every, self.checkpoints.keep)?;
             write!(f, " ({}-{}us, unseen {unseen}us", takes.0, takes.1)?;

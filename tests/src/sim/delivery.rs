@@ -1,5 +1,6 @@
 //! Delivers what arrives, and ends connections on which nothing does.
 
+use windlass_common::ids::ServerId;
 use windlass_ps_core::{SessionId, coordinator, shard};
 
 use super::network::{DOWN, End, Kind, Place, UP};
@@ -94,10 +95,21 @@ impl World<'_> {
                 self.coordinate(event);
             }
             (Kind::Local(_), Message::Coordinator(event)) => self.coordinate(event),
-            (Kind::Local(shard), Message::Shard(event)) => self.shard(shard, event),
+            (Kind::Local(shard), Message::Shard(event)) => self.shard(ServerId(0), shard, event),
             (Kind::Shard(_, shard), Message::Shard(shard::Event::Request(request))) => {
-                self.requested(shard, request);
+                if let Place::Server(server) = self.net.ends_of(stream, way).1 {
+                    self.requested(server, shard, request);
+                }
             }
+            (Kind::Feed(shard), message) => match (self.net.ends_of(stream, way).1, message) {
+                (Place::Server(server), Message::Told(told)) => {
+                    self.standby_told(server, shard, stream, *told)
+                }
+                (Place::Server(server), Message::Confirmed(number)) => {
+                    self.feed_confirmed(server, shard, stream, number);
+                }
+                (place, message) => panic!("{place} takes no {message:?}"),
+            },
             (Kind::Worker(worker), Message::Control(body, incarnation, lineage)) => {
                 self.worker_told(worker, stream, body, (incarnation, lineage));
             }
@@ -115,12 +127,16 @@ impl World<'_> {
     pub(super) fn stream_ended(&mut self, stream: usize) {
         let session = SessionId(stream as u64);
         match self.net.streams[stream].kind {
-            Kind::Shard(_, shard) => self.shard(shard, shard::Event::Closed { session }),
+            Kind::Shard(_, shard) => {
+                if let Place::Server(server) = self.net.ends_of(stream, UP).1 {
+                    self.shard(server, shard, shard::Event::Closed { session });
+                }
+            }
             Kind::Worker(_) | Kind::Server(_) => {
                 let why = "its connection is gone".into();
                 self.coordinate(coordinator::Event::Lost { session, why, silent: false });
             }
-            Kind::Local(_) => {}
+            Kind::Local(_) | Kind::Feed(_) => {}
         }
     }
 
@@ -195,6 +211,8 @@ impl World<'_> {
                 Place::Server(server) => {
                     if self.followers[server.index()].is_at(&self.net, connection) {
                         self.follower_cut(server);
+                    } else {
+                        self.feed_lost(server, connection);
                     }
                 }
             }

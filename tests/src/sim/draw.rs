@@ -111,6 +111,7 @@ impl Config {
             }
         }
         keep_checkpoints(seed, deliveries, &mut config);
+        keep_copies(seed, deliveries, &mut config);
         config
     }
 }
@@ -153,6 +154,68 @@ fn keep_checkpoints(seed: u64, deliveries: u64, config: &mut Config) {
         // Most come when there may be a checkpoint to go on from.
         let least = if draw.once_in(3) { 0 } else { deliveries / 3 };
         config.faults.push(Fault { at: draw.within(least, deliveries * 3 / 2), what });
+    }
+    config.faults.sort_by_key(|f| f.at);
+}
+
+/// In some runs each shard has a copy on another server, and any server may go. The numbers are of a stream of their own too.
+fn keep_copies(seed: u64, deliveries: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(6)));
+    let is_possible = match config.mode {
+        Mode::Sync { backup } => backup == 0,
+        Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedavg(_) => true,
+        Mode::Softsync { .. } | Mode::Fedbuff { .. } | Mode::Fedasync { .. } => false,
+    };
+    // A fifth of all is two fifths of those in which it is possible.
+    if !is_possible || draw.within(1, 5) > 2 {
+        return;
+    }
+    if let Mode::Sync { .. } = config.mode {
+        config.membership = Membership::Fixed;
+        config.faults.retain(|fault| !matches!(fault.what, What::Join(_) | What::Leave(_)));
+    }
+    let servers = config.servers.max(draw.within(2, 4) as u32);
+    (config.replicas, config.servers) = (1, servers);
+    if servers == 4 {
+        // The models are too small for more.
+        config.shards_per_server = 1;
+    }
+    config.network.slow.retain(|(place, _)| matches!(place, Place::Worker(_)));
+    config.compute.mean = config.compute.mean.max(draw.scale(5_000, 200_000));
+    config.shard_tick = 100_000;
+    let after = [None, Some((50_000, 500_000)), Some((50_000, 5_000_000)), Some((1_000_000, 20_000_000))];
+    config.server_restarts = draw.one(&after);
+    if !draw.once_in(4) {
+        let tells = config.launcher.tells;
+        config.launcher = Launcher { restarts: 1000, after: (50_000, 5_000_000), tells };
+        (config.join_deadline_s, config.rejoin_deadline_s) = (150, 150);
+    }
+    if draw.once_in(4) {
+        config.faults.retain(|fault| matches!(fault.what, What::Crash(_)));
+    }
+    for _ in 0..draw.one(&[0, 1, 1, 1, 2, 3, 5]) {
+        let server = ServerId(draw.within(0, u64::from(servers) - 1) as u32);
+        let other = ServerId((server.0 + draw.within(1, u64::from(servers) - 1) as u32) % servers);
+        let (here, lasts) = (Place::Server(server), draw.scale(10_000, LONG));
+        let what = match draw.within(0, 9) {
+            0..=3 => What::CrashServer(server),
+            4 => What::CrashMachine(server),
+            5 => What::Pause(here, lasts),
+            // A primary and its standby, or a server and the coordinator.
+            6 | 7 => partition(&mut draw, here, Place::Server(other), lasts),
+            _ if server.0 > 0 => partition(&mut draw, here, Place::Server(ServerId(0)), lasts),
+            _ => What::CrashServer(server),
+        };
+        // A copy is filled soon after its primary begins, and after another has gone.
+        let at = match draw.within(0, 3) {
+            0 => draw.within(0, 60 + u64::from(servers) * 20),
+            _ => draw.within(0, deliveries * 2),
+        };
+        config.faults.push(Fault { at, what });
+        if draw.once_in(4) {
+            let at = at + draw.within(1, 200);
+            config.faults.push(Fault { at, what: What::CrashServer(other) });
+        }
     }
     config.faults.sort_by_key(|f| f.at);
 }

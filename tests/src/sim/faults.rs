@@ -52,6 +52,9 @@ impl World<'_> {
             What::CrashMachine(server) => {
                 self.counts.add("machine crashes", 1);
                 self.store.crashed(self.now, server, true);
+                if server == ServerId(0) {
+                    self.written.crashed();
+                }
                 self.crash_server(server);
             }
             What::StuckDisk(lasts) => {

@@ -4,6 +4,7 @@ use windlass_common::ids::{Lineage, ServerId, ShardId, WorkerId};
 use windlass_ps_core::{Time, shard};
 
 use super::network::Place;
+use super::replicas::Told;
 
 /// Something that is going to happen.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) enum Happening {
     /// A process goes on.
     Resumed(Place),
     /// A shard is told the time.
-    ShardTick(ShardId, u32),
+    ShardTick(ServerId, ShardId, u32),
     /// The coordinator is told the time.
     Tick(u32),
     /// The coordinator wants to be told that it is this time by its clock.
@@ -33,7 +34,7 @@ pub(super) enum Happening {
     /// The result has been written, or could not be.
     Stored(Lineage),
     /// A server has written its shard's part of a checkpoint, or could not.
-    PartWritten { lineage: Lineage, checkpoint: u64, shard: ShardId, life: u32 },
+    PartWritten { lineage: Lineage, checkpoint: u64, server: ServerId, shard: ShardId, life: u32 },
     /// The coordinator's process has written a manifest, or could not.
     ManifestWritten { lineage: Lineage, number: u64, life: u32 },
     /// The coordinator's process looks at what has been kept and goes on from it.
@@ -59,7 +60,11 @@ pub(super) enum Happening {
     /// The coordinator is told that a worker's process has ended.
     Exited { worker: WorkerId, life: u32 },
     /// A request is delivered a second time.
-    Again(ShardId, Box<shard::Request<Vec<f32>>>),
+    Again(ServerId, ShardId, Box<shard::Request<Vec<f32>>>),
+    /// A primary tries to reach its standby, or finds that it has.
+    Dial { server: ServerId, shard: ShardId, lineage: Lineage, is_done: bool },
+    /// What a primary has told a standby is delivered again.
+    Late { server: ServerId, shard: ShardId, told: Box<Told> },
     /// Has the run stood still, or somebody not ended in time?
     Watch,
 }

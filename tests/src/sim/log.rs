@@ -90,6 +90,8 @@ pub(super) fn word(message: &Message) -> String {
             format!("values step {step} version {} clients {clients:?}", snapshot.version)
         }
         Message::Reply(reply) => format!("{reply:?}"),
+        Message::Told(told) => format!("lineage {} number {}: {:?}", told.lineage, told.number, told.feed),
+        Message::Confirmed(number) => format!("confirmed {number}"),
     };
     text.chars().take(WORD_MAX).collect()
 }

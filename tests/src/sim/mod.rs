@@ -10,10 +10,13 @@ mod delivery;
 mod draw;
 mod faults;
 mod happening;
+mod hosted;
 mod log;
 mod network;
 mod played;
+mod promote;
 mod queue;
+mod replicas;
 mod request;
 mod restore;
 mod resume;
@@ -30,23 +33,26 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{self, Record, Stop};
+use windlass_common::wire::{self, Begins, Seats, Stop};
 use windlass_ps_core::Time;
-use windlass_ps_core::coordinator::{self, Coordinator};
-use windlass_ps_core::shard::Shard;
+use windlass_ps_core::coordinator::{self, Coordinator, RunState};
+use windlass_ps_core::shard::{Image, Shard};
 use windlass_ps_core::store::Snapshot;
 
 pub use config::{Compute, Config, Disk, Fault, Launcher, Network, What};
 pub use draw::{KINDS, kind};
 pub use log::Counts;
 pub use network::Place;
+pub(crate) use replicas::Told;
 pub use resume::{Whole, play_from};
 
 use crate::cluster::Run;
 use crate::cluster::links::Message;
 use happening::{Happening, Process};
+use hosted::Hosted;
 use log::Log;
 use network::{Kind, Net};
+use promote::Written;
 use queue::Queue;
 use restore::Era;
 use store::Store;
@@ -107,13 +113,21 @@ struct World<'a> {
     /// A run that goes on from a checkpoint of another begins with this.
     resumed: Option<Era>,
     deadline: Option<Time>,
-    /// None where a server has yet to make them.
-    shards: Vec<Option<Shard<Vec<f32>>>>,
+    /// The shards that servers have as their primaries.
+    hosted: BTreeMap<(ServerId, ShardId), Hosted>,
+    /// The copies that they have of those of others.
+    standbys: BTreeMap<(ServerId, ShardId), replicas::Second>,
+    /// What each server was told when it was welcomed last.
+    welcomes: Vec<(Vec<Seats>, Begins)>,
+    written: Written,
+    /// The copies that there are do not hold all.
+    gives_copies_up: bool,
+    /// The last term and lives that were written down.
+    lives: RunState,
+    /// What the first server's shards begin with when it is welcomed.
+    first_images: Option<Vec<Image>>,
     eras: BTreeMap<Lineage, Era>,
     store: Store,
-    /// Shards that pause for a checkpoint.
-    pausing: Vec<bool>,
-    unreported: Vec<Vec<Record>>,
     /// The streams between the coordinator and the shards of its own process.
     locals: Vec<usize>,
     /// Those on which the coordinator gives orders to the other servers.
@@ -194,11 +208,15 @@ impl<'a> World<'a> {
         let began = Time(processes[&server::FIRST].local(0));
         let shard =
             |id| Shard::new(&plan, run, Lineage(0), ShardId(id)).expect("a checked plan can be placed");
-        let shards: Vec<_> = (0..config.shards()).map(shard).map(Some).collect();
+        let mut hosted = BTreeMap::new();
+        for id in (0..config.shards()).map(ShardId).filter(|_| config.replicas == 0) {
+            hosted.insert((plan.cluster.server_of(id), id), Hosted::new(shard(id.0), Lineage(0), None));
+        }
+        let follower = server::Follower { serves: config.replicas == 0, ..server::Follower::default() };
         let mut store = Store::new(config.seed, config.disk);
         store.begin_lineage(0, Lineage(0)).expect("the disk is not full yet");
         let mut net = Net::new(config);
-        let locals = (0..config.shards_per_server).map(|s| net.stream(Kind::Local(ShardId(s)), None));
+        let locals = (0..config.shards()).map(|s| net.stream(Kind::Local(ShardId(s)), None));
         let locals = locals.collect();
         Self {
             config,
@@ -213,7 +231,7 @@ impl<'a> World<'a> {
             net,
             processes,
             seats: (0..config.workers_max()).map(|_| Seat::new(config.launcher.restarts)).collect(),
-            followers: vec![server::Follower::default(); config.servers as usize],
+            followers: vec![follower; config.servers as usize],
             coordinator: Coordinator::new(plan.clone(), run, began),
             lineage: Lineage(0),
             is_restoring: false,
@@ -223,9 +241,13 @@ impl<'a> World<'a> {
             store,
             orders_to: vec![None; config.servers as usize],
             backlog: vec![Vec::new(); config.servers as usize],
-            pausing: vec![false; shards.len()],
-            unreported: vec![Vec::new(); shards.len()],
-            shards,
+            hosted,
+            standbys: BTreeMap::new(),
+            welcomes: vec![(Vec::new(), Begins::Anew); config.servers as usize],
+            written: Written::new(config.shards()),
+            gives_copies_up: false,
+            lives: RunState::default(),
+            first_images: None,
             locals,
             next_fault: 0,
             is_disk_full: false,
@@ -264,9 +286,11 @@ impl<'a> World<'a> {
                 self.net.connections[*connection].place(*end)
             }
             Happening::StreamEnded { stream } => self.net.ends_of(*stream, network::UP).1,
-            Happening::ShardTick(shard, _)
-            | Happening::Again(shard, _)
-            | Happening::PartWritten { shard, .. } => Place::Server(self.plan.cluster.server_of(*shard)),
+            Happening::ShardTick(server, ..)
+            | Happening::Again(server, ..)
+            | Happening::Dial { server, .. }
+            | Happening::Late { server, .. }
+            | Happening::PartWritten { server, .. } => Place::Server(*server),
             Happening::Tick(_)
             | Happening::Deadline(_)
             | Happening::Stored(_)
@@ -305,12 +329,14 @@ impl<'a> World<'a> {
             Happening::StreamEnded { stream } => self.stream_ended(stream),
             Happening::Healed { from, to } => self.healed(from, to),
             Happening::Resumed(place) => self.resumed(place),
-            Happening::ShardTick(shard, life) => self.shard_tick(shard, life),
+            Happening::ShardTick(server, shard, life) => self.shard_tick(server, shard, life),
+            Happening::Dial { server, shard, lineage, is_done } => self.dial(server, shard, lineage, is_done),
+            Happening::Late { server, shard, told } => self.late(server, shard, *told),
             Happening::Tick(life) => self.tick(life),
             Happening::Deadline(at) => self.at_deadline(at),
             Happening::Stored(lineage) => self.stored(lineage),
-            Happening::PartWritten { lineage, checkpoint, shard, life } => {
-                self.part_written((lineage, checkpoint), shard, life)
+            Happening::PartWritten { lineage, checkpoint, server, shard, life } => {
+                self.part_written((lineage, checkpoint), server, shard, life)
             }
             Happening::ManifestWritten { lineage, number, life } => {
                 self.manifest_written(lineage, number, life)
@@ -329,7 +355,7 @@ impl<'a> World<'a> {
                 let (session, how) = (server::LAUNCHER, "its process ended".into());
                 self.coordinate(coordinator::Event::Exited { session, worker, process: life, how });
             }
-            Happening::Again(shard, request) => self.again(shard, *request),
+            Happening::Again(server, shard, request) => self.again(server, shard, *request),
             Happening::Watch => self.watch(),
         }
     }

@@ -48,6 +48,8 @@ pub(super) enum Kind {
     Server(ServerId),
     /// A worker's to a shard.
     Shard(WorkerId, ShardId),
+    /// A primary's to the standby of its shard.
+    Feed(ShardId),
     /// Between the coordinator and a shard of its own process.
     Local(ShardId),
 }
@@ -289,6 +291,11 @@ fn bytes(message: &Message) -> u64 {
         Message::Control(Body::Order { order: Order::Membership { members, .. }, .. }, ..) => {
             100 + 8 * members.len() as u64
         }
-        Message::Coordinator(_) | Message::Shard(_) | Message::Control(..) | Message::Reply(_) => 100,
+        Message::Told(told) => 100 + told.feed.payload_bytes(),
+        Message::Coordinator(_)
+        | Message::Shard(_)
+        | Message::Control(..)
+        | Message::Reply(_)
+        | Message::Confirmed(_) => 100,
     }
 }

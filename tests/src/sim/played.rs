@@ -25,12 +25,15 @@ impl World<'_> {
         let log = LINES.with_borrow_mut(std::mem::take);
         let stop = self.stop.take().unwrap_or(Stop::Failed { reason: "the coordinator is gone".into() });
         let mut eras = std::mem::take(&mut self.eras);
+        let is_replicated = self.has_replicas();
         let last = eras.remove(&self.lineage).expect("every lineage has a history");
         let went_back = |era| {
             let stop = Stop::Failed { reason: "the run went back".into() };
             self.run_of(era, stop, Vec::new(), Vec::new())
         };
-        let before = eras.into_values().map(went_back).collect();
+        // Of a lineage in which nothing was begun there is nothing to be said.
+        let is_begun = |era: &Era| !is_replicated || era.is_begun;
+        let before = eras.into_values().filter(is_begun).map(went_back).collect();
         Played {
             before,
             kept,

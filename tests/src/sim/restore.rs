@@ -3,16 +3,17 @@
 use std::rc::Rc;
 
 use windlass_common::ids::{Lineage, ServerId, ShardId, WorkerId};
-use windlass_common::wire::{Order, Report};
+use windlass_common::wire::{Begins, Order, Report};
 use windlass_ps_core::coordinator::{Complete, Coordinator, Event, Restore, RunState};
 use windlass_ps_core::rules::{self, Rejoin};
 use windlass_ps_core::shard::{self, Image, Shard, ShardState};
 
 use super::delivery::How;
+use super::hosted::Hosted;
 use super::network::{DOWN, Kind, Place, UP};
 use super::server::{FIRST, LAUNCHER};
 use super::store::{Content, Name};
-use super::{Happening, STRAY, World};
+use super::{Happening, World};
 use crate::cluster::{Gradients, History, Kept};
 
 /// A part that cannot be read is read so often.
@@ -30,13 +31,21 @@ pub(super) struct Era {
     pub(super) opened: Vec<(windlass_common::ids::Step, Vec<windlass_common::wire::Task>)>,
     pub(super) closed: Vec<(windlass_common::ids::Step, Vec<windlass_common::wire::Entry>)>,
     pub(super) terms: Vec<(usize, Vec<windlass_common::wire::Member>)>,
+    /// Whether it has been decided where its shards are.
+    pub(super) is_begun: bool,
+    /// Of each shard how much its standby had been told before the last that anybody has seen, and what its copy had done when
+    /// that was promoted.
+    pub(super) seen: Vec<Option<u64>>,
+    pub(super) promoted: Vec<Option<u64>>,
     /// Steps closed, and terms begun, when each checkpoint was cut.
     pub(super) cuts: std::collections::BTreeMap<u64, (usize, usize)>,
 }
 
 impl Era {
     pub(super) fn new(shards: u32) -> Self {
-        Self { histories: vec![History::default(); shards as usize], ..Self::default() }
+        let none = vec![None; shards as usize];
+        let histories = vec![History::default(); shards as usize];
+        Self { histories, seen: none.clone(), promoted: none, ..Self::default() }
     }
 
     /// What of this history belongs to a checkpoint that was taken in it.
@@ -57,37 +66,41 @@ impl Era {
             closed: self.closed[..closed].to_vec(),
             terms: self.terms[..terms].to_vec(),
             cuts: Default::default(),
+            seen: vec![None; self.seen.len()],
+            promoted: vec![None; self.seen.len()],
+            is_begun: false,
         }
     }
 }
 
 impl World<'_> {
-    pub(super) fn lineage_of(&self, shard: ShardId) -> Lineage {
-        self.followers[self.plan.cluster.server_of(shard).index()].lineage
-    }
-
     /// A shard has taken its part of a checkpoint: its server writes it.
-    pub(super) fn keep_part(&mut self, shard: ShardId, checkpoint: u64, image: Image) {
-        let server = self.plan.cluster.server_of(shard);
-        let lineage = self.lineage_of(shard);
+    pub(super) fn keep_part(&mut self, server: ServerId, shard: ShardId, checkpoint: u64, image: Image) {
+        let lineage = self.followers[server.index()].lineage;
         let name = Name::Part(lineage, checkpoint, shard);
         self.store.write(self.now, name, server, Content::Part(Rc::new(image)));
         let life = self.followers[server.index()].life;
         let at = self.now + self.store.takes();
-        self.queue.push(at, Happening::PartWritten { lineage, checkpoint, shard, life });
+        self.queue.push(at, Happening::PartWritten { lineage, checkpoint, server, shard, life });
     }
 
-    pub(super) fn part_written(&mut self, (lineage, checkpoint): (Lineage, u64), shard: ShardId, life: u32) {
-        let server = self.plan.cluster.server_of(shard);
+    pub(super) fn part_written(
+        &mut self,
+        (lineage, checkpoint): (Lineage, u64),
+        server: ServerId,
+        shard: ShardId,
+        life: u32,
+    ) {
         let follower = self.followers[server.index()];
         if !self.is_running(Place::Server(server)) || follower.life != life {
             return;
         }
         let kept = self.store.written(self.now, Name::Part(lineage, checkpoint, shard));
         self.counts.add(if kept.is_ok() { "parts kept" } else { "parts not kept" }, 1);
-        if follower.lineage == lineage && self.shards[shard.index()].is_some() {
+        let is_there = self.hosted(server, shard).is_some_and(|hosted| !hosted.is_silent);
+        if follower.lineage == lineage && is_there {
             let part = kept.map(|sum| sum.to_string());
-            self.report(shard, Report::Kept { checkpoint, part });
+            self.report(server, shard, Report::Kept { checkpoint, part });
         }
     }
 
@@ -123,12 +136,19 @@ impl World<'_> {
     }
 
     /// The run goes back: the coordinator is no more, and everybody who was connected has to join again.
-    pub(super) fn roll_back(&mut self, why: &str) {
+    pub(super) fn roll_back(&mut self, why: &str, keeps: bool) {
         self.log.note(self.now, || format!("the run goes back: {why}"));
         self.counts.add("rolled back", 1);
         self.progress_at = self.now;
         self.without_coordinator();
-        for connection in self.connections_of(FIRST) {
+        if self.has_replicas() {
+            self.counts.add(if keeps { "keeps" } else { "gives copies up" }, 1);
+            self.end_life(ServerId(0));
+        }
+        self.gives_copies_up = !keeps;
+        for connection in
+            self.connections_of(FIRST).into_iter().filter(|_| !self.has_replicas()).collect::<Vec<_>>()
+        {
             self.close(connection, DOWN, How::ByWord);
         }
         let life = self.followers[0].life;
@@ -143,14 +163,9 @@ impl World<'_> {
         self.followers[0].is_welcome = false;
         self.orders_to.fill(None);
         self.locals.clear();
-        self.drop_shards(ServerId(0));
-    }
-
-    pub(super) fn drop_shards(&mut self, server: ServerId) {
-        for shard in self.plan.cluster.shards_of(server) {
-            self.shards[shard.index()] = None;
-            self.unreported[shard.index()].clear();
-            self.pausing[shard.index()] = false;
+        match self.has_replicas() {
+            true => self.followers[0].serves = false,
+            false => self.drop_shards(ServerId(0)),
         }
     }
 
@@ -159,7 +174,8 @@ impl World<'_> {
         if !self.is_running(FIRST) || self.followers[0].life != life || !self.is_restoring {
             return;
         }
-        let base = self.newest_checkpoint();
+        let placed = self.written.placed.clone().filter(|_| !self.gives_copies_up);
+        let base = if placed.is_some() { None } else { self.newest_checkpoint() };
         let lineage = Lineage(self.store.lineage().map_or(0, |last| last.0 + 1));
         if let Err(why) = self.store.begin_lineage(self.now, lineage) {
             self.counts.add("lineages not begun", 1);
@@ -174,6 +190,9 @@ impl World<'_> {
                 let states: Vec<ShardState> = images.iter().map(|image| image.state.clone()).collect();
                 Restore::new(checkpoint.1, complete.state.clone(), &states, next)
             }
+            None if let Some(placed) = placed.clone() => {
+                Restore::from_copies(placed, self.lives.clone(), next)
+            }
             None => {
                 self.counts.add("begun anew", 1);
                 Restore::from_the_beginning(RunState::default(), next)
@@ -181,6 +200,12 @@ impl World<'_> {
         };
         let from = base.as_ref().map(|(checkpoint, ..)| *checkpoint);
         self.log.note(self.now, || format!("lineage {lineage} begins, from {from:?}"));
+        if placed.is_none() {
+            let images = base.as_ref().map(|(_, _, images)| images.as_slice());
+            self.written.go_back(images);
+            self.gives_copies_up = false;
+            self.lives = restore.state.clone();
+        }
         let era = match from {
             Some(checkpoint) => match self.resumed.take() {
                 Some(era) => era,
@@ -192,11 +217,15 @@ impl World<'_> {
         (self.lineage, self.is_restoring) = (lineage, false);
         self.progress_at = self.now;
         self.results.clear();
-        let shards = self.plan.cluster.shards_of(ServerId(0));
-        self.locals = shards.map(|shard| self.net.stream(Kind::Local(shard), None)).collect();
+        let shards = 0..self.config.shards();
+        self.locals = shards.map(ShardId).map(|shard| self.net.stream(Kind::Local(shard), None)).collect();
         let now = self.local(FIRST);
         self.coordinator = Coordinator::restored(self.plan.clone(), self.run, lineage, restore, now);
-        self.make_shards(ServerId(0), lineage, base.map(|(_, _, images)| images));
+        let images = base.map(|(_, _, images)| images);
+        match self.has_replicas() {
+            true => self.first_images = images,
+            false => self.make_shards(ServerId(0), lineage, images),
+        }
         self.begin_coordinator();
         self.start_who_has_left();
     }
@@ -209,9 +238,10 @@ impl World<'_> {
     pub(super) fn begin_coordinator(&mut self) {
         self.followers[0].is_welcome = true;
         // The coordinator's own server has a session that nothing is sent to.
-        let session = windlass_ps_core::SessionId(STRAY - 1);
+        let session = super::acts::OWN;
         let address = FIRST.to_string();
-        self.coordinate(Event::ServerJoined { session, server: ServerId(0), address });
+        let copies = self.copies_of(ServerId(0));
+        self.coordinate(Event::ServerJoined { session, server: ServerId(0), address, copies });
         self.coordinate(Event::ObserverJoined { session: LAUNCHER });
     }
 
@@ -257,7 +287,9 @@ impl World<'_> {
         if !self.is_running(place) || follower.life != life || follower.joins != Some(lineage) {
             return;
         }
+        let (seats, begins) = self.welcomes[server.index()].clone();
         let images = match self.eras[&lineage].base {
+            _ if matches!(begins, Begins::Copies { .. }) => None,
             None => None,
             Some((of, number)) => match self.images_of(server, of, number) {
                 Ok(images) => Some(images),
@@ -268,11 +300,14 @@ impl World<'_> {
                 }
             },
         };
-        self.make_shards(server, lineage, images);
+        match self.has_replicas() {
+            true => self.take_up_seats(server, lineage, (&seats, &begins), images),
+            false => self.make_shards(server, lineage, images),
+        }
         let follower = &mut self.followers[server.index()];
         (follower.joins, follower.is_welcome) = (None, true);
         for (shard, order) in std::mem::take(&mut self.backlog[server.index()]) {
-            self.shard(shard, shard::Event::Order(order));
+            self.shard(server, shard, shard::Event::Order(order));
         }
     }
 
@@ -290,10 +325,10 @@ impl World<'_> {
         Ok(images.into_iter().map(|image| image.unwrap_or_else(none)).collect())
     }
 
-    fn make_shards(&mut self, server: ServerId, lineage: Lineage, images: Option<Vec<Image>>) {
+    pub(super) fn make_shards(&mut self, server: ServerId, lineage: Lineage, images: Option<Vec<Image>>) {
         let is_made_again = rules::rejoin(&self.plan) == Rejoin::Redo;
         self.drop_shards(server);
-        self.followers[server.index()].lineage = lineage;
+        (self.followers[server.index()].lineage, self.followers[server.index()].serves) = (lineage, true);
         for id in self.plan.cluster.shards_of(server) {
             let shard = match &images {
                 Some(images) => {
@@ -307,7 +342,7 @@ impl World<'_> {
                 let kept = era.base.map(|checkpoint| Kept::of(checkpoint, &shard.image()));
                 era.histories[id.index()].restore(lineage, kept, is_made_again);
             }
-            self.shards[id.index()] = Some(shard);
+            self.hosted.insert((server, id), Hosted::new(shard, lineage, None));
         }
     }
 
@@ -319,6 +354,13 @@ impl World<'_> {
             return;
         }
         self.counts.add("servers joined again", 1);
+        if self.has_replicas() {
+            // What it has it keeps, and offers when it joins.
+            self.followers[server.index()].serves = false;
+            self.end_life(server);
+            self.connect_follower(server);
+            return;
+        }
         self.drop_shards(server);
         for connection in self.connections_of(place) {
             let end = if self.net.connections[connection].client == place { UP } else { DOWN };
@@ -332,7 +374,7 @@ impl World<'_> {
         if self.followers[server.index()].joins.is_some() {
             self.backlog[server.index()].push((shard, order));
         } else {
-            self.shard(shard, shard::Event::Order(order));
+            self.shard(server, shard, shard::Event::Order(order));
         }
     }
 
@@ -359,14 +401,20 @@ impl World<'_> {
     pub(super) fn server_ended(&mut self, server: ServerId) {
         self.followers[server.index()].control = None;
         self.followers[server.index()].is_welcome = false;
-        let Some((least, most)) = self.config.server_restarts.filter(|_| self.config.survives_servers())
-        else {
+        if !self.config.survives_servers() {
             return;
-        };
+        }
         if server == ServerId(0) {
             self.without_coordinator();
+            self.gives_copies_up = false;
         }
         self.drop_shards(server);
+        let Some((least, most)) = self.config.server_restarts else {
+            if server == ServerId(0) {
+                self.over_at.get_or_insert(self.now);
+            }
+            return;
+        };
         if self.over_at.is_none() {
             let at = self.now + least + self.rng.below(most - least + 1);
             self.queue.push(at, Happening::Start(Place::Server(server)));

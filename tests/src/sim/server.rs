@@ -1,9 +1,8 @@
 //! Plays the part of the server processes: the shards' threads, the coordinator's, and what each says to whom.
 
 use windlass_common::ids::{Lineage, ServerId, ShardId};
-use windlass_common::wire::{Body, Order, Report, Stop};
+use windlass_common::wire::{Body, Report, Stop};
 use windlass_ps_core::coordinator::{self, Effect, Event};
-use windlass_ps_core::shard;
 use windlass_ps_core::{SessionId, Time};
 
 use super::network::{DOWN, Kind, Place, UP};
@@ -16,8 +15,6 @@ pub(super) const FIRST: Place = Place::Server(ServerId(0));
 const TICK: u64 = 200_000;
 /// Whoever has started the processes.
 pub(super) const LAUNCHER: SessionId = SessionId(STRAY - 3);
-/// Records that are told at once.
-const RECORDS_MAX: usize = 256;
 /// How long the last words may take to get out.
 pub(super) const FAREWELL: u64 = 3_000_000;
 /// A follower tries to reach the coordinator for so long.
@@ -39,9 +36,11 @@ pub(super) struct Follower {
     /// How often its process has been started.
     pub(super) life: u32,
     /// How often it has tried to join.
-    tries: u32,
+    pub(super) tries: u32,
     /// That of its shards.
     pub(super) lineage: Lineage,
+    /// Whether it has been told which shards it has, and takes requests for them.
+    pub(super) serves: bool,
     /// It has been welcomed in this lineage, and reads what its shards begin with.
     pub(super) joins: Option<Lineage>,
 }
@@ -68,9 +67,12 @@ impl World<'_> {
                 follower.life += 1;
                 let life = follower.life;
                 self.log.note(self.now, || format!("{place} starts"));
-                for shard in self.plan.cluster.shards_of(server) {
+                let is_here =
+                    |id: &ShardId| self.has_replicas() || self.plan.cluster.server_of(*id) == server;
+                let shards: Vec<ShardId> = (0..self.config.shards()).map(ShardId).filter(is_here).collect();
+                for shard in shards {
                     let at = self.after(place, 1 + self.config.shard_tick * u64::from(shard.0 % 7) / 7);
-                    self.queue.push(at, Happening::ShardTick(shard, life));
+                    self.queue.push(at, Happening::ShardTick(server, shard, life));
                 }
                 if life > 1 {
                     self.counts.add("servers started again", 1);
@@ -107,7 +109,7 @@ impl World<'_> {
     }
 
     /// Whether a process gets through to a server, there and back.
-    fn gets_through(&mut self, from: Place, to: ServerId) -> bool {
+    pub(super) fn gets_through(&mut self, from: Place, to: ServerId) -> bool {
         let place = Place::Server(to);
         let process = self.process(place);
         process.is_running
@@ -165,7 +167,8 @@ impl World<'_> {
                 let control = self.net.stream(Kind::Server(server), Some(connection));
                 self.followers[server.index()].control = Some(control);
                 let (session, address) = (SessionId(control as u64), from.to_string());
-                let joined = Event::ServerJoined { session, server, address };
+                let copies = self.copies_of(server);
+                let joined = Event::ServerJoined { session, server, address, copies };
                 self.send(control, UP, Message::Coordinator(joined));
             }
         }
@@ -181,7 +184,8 @@ impl World<'_> {
             Body::Welcome(_) if !self.config.survives_servers() => {
                 self.followers[server.index()].is_welcome = true;
             }
-            Body::Welcome(_) => {
+            Body::Welcome(welcome) => {
+                self.welcomes[server.index()] = (welcome.seats, welcome.begins);
                 let follower = &mut self.followers[server.index()];
                 follower.joins = Some(lineage);
                 let life = follower.life;
@@ -195,94 +199,12 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn shard_tick(&mut self, shard: ShardId, life: u32) {
-        let server = self.plan.cluster.server_of(shard);
-        let place = Place::Server(server);
-        if self.is_running(place) && self.followers[server.index()].life == life {
-            self.shard(shard, shard::Event::Tick);
-            self.tell_records(shard);
-            let at = self.after(place, self.config.shard_tick);
-            self.queue.push(at, Happening::ShardTick(shard, life));
-        }
-    }
-
-    pub(super) fn shard(&mut self, id: ShardId, event: shard::Event<Vec<f32>>) {
-        let place = Place::Server(self.plan.cluster.server_of(id));
-        if !self.is_running(place) {
-            return;
-        }
-        let (at, lineage) = (self.local(place), self.lineage_of(id));
-        let is_quiet = matches!(event, shard::Event::Tick);
-        match event {
-            shard::Event::Order(Order::Pause { .. }) => self.pausing[id.index()] = true,
-            shard::Event::Order(Order::GoOn { .. }) => self.pausing[id.index()] = false,
-            _ => {}
-        }
-        let mut effects = Vec::new();
-        let Some(shard) = &mut self.shards[id.index()] else { return };
-        let era = self.eras.get_mut(&lineage).expect("every lineage has a history");
-        let history = &mut era.histories[id.index()];
-        history.begin(&event);
-        shard.handle(at, event, &mut effects);
-        if !is_quiet || !effects.is_empty() {
-            let newest = shard.snapshot().version;
-            history.end(at, &effects, newest);
-        }
-        for effect in effects {
-            match effect {
-                shard::Effect::Record(record) => {
-                    self.progress_at = self.now;
-                    self.settled.get_or_insert((self.now, self.now)).1 = self.now;
-                    self.unreported[id.index()].push(record);
-                    if self.unreported[id.index()].len() >= RECORDS_MAX {
-                        self.tell_records(id);
-                    }
-                }
-                shard::Effect::Reply { session, reply } => {
-                    if session.0 < STRAY {
-                        self.send(session.0 as usize, DOWN, Message::Reply(reply));
-                    }
-                }
-                shard::Effect::Report(report) => self.report(id, report),
-                shard::Effect::Image { checkpoint, image } => {
-                    self.pausing[id.index()] = false;
-                    self.keep_part(id, checkpoint, *image);
-                }
-                shard::Effect::Final { snapshot, partial } => {
-                    self.tell_records(id);
-                    let (version, examples) = (snapshot.version, snapshot.examples);
-                    let payload_bytes = self.placement.values_of(id) * 4;
-                    if lineage == self.lineage {
-                        self.results.insert(id, (snapshot, partial));
-                    }
-                    self.report(id, Report::Final { version, examples, partial, payload_bytes });
-                }
-            }
-        }
-    }
-
-    fn tell_records(&mut self, shard: ShardId) {
-        let records = std::mem::take(&mut self.unreported[shard.index()]);
-        if !records.is_empty() {
-            self.report(shard, Report::Records(records));
-        }
-    }
-
-    pub(super) fn report(&mut self, shard: ShardId, report: Report) {
-        let event = Event::Report { shard, report };
-        let server = self.plan.cluster.server_of(shard);
-        let stream = match server {
-            ServerId(0) => self.locals.get(shard.index()).copied(),
-            _ => self.followers[server.index()].control,
-        };
-        if let Some(stream) = stream {
-            self.send(stream, UP, Message::Coordinator(event));
-        }
-    }
-
     pub(super) fn tick(&mut self, life: u32) {
         if self.is_running(FIRST) && self.followers[0].life == life {
             self.coordinate(Event::Tick);
+            if self.has_replicas() && !self.is_restoring {
+                self.tell_logged_if_due();
+            }
             let at = self.after(FIRST, TICK);
             self.queue.push(at, Happening::Tick(life));
         }
@@ -301,15 +223,25 @@ impl World<'_> {
         if !self.is_running(FIRST) || self.is_restoring {
             return;
         }
+        let event = match event {
+            Event::Report { shard, report: Report::Records(records) } if self.has_replicas() => {
+                let report = Report::Records(self.written.take(shard, records));
+                Event::Report { shard, report }
+            }
+            event => event,
+        };
         let mut effects = Vec::new();
         let now = self.local(FIRST);
         self.coordinator.handle(now, event, &mut effects);
         for effect in effects {
-            if let Effect::RollBack { why } = effect {
-                self.roll_back(&why);
+            if let Effect::RollBack { why, keeps } = effect {
+                self.roll_back(&why, keeps);
                 return;
             }
             self.act(effect);
+            if !self.is_running(FIRST) || self.is_restoring {
+                return;
+            }
         }
         let deadline = self.coordinator.deadline();
         if deadline != self.deadline {

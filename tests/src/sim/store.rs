@@ -220,6 +220,11 @@ impl Store {
         });
     }
 
+    /// Writes down what must stay whatever happens.
+    pub(super) fn decide(&mut self, now: u64) -> Result<(), String> {
+        self.is_stuck(now)
+    }
+
     /// The last lineage.
     pub(super) fn lineage(&self) -> Option<Lineage> {
         self.lineage

@@ -1,6 +1,6 @@
 //! Lets requests come twice, and sends those that must be refused and those of observers.
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, Sequence, ShardId, WorkerId};
+use windlass_common::ids::{Incarnation, Lineage, RunId, Sequence, ServerId, ShardId, WorkerId};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{self, Request};
 
@@ -9,21 +9,22 @@ use super::{FORGED, Happening, STRAY, World};
 
 impl World<'_> {
     /// A worker's request has arrived; now and then it comes again, or is followed by one that must be refused.
-    pub(super) fn requested(&mut self, shard: ShardId, request: Request<Vec<f32>>) {
+    pub(super) fn requested(&mut self, server: ServerId, shard: ShardId, request: Request<Vec<f32>>) {
         if self.net.below(1_000_000) < self.config.probes {
             // An observer asks as well, for a point that has been or is about to be.
             let session = self.next_stray(STRAY);
-            let Some(its) = &mut self.shards[shard.index()] else { return };
-            let snapshot = its.snapshot();
+            let Some(hosted) = self.hosted(server, shard) else { return };
+            let snapshot = hosted.shard.snapshot();
             let position = self.plan.goal().position(snapshot.step, snapshot.examples);
             let point = self.net.below(position / self.config.evaluate_every + 3);
-            self.shard(shard, shard::Event::PullSnapshot { session, point });
+            self.shard(server, shard, shard::Event::PullSnapshot { session, point });
         }
         let mut copy = None;
+        let is_pausing = self.hosted(server, shard).is_some_and(|hosted| hosted.is_pausing);
         let Request { session, run, lineage, term, worker, incarnation, .. } = request;
         if let Some((push, gradient)) = &request.push {
             // A shard that pauses has more that can go wrong.
-            let often = if self.pausing[shard.index()] { 5 } else { 1 };
+            let often = if is_pausing { 5 } else { 1 };
             let duplicated = self.net.below(1_000_000) < self.config.duplicates * often;
             let probed = self.net.below(1_000_000) < self.config.probes * often;
             if duplicated || probed {
@@ -31,21 +32,21 @@ impl World<'_> {
                 copy = Some(Request { session, run, lineage, term, worker, incarnation, push, pull: None });
             }
             if probed && let Some(copy) = copy.take() {
-                self.shard(shard, shard::Event::Request(request));
-                self.probe(shard, copy);
+                self.shard(server, shard, shard::Event::Request(request));
+                self.probe(server, shard, copy);
                 return;
             }
         }
-        self.shard(shard, shard::Event::Request(request));
+        self.shard(server, shard, shard::Event::Request(request));
         if let Some(copy) = copy {
-            let within = if self.pausing[shard.index()] { 5_000 } else { 2_000_000 };
+            let within = if is_pausing { 5_000 } else { 2_000_000 };
             let at = self.now + 1 + self.net.below(within);
-            self.queue.push(at, Happening::Again(shard, Box::new(copy)));
+            self.queue.push(at, Happening::Again(server, shard, Box::new(copy)));
         }
     }
 
-    pub(super) fn again(&mut self, shard: ShardId, request: Request<Vec<f32>>) {
-        let place = Place::Server(self.plan.cluster.server_of(shard));
+    pub(super) fn again(&mut self, server: ServerId, shard: ShardId, request: Request<Vec<f32>>) {
+        let place = Place::Server(server);
         if self.is_running(place) {
             self.counts.add("duplicates", 1);
             let number = request.push.as_ref().map(|(p, _)| p.sequence);
@@ -56,11 +57,11 @@ impl World<'_> {
             };
             // The answer to one who has been succeeded, or has forgotten it, goes nowhere.
             let is_current = self.coordinator.incarnation(request.worker) == request.incarnation;
-            if request.lineage != self.lineage_of(shard) {
+            if request.lineage != self.followers[server.index()].lineage {
                 // It comes from a history that is no more.
                 self.counts.add("late copies", 1);
                 let session = self.next_stray(FORGED);
-                self.shard(shard, shard::Event::Request(Request { session, ..request }));
+                self.shard(server, shard, shard::Event::Request(Request { session, ..request }));
                 return;
             }
             let is_recent = number.is_some_and(|n| self.is_recent(request.worker, n));
@@ -71,7 +72,7 @@ impl World<'_> {
             if session != request.session && is_current {
                 return;
             }
-            self.shard(shard, shard::Event::Request(Request { session, ..request }));
+            self.shard(server, shard, shard::Event::Request(Request { session, ..request }));
         }
     }
 
@@ -85,8 +86,8 @@ impl World<'_> {
     }
 
     /// Sends what must have no effect.
-    fn probe(&mut self, shard: ShardId, mut request: Request<Vec<f32>>) {
-        let place = Place::Server(self.plan.cluster.server_of(shard));
+    fn probe(&mut self, server: ServerId, shard: ShardId, mut request: Request<Vec<f32>>) {
+        let place = Place::Server(server);
         if !self.is_running(place) {
             return;
         }
@@ -104,6 +105,6 @@ impl World<'_> {
             2 => request.run = RunId(request.run.0 + 1),
             _ => request.lineage = Lineage(request.lineage.0 + 1),
         }
-        self.shard(shard, shard::Event::Request(request));
+        self.shard(server, shard, shard::Event::Request(request));
     }
 }

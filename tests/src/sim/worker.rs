@@ -1,5 +1,7 @@
 //! Plays the part of the worker processes: join, ask, compute, join again, leave, as the real client does.
 
+use std::collections::BTreeSet;
+
 use windlass_common::ids::{Incarnation, Lineage, Sequence, ServerId, ShardId, WorkerId};
 use windlass_common::wire::{Body, Reject, Resume};
 use windlass_ps_core::{SessionId, coordinator};
@@ -47,6 +49,8 @@ pub(super) struct Seat {
     pub(super) connections: Vec<Option<usize>>,
     /// To each shard.
     pub(super) streams: Vec<usize>,
+    /// The server that has each shard.
+    pub(super) primaries: Vec<ServerId>,
     pub(super) welcome: Option<(Resume, Incarnation, Lineage)>,
     /// What the coordinator has said to end it.
     pub(super) stopped: Option<String>,
@@ -80,6 +84,7 @@ impl Seat {
             control: None,
             connections: Vec::new(),
             streams: Vec::new(),
+            primaries: Vec::new(),
             welcome: None,
             stopped: None,
             is_given_up: false,
@@ -105,6 +110,10 @@ impl Seat {
                 Phase::Reaching => self.connections[to.index()].is_none(),
                 _ => false,
             }
+    }
+
+    fn has_reached_all(&self) -> bool {
+        self.primaries.iter().all(|server| self.connections[server.index()].is_some())
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -175,7 +184,7 @@ impl World<'_> {
             self.expect_answer(worker);
             let joined = coordinator::Event::WorkerJoined { session, worker, process: life };
             self.send(control, UP, Message::Coordinator(joined));
-        } else if self.seat(worker).connections.iter().all(Option::is_some) {
+        } else if self.seat(worker).has_reached_all() {
             self.take_up_work(worker);
         }
     }
@@ -205,13 +214,16 @@ impl World<'_> {
             Body::Welcome(welcome) => {
                 assert_eq!(seat.phase, Phase::Joining, "{worker} is welcomed when it has asked");
                 seat.welcome = Some((welcome.next, incarnation, lineage));
+                seat.primaries = welcome.seats.iter().map(|seats| seats.primary).collect();
                 seat.phase = Phase::Reaching;
                 let life = seat.life;
                 self.seat(worker).deadline = self.after(place, self.patience());
-                if self.config.servers == 1 {
+                if self.seat(worker).has_reached_all() {
                     self.take_up_work(worker);
+                    return;
                 }
-                for server in (1..self.config.servers).map(ServerId) {
+                let primaries: BTreeSet<ServerId> = self.seat(worker).primaries.iter().copied().collect();
+                for server in primaries.into_iter().filter(|server| server.0 > 0) {
                     self.reach(place, life, server, false);
                 }
             }
@@ -232,11 +244,12 @@ impl World<'_> {
 
     /// It has reached everyone, and asks for what it needs next.
     fn take_up_work(&mut self, worker: WorkerId) {
-        let connections = self.seat(worker).connections.clone();
+        let (connections, primaries) =
+            (self.seat(worker).connections.clone(), self.seat(worker).primaries.clone());
         let shards = (0..self.config.shards()).map(ShardId);
         let streams: Vec<usize> = shards
             .map(|shard| {
-                let server = self.plan.cluster.server_of(shard);
+                let server = primaries[shard.index()];
                 self.net.stream(Kind::Shard(worker, shard), connections[server.index()])
             })
             .collect();

@@ -83,7 +83,7 @@ impl Run {
         let mut run = Self { coordinator: Coordinator::new(plan, RunId(7), now), now };
         for server in 0..SERVERS {
             let (session, address) = (SessionId(u64::from(100 + server)), format!("host{server}:7171"));
-            run.tell(Event::ServerJoined { session, server: ServerId(server), address });
+            run.tell(Event::ServerJoined { session, server: ServerId(server), address, copies: Vec::new() });
         }
         run.tell(Event::ObserverJoined { session: OBSERVER });
         run
