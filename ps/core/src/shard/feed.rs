@@ -205,7 +205,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             lanes[lane] = (lanes[lane] ^ value).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31);
         };
         for slice in self.store.slices() {
-            for vector in std::iter::once(&*slice.values).chain(slice.state.vectors.iter()) {
+            for vector in std::iter::once(&slice.values).chain(&slice.state.vectors) {
                 for chunk in vector.chunks(8) {
                     chunk.iter().enumerate().for_each(|(lane, x)| add(lane, x.to_bits().into()));
                 }
