@@ -210,6 +210,7 @@ pub(crate) mod tests {
             cluster: Cluster {
                 servers,
                 shards_per_server,
+                replicas: 0,
                 workers: 2,
                 membership: Membership::Fixed,
                 join_deadline_s: 60,

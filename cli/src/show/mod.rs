@@ -238,6 +238,7 @@ pub(crate) mod tests {
             pushes: examples / 100,
             loss: Some(0.25),
             first_applied_us: None,
+            seats: Vec::new(),
             checkpoints: CheckpointStatus::default(),
             meter: Meter { wire_up: examples * 3, wire_down: examples, ..Meter::default() },
             workers: Vec::new(),

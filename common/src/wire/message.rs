@@ -9,7 +9,8 @@ use super::reject::Reject;
 use super::replica::{Feed, Seats};
 use super::status::Status;
 use crate::ids::{
-    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
+    ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ServerId, ShardId, Step, Term, Version,
+    WorkerId,
 };
 
 /// The header of a frame: whose it is and what it says. A payload, where the body announces one, follows raw.
@@ -54,6 +55,8 @@ pub enum Body {
     Conclude,
     /// An observer asks for a checkpoint; what becomes of it is in the status.
     Checkpoint,
+    /// An observer asks that a server shall have no shards any more.
+    Drain { server: ServerId },
     /// An observer that started a worker's process says that this process has ended, and how.
     Exited { worker: WorkerId, process: u32, how: String },
     /// What a shard of another server tells the coordinator.

@@ -17,7 +17,8 @@ pub use message::{
 pub use reject::Reject;
 pub use replica::{Clock, Fed, Feed, Previous, Seats, Whole};
 pub use status::{
-    Blocked, CheckpointStatus, Checkpointed, Phase, ShardStatus, Status, WorkerState, WorkerStatus,
+    Blocked, CheckpointStatus, Checkpointed, Phase, SeatStatus, ShardStatus, Status, WorkerState,
+    WorkerStatus,
 };
 
 /// The version of the messages; another one is refused by name.

@@ -4,7 +4,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, WorkerId};
+use crate::ids::{ClientId, Incarnation, Lineage, RunId, Sequence, ServerId, ShardId, Step, Term, WorkerId};
 
 /// Why a request has had no effect.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, thiserror::Error)]
@@ -69,6 +69,8 @@ pub enum Reject {
     TooManyHeld { worker: WorkerId, most: u64 },
     #[error("{most} observers are connected, and no more are possible")]
     TooManyObservers { most: u32 },
+    #[error("{server} cannot be drained: {reason}")]
+    CannotDrain { server: ServerId, reason: String },
     #[error("the message cannot be read: {reason}")]
     Malformed { reason: String },
     #[error("the run has ended")]

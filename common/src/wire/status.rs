@@ -5,7 +5,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::message::{Meter, Wait};
-use crate::ids::{Examples, Incarnation, Lineage, ShardId, Step, Term, Version, WorkerId};
+use crate::ids::{Examples, Incarnation, Lineage, ServerId, ShardId, Step, Term, Version, WorkerId};
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq, Archive, Serialize, Deserialize)]
@@ -36,10 +36,22 @@ pub struct Status {
     /// Requests that have waited for others for a second or more, ordered by shard and worker.
     pub blocked: Vec<Blocked>,
     pub checkpoints: CheckpointStatus,
+    /// Which servers have each shard, ordered by shard, where they are kept more than once.
+    pub seats: Vec<SeatStatus>,
     /// What the run waits for, in a sentence; empty when it moves.
     pub waiting: String,
     /// What is wrong and what to do, in sentences; empty when nothing is.
     pub advice: Vec<String>,
+}
+
+/// Which servers have a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SeatStatus {
+    pub shard: ShardId,
+    pub primary: ServerId,
+    pub standby: Option<ServerId>,
+    /// Whether the standby has all, so that nothing is lost with the primary.
+    pub is_full: bool,
 }
 
 /// How a run's checkpoints stand.

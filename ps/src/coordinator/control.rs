@@ -96,6 +96,7 @@ impl Reader {
             (Body::Leave(report), Role::Worker(_)) => Event::WorkerLeft { session, report },
             (Body::Dropped { client, step }, Role::Worker(_)) => Event::Dropped { session, client, step },
             (Body::Checkpoint, Role::Observer) => Event::Checkpoint { session },
+            (Body::Drain { server }, Role::Observer) => Event::Drain { session, server },
             (Body::Conclude, Role::Observer) => Event::Conclude { session },
             (Body::Observe, Role::Observer) => Event::ObserverJoined { session },
             (Body::JoinServer { address, port, copies }, Role::Server(server)) => {

@@ -398,7 +398,10 @@ impl Thread {
             self.log.went_on(clock::now(), placed);
             self.log.flush();
         }
-        let _ = self.seats.set(placed.seats.clone());
+        if self.seats.set(placed.seats.clone()).is_err() {
+            // Of these nobody is told before the next life.
+            return true;
+        }
         let begins = with_logged(self.core.begins(), &self.logged, &self.plan);
         let addresses = self.core.addresses();
         let _ = self.settle.try_send(Settled { seats: placed.seats.clone(), begins, addresses });

@@ -90,6 +90,13 @@ pub enum Event {
         /// The control stream of an observer.
         session: SessionId,
     },
+    /// Somebody wants a server to have no shards any more.
+    Drain {
+        /// The control stream of an observer.
+        session: SessionId,
+        /// Which.
+        server: ServerId,
+    },
     /// The manifest of a checkpoint is in the store, or could not be written.
     CheckpointKept {
         /// Its number.

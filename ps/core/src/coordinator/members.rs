@@ -415,8 +415,9 @@ impl Coordinator {
         }
         let server =
             self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
-        if let Some((id, _)) = server.as_ref().filter(|_| !self.is_placed() && self.begins_with_copies()) {
-            // Nobody has been told anything yet.
+        let needs_nobody = |id| self.has_no_shards(id) || (!self.is_placed() && self.begins_with_copies());
+        if let Some((id, _)) = server.as_ref().filter(|(id, _)| needs_nobody(*id)) {
+            // It has nothing, or nobody has been told anything yet.
             self.servers.remove(id);
         } else if let Some((id, address)) = server
             && (!self.is_over() || self.lacks_result_of(id))

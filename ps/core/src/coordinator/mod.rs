@@ -64,6 +64,8 @@ pub struct Coordinator {
     /// The servers of each shard, once that has been decided, and the shards whose standby has all.
     seats: Vec<Seats>,
     full: BTreeSet<ShardId>,
+    /// Servers that shall have no shards.
+    drained: Vec<ServerId>,
     workers: BTreeMap<WorkerId, Worker>,
     rejoin: Rejoin,
     /// Who has whose data.
@@ -184,6 +186,7 @@ impl Coordinator {
             servers: BTreeMap::new(),
             seats: Vec::new(),
             full: BTreeSet::new(),
+            drained: Vec::new(),
             workers: plan.cluster.possible_workers().map(worker).collect(),
             rejoin: rules::rejoin(&plan),
             hosts: plan.hosts(&planned),
@@ -258,6 +261,7 @@ impl Coordinator {
             }
             Event::ShutDown { reason } => self.shut_down(now, reason, out),
             Event::Checkpoint { session } => self.checkpoint_asked(now, session, out),
+            Event::Drain { session, server } => self.drain(session, server, out),
             Event::CheckpointKept { number, kept } => self.checkpoint_kept(now, number, kept, out),
             Event::Dropped { session, client, step } => self.dropped(now, session, client, step, out),
             Event::Conclude { session } => self.conclude(now, session, out),

@@ -115,6 +115,7 @@ impl Progress {
             workers: Vec::new(),
             shards: Vec::new(),
             blocked: Vec::new(),
+            seats: Vec::new(),
             checkpoints: CheckpointStatus::default(),
             waiting: String::new(),
             advice: Vec::new(),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Lineage, ServerId, ShardId, Step};
 use windlass_common::plan::Mode;
-use windlass_common::wire::{Begins, Body, Entry, Order, Reject, Resume, Seats};
+use windlass_common::wire::{Begins, Body, Entry, Order, Phase, Reject, Resume, SeatStatus, Seats};
 
 use super::checkpoints::{Checkpoints, RunState};
 use super::closing::Closing;
@@ -48,6 +48,9 @@ pub struct Placed {
     pub seats: Vec<Seats>,
     /// For each shard the lineage of the copy that its primary goes on with; none where it begins with a checkpoint, or anew.
     pub from: Vec<Option<Lineage>>,
+    /// Servers that shall have no shards as long as others can.
+    #[serde(default)]
+    pub drained: Vec<ServerId>,
 }
 
 impl Placed {
@@ -67,6 +70,12 @@ impl Coordinator {
     /// Whether it has been decided which servers have the shards.
     pub(super) fn is_placed(&self) -> bool {
         !self.seats.is_empty()
+    }
+
+    /// Whether nothing is lost with a server: it has been drained, or the others have gone on without it.
+    pub(super) fn has_no_shards(&self, server: ServerId) -> bool {
+        let has = |seats: &Seats| seats.primary == server || seats.standby == Some(server);
+        self.plan.cluster.replicas > 0 && self.is_placed() && !self.seats.iter().any(has)
     }
 
     /// The server whose copy of a shard is the one that counts.
@@ -104,6 +113,11 @@ impl Coordinator {
             self.server_gone(reason, out);
             return;
         }
+        if self.is_placed() && self.drained.contains(&server) {
+            self.servers.insert(server, Server { session, address, copies });
+            out.push(Effect::Send { session, body: self.welcome(Resume::default(), Vec::new()) });
+            return;
+        }
         if self.is_placed() {
             // The run has gone on without it.
             self.server_gone(format!("{server} at {address} is there again"), out);
@@ -138,8 +152,11 @@ impl Coordinator {
     fn go_on_from_copies(&mut self, now: Time, before: &Placed, is_complete: bool, out: &mut Vec<Effect>) {
         let mut chosen = BTreeMap::<ShardId, (ServerId, &Copy)>::new();
         for (&server, copy) in self.servers.iter().flat_map(|(id, s)| s.copies.iter().map(move |c| (id, c))) {
-            let rank = |copy: &Copy| (copy.lineage, copy.is_primary);
-            let is_better = chosen.get(&copy.shard).is_none_or(|(_, other)| rank(other) < rank(copy));
+            // Two that are sound hold all that was shown; the primary's may hold more.
+            let rank =
+                |server, copy: &Copy| (copy.lineage, !before.drained.contains(&server), copy.is_primary);
+            let is_better =
+                chosen.get(&copy.shard).is_none_or(|&(at, other)| rank(at, other) < rank(server, copy));
             if before.is_sound(server, copy) && is_better {
                 chosen.insert(copy.shard, (server, copy));
             }
@@ -161,6 +178,7 @@ impl Coordinator {
             self.server_gone("the copies of the shards are of steps too far apart".into(), out);
             return;
         }
+        self.drained = before.drained.clone();
         self.seats = self.seats_for(chosen.values().map(|(server, _)| *server).collect());
         let from = copies.iter().map(|copy| Some(copy.lineage)).collect();
         self.restore_from(now, &copies, open);
@@ -179,7 +197,8 @@ impl Coordinator {
 
     /// The standby of a shard is the next server that is there.
     fn seats_for(&self, primaries: Vec<ServerId>) -> Vec<Seats> {
-        let there: Vec<ServerId> = self.servers.keys().copied().collect();
+        let there = self.servers.keys().copied();
+        let there: Vec<ServerId> = there.filter(|server| !self.drained.contains(server)).collect();
         let seats = |primary| {
             let after = there.iter().find(|server| **server > primary);
             let standby = after.or(there.first()).copied().filter(|server| *server != primary);
@@ -223,7 +242,8 @@ impl Coordinator {
     fn placed(&mut self, from: Vec<Option<Lineage>>, out: &mut Vec<Effect>) {
         if self.plan.cluster.replicas > 0 {
             let is_from_copies = from.iter().any(Option::is_some);
-            out.push(Effect::Placed(Placed { lineage: self.lineage, seats: self.seats.clone(), from }));
+            let (lineage, seats, drained) = (self.lineage, self.seats.clone(), self.drained.clone());
+            out.push(Effect::Placed(Placed { lineage, seats, from, drained }));
             for &session in self.servers.values().map(|s| &s.session) {
                 out.push(Effect::Send { session, body: self.welcome(Resume::default(), Vec::new()) });
             }
@@ -258,6 +278,56 @@ impl Coordinator {
     pub fn addresses(&self) -> Vec<String> {
         let address = |id| self.servers.get(&ServerId(id)).map(|s| s.address.clone()).unwrap_or_default();
         (0..self.plan.cluster.servers).map(address).collect()
+    }
+
+    /// Empties a server: the run goes on with the standbys of its shards, and it gets none again.
+    pub(super) fn drain(&mut self, session: SessionId, server: ServerId, out: &mut Vec<Effect>) {
+        if !self.observers.contains(&session) {
+            return;
+        }
+        let shards = (0..).map(ShardId).zip(&self.seats);
+        let bare = shards.clone().find(|(s, seats)| seats.primary == server && !self.full.contains(s));
+        let others = self.servers.keys().filter(|s| **s != server && !self.drained.contains(s)).count();
+        let reason = if self.plan.cluster.replicas == 0 {
+            "its shards have no standbys; begin the run with --replicas 1".into()
+        } else if server == ServerId(0) {
+            "it has the coordinator".into()
+        } else if self.phase != Phase::Training || others == 0 {
+            "nobody could take its shards now".into()
+        } else if let Some((shard, _)) = bare {
+            format!("the standby of {shard} has not all yet; try again in a moment")
+        } else {
+            String::new()
+        };
+        if !reason.is_empty() {
+            let reason = Reject::CannotDrain { server, reason };
+            out.push(Effect::Send { session, body: Body::Refused(reason) });
+            return;
+        }
+        let has_any = shards.clone().any(|(_, s)| s.primary == server || s.standby == Some(server));
+        if !self.drained.contains(&server) {
+            self.drained.push(server);
+        }
+        if has_any {
+            let (lineage, seats, drained) = (self.lineage, self.seats.clone(), self.drained.clone());
+            let from = vec![None; seats.len()];
+            out.push(Effect::Placed(Placed { lineage, seats, from, drained }));
+            self.server_gone(format!("{server} is drained"), out);
+        }
+    }
+
+    /// Which servers have each shard, where they are kept more than once.
+    pub(super) fn seat_statuses(&self) -> Vec<SeatStatus> {
+        if self.plan.cluster.replicas == 0 {
+            return Vec::new();
+        }
+        let shards = (0..).map(ShardId).zip(&self.seats);
+        shards
+            .map(|(shard, &Seats { primary, standby })| {
+                let is_full = self.full.contains(&shard);
+                SeatStatus { shard, primary, standby, is_full }
+            })
+            .collect()
     }
 
     pub(super) fn standby_lost(&mut self, shard: ShardId, why: &str, out: &mut Vec<Effect>) {

@@ -107,6 +107,7 @@ impl Coordinator {
             shards: self.standings.shards(now),
             blocked: self.standings.blocked(now),
             checkpoints: self.checkpoints.status.clone(),
+            seats: self.seat_statuses(),
             waiting: explain::waiting(self),
             ..self.progress.status(self.phase, self.term, &self.plan, rounds)
         };

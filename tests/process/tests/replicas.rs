@@ -1,0 +1,144 @@
+//! Kills servers whose shards have standbys, and shows that nothing is lost and nothing counts twice.
+//!
+//! Five servers are killed in each run, the coordinator's among them, or as many as `WINDLASS_TORTURE` says.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use windlass_process_tests::ledger::Ledger;
+use windlass_process_tests::schedule::{Draws, seeds};
+use windlass_process_tests::{Running, child, lines, model, send, summary, train, until};
+
+const WITHIN: Duration = Duration::from_secs(300);
+const SYNC: &str =
+    "--mode sync --model 2nn --servers 2 --replicas 1 --workers 2 --batch 32 --seed 7 --name run";
+const ASYNC: &str =
+    "--mode async --model 2nn --servers 2 --replicas 1 --workers 3 --batch 32 --seed 7 --name run";
+const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --replicas 1 --workers 2 --clients 20 --fraction 0.2 \
+                      --local-passes 1 --batch 50 --seed 7 --name run";
+
+/// The lines of the log since the run went on last.
+fn since(run: &Path) -> Vec<Value> {
+    let all = lines(run);
+    let begins = |line: &Value| line["event"] == "went on" || line["event"] == "restored";
+    let first = all.iter().rposition(begins).map_or(0, |at| at + 1);
+    all[first..].to_vec()
+}
+
+fn count(lines: &[Value], event: &str) -> usize {
+    lines.iter().filter(|line| line["event"] == event).count()
+}
+
+/// Waits until both standbys have all, and a number of pushes has been made since then.
+fn until_full(run: &Path, running: &mut Running, pushes: usize) {
+    until(&format!("standbys that have all, and {pushes} pushes"), || {
+        assert_eq!(running.code(), None, "the run goes on");
+        let since = since(run);
+        (count(&since, "replicated") == 2 && count(&since, "applied") >= pushes).then_some(())
+    });
+}
+
+/// A run whose servers are killed, server 0 as often as the other; each is so after its standby had all.
+fn killed(folder: &Path, flags: &str, every: u64) -> (PathBuf, Vec<f64>) {
+    let (run, times) = (folder.join("killed"), seeds(5));
+    let (count_of_kills, mut draws) = (times.end - times.start, Draws::new(times.start));
+    let mut running = train(&run, &format!("{flags} --restarts 1000"));
+    let mut waits = Vec::new();
+    for time in 0..count_of_kills {
+        until_full(&run, &mut running, draws.number(every / 4..every) as usize);
+        let server = if time % 2 == 0 { "server-1" } else { "server-0" };
+        send(child(running.id(), server, None), Signal::KILL);
+        until("it goes on", || (count(&lines(&run), "went on") as u64 > time).then_some(()));
+        let first =
+            until("it makes a step", || since(&run).into_iter().find(|line| line["event"] == "applied"));
+        let all = lines(&run);
+        let at = all.iter().rposition(|line| line["event"] == "went on").unwrap();
+        let last = all[..at].iter().rev().find(|line| line["event"] == "applied").unwrap();
+        let us = |line: &Value| line["at_us"].as_u64().unwrap();
+        waits.push(us(&first).saturating_sub(us(last)) as f64 / 1e6);
+    }
+    running.end(WITHIN).well();
+    assert_eq!(count(&lines(&run), "went on") as u64, count_of_kills);
+    assert_eq!(count(&lines(&run), "restored"), 0, "nothing went back");
+    waits.sort_unstable_by(f64::total_cmp);
+    println!("from the last step before to the first after, in seconds: {waits:?}");
+    (run, waits)
+}
+
+/// As many passes over the data as so many kills take.
+fn passes(flags: &str) -> String {
+    let times = seeds(5);
+    format!("{flags} --passes {}", (times.end - times.start).div_ceil(5) * 2)
+}
+
+#[test]
+fn a_sync_run_whose_servers_are_killed_ends_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    train(&whole, &passes(SYNC).replace("--replicas 1", "")).end(WITHIN).well();
+    let (killed, _) = killed(folder.path(), &passes(SYNC), 400);
+    assert_eq!(model(&whole), model(&killed));
+    for number in ["steps", "examples", "pushes"] {
+        assert_eq!(summary(&whole)[number], summary(&killed)[number], "{number}");
+    }
+    let ledger = Ledger::read(&killed);
+    assert_eq!(ledger.void(), 0);
+}
+
+#[test]
+fn no_push_of_async_is_lost_or_doubled_when_servers_are_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (killed, _) = killed(folder.path(), &passes(ASYNC), 400);
+    let ledger = Ledger::read(&killed);
+    assert!((0..3).all(|worker| ledger.pushes(worker) > 0));
+    assert!(summary(&killed)["test_accuracy"].as_f64().unwrap() > 0.93);
+}
+
+#[test]
+fn a_federated_run_whose_servers_are_killed_ends_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let times = seeds(5);
+    let flags = format!("{FEDAVG} --rounds {}", 20 + 10 * (times.end - times.start));
+    train(&whole, &flags.replace("--replicas 1", "")).end(WITHIN).well();
+    let (killed, _) = killed(folder.path(), &flags, 40);
+    assert_eq!(model(&whole), model(&killed));
+    for number in ["rounds", "steps"] {
+        assert_eq!(summary(&whole)[number], summary(&killed)[number], "{number}");
+    }
+}
+
+#[test]
+fn who_is_killed_before_its_standby_has_all_costs_a_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
+    let flags = format!("{SYNC} --passes 2");
+    train(&whole, &flags).end(WITHIN).well();
+    let mut running = train(&run, &format!("{flags} --checkpoint-every 40steps --restarts 9"));
+    until_full(&run, &mut running, 300);
+    // The second goes while the first is not yet there, so that what it alone has is lost.
+    let [first, second] = ["server-1", "server-0"].map(|server| child(running.id(), server, None));
+    send(first, Signal::KILL);
+    send(second, Signal::KILL);
+    until("it goes back", || {
+        lines(&run).into_iter().find(|line| line["event"] == "rolled back").map(|line| {
+            let reason = line["reason"].as_str().unwrap();
+            assert!(reason.contains("no server has all of shard 0, shard 1"), "{reason}");
+        })
+    });
+    running.end(WITHIN).well();
+    assert_eq!(count(&lines(&run), "restored"), 1);
+    assert_eq!(model(&whole), model(&run));
+
+    let run = folder.path().join("without");
+    let mut running = train(&run, &format!("{flags} --checkpoint-every never --restarts 9"));
+    until_full(&run, &mut running, 300);
+    let [first, second] = ["server-1", "server-0"].map(|server| child(running.id(), server, None));
+    send(first, Signal::KILL);
+    send(second, Signal::KILL);
+    let ended = running.end(WITHIN);
+    assert_ne!(ended.code, Some(0));
+    assert!(ended.stderr.contains("no server has all of shard 0, shard 1"), "{}", ended.stderr);
+}
