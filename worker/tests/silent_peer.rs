@@ -137,6 +137,7 @@ fn status() -> Status {
         workers: Vec::new(),
         shards: Vec::new(),
         blocked: Vec::new(),
+        seats: Vec::new(),
         checkpoints: Default::default(),
         waiting: String::new(),
         advice: Vec::new(),

@@ -27,6 +27,9 @@ use crate::tls;
 /// The round-trip time assumed before the first measurement. A third of a second, quinn's default, would send the
 /// second packet to a peer that is just starting after a whole second; this sends it after 0.1 s.
 const INITIAL_RTT: Duration = Duration::from_millis(33);
+/// Whoever has connected and hears nothing sends a packet after so long: a peer that has been started again says then that it
+/// does not know the connection.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(250);
 /// Bytes kept of one handshake that waits to be taken up. Without 0-RTT it needs a few packets.
 const INCOMING_BUFFER: u64 = 64 * 1024;
 /// The one-way streams a peer may open: the acceptor's welcome is the only one there is.
@@ -76,11 +79,12 @@ pub fn over(
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
     limits.check()?;
-    let transport = Arc::new(transport_config(limits)?);
-    let server = server_config(identity, limits, &transport)?;
+    let accepting = Arc::new(transport_config(limits, limits.idle / 3)?);
+    let server = server_config(identity, limits, &accepting)?;
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime()?)
         .map_err(TransportError::Socket)?;
-    endpoint.set_default_client_config(client_config(identity, transport)?);
+    let connecting = Arc::new(transport_config(limits, SIGN_OF_LIFE.min(limits.idle / 3))?);
+    endpoint.set_default_client_config(client_config(identity, connecting)?);
     Ok(endpoint)
 }
 
@@ -123,7 +127,7 @@ fn client_config(
     Ok(config)
 }
 
-fn transport_config(limits: &Limits) -> Result<TransportConfig, TransportError> {
+fn transport_config(limits: &Limits, keep_alive: Duration) -> Result<TransportConfig, TransportError> {
     // Quinn sends batches of 10 datagrams; 10 times the MTU must stay below 65,507 bytes (Limits checks it).
     // The *initial* MTU stays at 1,200: a larger one fails silently on a path that cannot carry it.
     let mut mtu = MtuDiscoveryConfig::default();
@@ -138,7 +142,7 @@ fn transport_config(limits: &Limits) -> Result<TransportConfig, TransportError> 
         .max_concurrent_uni_streams(WELCOMES.into())
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::try_from(limits.idle).map_err(TransportError::tls)?))
-        .keep_alive_interval(Some(limits.idle / 3))
+        .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)
         .congestion_controller_factory(Arc::new(CubicConfig::default()));
     Ok(config)
