@@ -122,7 +122,11 @@ impl World<'_> {
                     });
                     (shard.state(), Some(second.count))
                 }
-                (None, None) => panic!("{server} has no copy of {id} of lineage {from}"),
+                // It has gone since it joined.
+                (None, None) => match self.ghosts.get(&(server, id, from)) {
+                    Some(ghost) => ghost.clone(),
+                    None => panic!("{server} never had a copy of {id} of lineage {from}"),
+                },
             };
             open = open.max(state.open);
             let before = self.eras.get_mut(&from).expect("every lineage has a history");

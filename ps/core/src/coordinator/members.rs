@@ -415,7 +415,8 @@ impl Coordinator {
         }
         let server =
             self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
-        if let Some((id, _)) = server.as_ref().filter(|_| !self.is_placed() && self.begins_with_copies()) {
+        if let Some((id, _)) = server.as_ref().filter(|_| !self.is_placed() && self.plan.cluster.replicas > 0)
+        {
             // Nobody has been told anything yet.
             self.servers.remove(id);
         } else if let Some((id, address)) = server
