@@ -273,8 +273,19 @@ impl History {
         let next = self.entries[begins..].iter().position(is_next);
         let mut end = next.map_or(self.entries.len(), |next| begins + next);
         // An event of which the copy has done nothing is none of its history.
+        let begins = |entry: &Entry| {
+            matches!(
+                entry,
+                Entry::Asked(_)
+                    | Entry::Ordered(_)
+                    | Entry::Members { .. }
+                    | Entry::Observed { .. }
+                    | Entry::Ended(_)
+            )
+        };
         let handled = |entry: &Entry| matches!(entry, Entry::Handled { .. });
         let whole = self.entries[..end].iter().rposition(handled).map_or(0, |at| at + 1);
+        let whole = self.entries[whole..end].iter().rposition(begins).map_or(end, |at| whole + at);
         let is_change =
             |entry: &Entry| matches!(entry, Entry::Fed { .. } | Entry::Record(_) | Entry::Restored { .. });
         if !self.entries[whole..end].iter().any(is_change) {

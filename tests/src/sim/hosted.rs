@@ -187,6 +187,19 @@ impl World<'_> {
 
     /// A server's process, or its life, is over: it has no shards any more.
     pub(super) fn drop_shards(&mut self, server: ServerId) {
+        if self.has_replicas() {
+            let hosted = self.hosted.iter().filter(|((of, _), _)| *of == server);
+            for (&(_, id), hosted) in hosted {
+                self.ghosts.insert((server, id, hosted.lineage), (hosted.shard.state(), None));
+            }
+            let seconds = self.standbys.iter().filter(|((of, _), _)| *of == server);
+            for (&(_, id), second) in seconds {
+                if let Some(shard) = second.standby.full() {
+                    let of = (server, id, second.standby.lineage());
+                    self.ghosts.insert(of, (shard.state(), Some(second.count)));
+                }
+            }
+        }
         self.hosted.retain(|(of, _), _| *of != server);
         self.standbys.retain(|(of, _), _| *of != server);
         self.followers[server.index()].serves = false;

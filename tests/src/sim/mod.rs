@@ -36,7 +36,7 @@ use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::{self, Begins, Seats, Stop};
 use windlass_ps_core::Time;
 use windlass_ps_core::coordinator::{self, Coordinator, RunState};
-use windlass_ps_core::shard::{Image, Shard};
+use windlass_ps_core::shard::{Image, Shard, ShardState};
 use windlass_ps_core::store::Snapshot;
 
 pub use config::{Compute, Config, Disk, Fault, Launcher, Network, What};
@@ -120,6 +120,8 @@ struct World<'a> {
     /// What each server was told when it was welcomed last.
     welcomes: Vec<(Vec<Seats>, Begins)>,
     written: Written,
+    /// Copies that are no more: how far they were, and what those of standbys had been told.
+    ghosts: BTreeMap<(ServerId, ShardId, Lineage), (ShardState, Option<u64>)>,
     /// The copies that there are do not hold all.
     gives_copies_up: bool,
     /// The last term and lives that were written down.
@@ -245,6 +247,7 @@ impl<'a> World<'a> {
             standbys: BTreeMap::new(),
             welcomes: vec![(Vec::new(), Begins::Anew); config.servers as usize],
             written: Written::new(config.shards()),
+            ghosts: BTreeMap::new(),
             gives_copies_up: false,
             lives: RunState::default(),
             first_images: None,

@@ -122,12 +122,21 @@ impl World<'_> {
                     });
                     (shard.state(), Some(second.count))
                 }
-                (None, None) => panic!("{server} has no copy of {id} of lineage {from}"),
+                // It has gone since it joined.
+                (None, None) => match self.ghosts.get(&(server, id, from)) {
+                    Some(ghost) => ghost.clone(),
+                    None => panic!("{server} never had a copy of {id} of lineage {from}"),
+                },
             };
             open = open.max(state.open);
             let before = self.eras.get_mut(&from).expect("every lineage has a history");
             if let Some(told) = told {
                 promotions += 1;
+                let is_there = |((of, its), hosted): (&(ServerId, ShardId), &Hosted)| {
+                    *its == id && hosted.lineage == from && self.coordinator.session_of(*of).is_some()
+                };
+                let is_needed = !self.hosted.iter().any(is_there);
+                assert!(is_needed, "the standby of {id} on {server} is promoted, and its primary is there");
                 let seen = before.seen[at].unwrap_or(0);
                 assert!(
                     seen <= told,

@@ -415,8 +415,9 @@ impl Coordinator {
         }
         let server =
             self.servers.iter().find(|(_, s)| s.session == session).map(|(id, s)| (*id, s.address.clone()));
-        let needs_nobody = |id| self.has_no_shards(id) || (!self.is_placed() && self.begins_with_copies());
-        if let Some((id, _)) = server.as_ref().filter(|(id, _)| needs_nobody(*id)) {
+        let has_replicas = self.plan.cluster.replicas > 0;
+        let is_not_needed = |id| self.has_no_shards(id) || (has_replicas && !self.is_placed());
+        if let Some((id, _)) = server.as_ref().filter(|(id, _)| is_not_needed(*id)) {
             // It has nothing, or nobody has been told anything yet.
             self.servers.remove(id);
         } else if let Some((id, address)) = server

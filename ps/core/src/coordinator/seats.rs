@@ -108,7 +108,9 @@ impl Coordinator {
             out.push(Effect::Send { session, body: Body::Refused(reason) });
             return;
         }
-        if let Some(before) = self.servers.get(&server) {
+        // Nobody has been told anything before the seats are decided: its last life has only been forgotten late.
+        let is_again = self.plan.cluster.replicas > 0 && !self.is_placed();
+        if let Some(before) = self.servers.get(&server).filter(|_| !is_again) {
             let reason = format!("{server} joined a second time, from {address} after {}", before.address);
             self.server_gone(reason, out);
             return;
@@ -226,7 +228,9 @@ impl Coordinator {
         let state = &restore.state;
         for (id, worker) in &mut self.workers {
             let last = state.incarnations.get(id).copied().unwrap_or_default();
-            worker.incarnation = worker.incarnation.max(last);
+            // Who has joined meanwhile needs a life that no copy knows.
+            let least = if worker.pending.is_some() { last.next() } else { last };
+            worker.incarnation = worker.incarnation.max(least);
         }
         self.closing = Closing::new(&self.plan, state.open);
         if let Mode::Fedavg(fedavg) = &self.plan.mode {
@@ -268,10 +272,6 @@ impl Coordinator {
             Some(Restore { checkpoint: Some(number), .. }) => Begins::Checkpoint(*number),
             _ => Begins::Anew,
         }
-    }
-
-    pub(super) fn begins_with_copies(&self) -> bool {
-        matches!(self.begins(), Begins::Copies { .. })
     }
 
     /// The addresses of all servers, in order; that of one that is away is empty.
