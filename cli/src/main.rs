@@ -4,6 +4,7 @@ mod asked;
 mod checkpoint;
 mod children;
 mod compare;
+mod drain;
 mod eval;
 mod evaluator;
 mod failure;
@@ -61,6 +62,7 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Identities(flags) => identities::run(&flags),
         Command::Watch(flags) => on_runtime(watch::run(flags)),
         Command::Checkpoint(flags) => checkpoint::run(flags),
+        Command::Drain(flags) => on_runtime(drain::run(flags)),
         Command::Top(flags) => on_runtime(top::run(flags)),
     }
 }

@@ -77,7 +77,7 @@ async fn once(route: &Route, link: &ShardLink) -> anyhow::Result<()> {
     done
 }
 
-/// Writes what the shard's thread tells; done when that tells nothing more.
+/// Writes what the shard's thread tells, until that tells nothing more.
 async fn feed(
     envelope: Envelope,
     mut sender: FrameSender,
@@ -93,7 +93,7 @@ async fn feed(
         envelope.header(Body::Feed { number, feed }).encode(&mut buffer)?;
         sender.send(&buffer, payload).await?;
     }
-    Ok(())
+    bail!("the shard tells it nothing more")
 }
 
 async fn confirmations(mut receiver: FrameReceiver, link: &ShardLink) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, Header, Reject, Report, Stop};
+use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::store::Snapshot;
@@ -271,7 +271,9 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
     let peer = connection.peer();
     stream.0.set_patience(shared.silence);
     stream.1.set_patience(shared.silence);
-    let first = match timeout(FIRST_FRAME, stream.1.header(FIRST_BYTES_MAX, &mut buffer)).await {
+    // What a server says of its copies takes a line for each worker.
+    let limit = if let Role::Server(_) = peer { HEADER_BYTES_MAX } else { FIRST_BYTES_MAX };
+    let first = match timeout(FIRST_FRAME, stream.1.header(limit, &mut buffer)).await {
         Ok(Ok(Some(bytes))) => Header::decode(bytes),
         Ok(Ok(None)) | Err(_) => return,
         Ok(Err(error)) => {

@@ -27,6 +27,8 @@ const ORDERS_MAX: usize = 4096;
 const BATCH_MAX: usize = 16;
 /// Records are told to the coordinator when there are this many, or at the next tick.
 const RECORDS_MAX: usize = 256;
+/// A standby that is being filled may be so far behind; then whoever pushes waits for it.
+const UNCONFIRMED_MAX: u64 = 64;
 const TICK: Duration = Duration::from_millis(100);
 
 /// A gradient, which the shard and the way to its standby share.
@@ -225,6 +227,10 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
                 }
                 self.shard.handle(clock::now(), event, &mut self.effects);
                 self.act();
+                let is_far_behind = self.gate.unconfirmed() > UNCONFIRMED_MAX;
+                if is_far_behind && self.standby.is_some() && !self.gate.is_shut() {
+                    self.shut();
+                }
             }
             // Whoever has lost a standby that had all waits for the coordinator.
             Input::Replicate(_) if self.gate.is_shut() => {}
@@ -295,12 +301,7 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
         }
         match self.full_at {
             // What it was told first has taken long; what is on its way will not.
-            None if self.standby.is_some() => {
-                self.shard.told_all(&mut self.effects);
-                self.act();
-                self.gate.shut();
-                self.full_at = Some(self.gate.told());
-            }
+            None if self.standby.is_some() => self.shut(),
             Some(full) if number >= full => {
                 self.full_at = Some(u64::MAX);
                 (self.tell)(ShardMessage::Report(Report::Replicated));
@@ -309,8 +310,18 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
         }
     }
 
+    /// From here on nothing is shown that the standby has not confirmed.
+    fn shut(&mut self) {
+        self.shard.told_all(&mut self.effects);
+        self.act();
+        self.gate.shut();
+        self.full_at = Some(self.gate.told());
+    }
+
     fn standby_gone(&mut self, why: String) {
-        self.standby = None;
+        if self.standby.take().is_none() {
+            return;
+        }
         if self.gate.is_shut() {
             // Nothing is shown any more before the coordinator has decided.
             (self.tell)(ShardMessage::Report(Report::StandbyLost { why }));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
-use windlass_common::ids::{Examples, ShardId, Step, WorkerId};
+use windlass_common::ids::{Examples, ServerId, ShardId, Step, WorkerId};
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
@@ -146,6 +146,14 @@ impl StatusStream {
     /// If the coordinator is gone, or takes nothing for too long.
     pub async fn checkpoint(&mut self) -> Result<(), ClientError> {
         self.session.say(Body::Checkpoint).await
+    }
+
+    /// Asks that a server shall have no shards any more. What comes of it is in the status.
+    ///
+    /// # Errors
+    /// If the coordinator is gone, or takes nothing for too long.
+    pub async fn drain(&mut self, server: ServerId) -> Result<(), ClientError> {
+        self.session.say(Body::Drain { server }).await
     }
 
     /// Says that a worker's process, which whoever observes has started, has ended, and how: nobody then waits until its

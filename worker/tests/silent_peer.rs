@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use windlass_common::ids::{ClientId, ShardId, Step, WorkerId};
+use windlass_common::ids::{ClientId, ServerId, ShardId, Step, WorkerId};
 use windlass_common::wire::{Body, Header, Meter, Phase, Resume, Status, Wait, WorkerReport};
 use windlass_transport::bare::{self, quinn};
 use windlass_transport::{Connection, Limits};
@@ -444,6 +444,14 @@ fn of_observer() -> Vec<Case> {
             let (mut statuses, _reader) = observing(&play(Lives, Shard::Mute)).await;
             loop {
                 if let Err(error) = statuses.checkpoint().await {
+                    return error.to_string();
+                }
+            }
+        }),
+        case(&["StatusStream::drain"], "a coordinator that reads nothing", STATUS_DEAF, async {
+            let (mut statuses, _reader) = observing(&play(Lives, Shard::Mute)).await;
+            loop {
+                if let Err(error) = statuses.drain(ServerId(1)).await {
                     return error.to_string();
                 }
             }

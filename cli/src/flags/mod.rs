@@ -116,6 +116,11 @@ Examples:
   windlass checkpoint verify runs/2nn-sync-1
   windlass checkpoint export runs/2nn-sync-1 --number 12 --to model.safetensors
 ";
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  windlass drain 1 runs/2nn-sync-1
+  windlass drain 2 host0:7171 --identity ids/observer.pem
+";
 const TOP_EXAMPLES: &str = "\
 Examples:
   windlass top runs/2nn-sync-1
@@ -153,9 +158,26 @@ pub(crate) enum Command {
     /// Keep a checkpoint of a run now; list, verify or export those that it has
     #[command(after_help = help(CHECKPOINT_EXAMPLES))]
     Checkpoint(CheckpointFlags),
+    /// Empty a server of a run with standbys (--replicas 1) without stopping the training, so that it may be ended
+    #[command(after_help = help(DRAIN_EXAMPLES))]
+    Drain(DrainFlags),
     /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it
     #[command(after_help = help(TOP_EXAMPLES))]
     Top(TopFlags),
+}
+
+/// `windlass drain`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DrainFlags {
+    /// Number of the server; server 0 has the coordinator and cannot be emptied
+    #[arg(value_name = "SERVER")]
+    pub(crate) server: u32,
+    /// Directory of a run that `windlass train` has started on this machine, or HOST:PORT of server 0 of any run
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) run: String,
+    /// Identity file of an observer of the run [default: that of the run directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
 }
 
 /// `windlass train`

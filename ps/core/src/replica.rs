@@ -45,6 +45,11 @@ impl Gate {
         self.is_closed
     }
 
+    /// How much of what was told has not been confirmed.
+    pub fn unconfirmed(&self) -> u64 {
+        self.told - self.confirmed
+    }
+
     /// Effects that wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()

@@ -109,7 +109,7 @@ impl Coordinator {
             return;
         }
         // Nobody has been told anything before the seats are decided: its last life has only been forgotten late.
-        let is_again = self.plan.cluster.replicas > 0 && !self.is_placed();
+        let is_again = self.plan.cluster.replicas > 0 && (!self.is_placed() || self.has_no_shards(server));
         if let Some(before) = self.servers.get(&server).filter(|_| !is_again) {
             let reason = format!("{server} joined a second time, from {address} after {}", before.address);
             self.server_gone(reason, out);
