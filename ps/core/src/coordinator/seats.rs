@@ -274,3 +274,6 @@ impl Coordinator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
