@@ -21,7 +21,7 @@ const SEEDS: &str = "0..1000";
 /// The hunt takes a few seconds; one that takes this long has a run that does not end.
 const HUNT_WITHIN: Duration = Duration::from_secs(60);
 /// These the hunt has to notice by itself.
-const BY_THE_HUNT: [&str; 15] = [
+const BY_THE_HUNT: [&str; 23] = [
     // The duplicate check.
     "duplicate-taken",
     // The order of acknowledgement.
@@ -47,6 +47,17 @@ const BY_THE_HUNT: [&str; 15] = [
     "held-in-checkpoint",
     // The end of a pause.
     "pause-never-ends",
+    // What a standby takes, and holds when it is begun.
+    "fence-removed",
+    "held-not-copied",
+    // What a primary shows.
+    "acknowledged-before-standby",
+    "gate-opened-early",
+    // Which copy is gone on with, and what it tells.
+    "promoted-not-full",
+    "older-copy-taken",
+    "standby-over-primary",
+    "records-not-told-again",
 ];
 
 #[test]

@@ -2,11 +2,13 @@
 
 use serde::Serialize;
 use windlass_common::exit::Exit;
-use windlass_common::ids::{Examples, Incarnation, Lineage, ShardId, Step, Term, Version, WorkerId};
+use windlass_common::ids::{
+    Examples, Incarnation, Lineage, ServerId, ShardId, Step, Term, Version, WorkerId,
+};
 use windlass_common::plan::Plan;
 use windlass_common::wire::{
-    Blocked, CheckpointStatus, Checkpointed, Meter, Phase, ShardStatus, Status, Wait, WorkerState,
-    WorkerStatus,
+    Blocked, CheckpointStatus, Checkpointed, Meter, Phase, SeatStatus, ShardStatus, Status, Wait,
+    WorkerState, WorkerStatus,
 };
 
 use crate::failure::{OrExit, Outcome};
@@ -33,6 +35,7 @@ struct View<'a> {
     workers: Vec<WorkerView>,
     shards: Vec<ShardView>,
     blocked: Vec<BlockedView<'a>>,
+    seats: Vec<SeatView>,
     checkpoints: CheckpointsView<'a>,
     waiting: &'a str,
     advice: &'a [String],
@@ -100,6 +103,14 @@ struct BlockedView<'a> {
 }
 
 #[derive(Serialize)]
+struct SeatView {
+    shard: ShardId,
+    primary: ServerId,
+    standby: Option<ServerId>,
+    is_full: bool,
+}
+
+#[derive(Serialize)]
 #[serde(tag = "for", rename_all = "lowercase")]
 enum WaitView<'a> {
     Start,
@@ -138,10 +149,16 @@ fn view<'a>(status: &'a Status, plan: &'a Plan) -> View<'a> {
         workers: status.workers.iter().map(worker).collect(),
         shards: status.shards.iter().map(shard).collect(),
         blocked: status.blocked.iter().map(blocked).collect(),
+        seats: status.seats.iter().map(seat).collect(),
         checkpoints: checkpoints(&status.checkpoints),
         waiting: &status.waiting,
         advice: &status.advice,
     }
+}
+
+fn seat(s: &SeatStatus) -> SeatView {
+    let &SeatStatus { shard, primary, standby, is_full } = s;
+    SeatView { shard, primary, standby, is_full }
 }
 
 fn checkpoints(c: &CheckpointStatus) -> CheckpointsView<'_> {

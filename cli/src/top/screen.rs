@@ -106,6 +106,10 @@ fn head(status: &Status, plan: &Plan, pace: &Pace, width: usize) -> Vec<Line> {
     let (up, down) = (status.meter.wire_up as f64, status.meter.wire_down as f64);
     figures.push(format!("{} up", bytes(up)));
     figures.push(format!("{} down", bytes(down)));
+    if !status.seats.is_empty() {
+        let full = status.seats.iter().filter(|seat| seat.is_full).count();
+        figures.push(format!("{full} of {} standbys full", status.seats.len()));
+    }
     figures.extend(checkpoints(&status.checkpoints, now_us()));
     let tone = if status.phase == Phase::Failed { Tone::Bad } else { Tone::Plain };
     let padding = width.saturating_sub(what.chars().count() + at.chars().count());

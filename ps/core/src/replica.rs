@@ -165,3 +165,6 @@ impl<B: AsRef<[f32]> + Clone> Standby<B> {
         self.shard.filter(|_| self.is_full)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,7 @@ pub(super) fn advice(of: &Coordinator, status: &Status) -> Vec<String> {
                 .chain(of_silent_shards(of, status))
                 .chain(of_queues(status))
                 .chain(of_checkpoints(status))
+                .chain(of_standbys(of, status))
                 .collect()
         }
         Phase::Finishing | Phase::Done | Phase::Failed => Vec::new(),
@@ -151,6 +152,28 @@ fn of_checkpoints(status: &Status) -> Option<String> {
     };
     let what = "Look at the place where checkpoints are kept; the training goes on meanwhile.";
     (!failure.is_empty()).then(|| format!("{}; {kept}. {what}", capital(failure)))
+}
+
+/// Shards that are on one server alone, though they should be on two.
+fn of_standbys(of: &Coordinator, status: &Status) -> Option<String> {
+    let bare = status.seats.iter().filter(|seat| seat.standby.is_none());
+    let bare: Vec<String> = bare.map(|seat| seat.shard.to_string()).collect();
+    let away: Vec<String> = (0..of.plan.cluster.servers)
+        .map(ServerId)
+        .filter(|server| !of.servers.contains_key(server))
+        .map(|server| server.to_string())
+        .collect();
+    let what = match away.is_empty() {
+        true => "All other servers have been drained.".to_owned(),
+        false => format!("Start {} again.", away.join(", ")),
+    };
+    (!bare.is_empty()).then(|| {
+        format!(
+            "{} has no standby: its server's end would cost what was done since the newest \
+         checkpoint. {what}",
+            capital(&bare.join(", "))
+        )
+    })
 }
 
 fn of_worker(of: &Coordinator, status: &Status, worker: &WorkerStatus) -> Option<String> {

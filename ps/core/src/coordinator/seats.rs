@@ -344,3 +344,6 @@ impl Coordinator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -396,3 +396,6 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.store.apply(Combined::Mean(&[Contribution { values: mean, count: 1 }]), rate);
     }
 }
+
+#[cfg(test)]
+mod tests;
