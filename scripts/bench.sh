@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reproduces the numbers in docs/performance.md: scripts/bench.sh [wire|bound|round|stall|checkpoints|apply|gradients ...]; all without arguments.
+# Reproduces the numbers in docs/performance.md: scripts/bench.sh [wire|bound|round|stall|checkpoints|replicas|apply|gradients ...]; all without arguments.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target="${CARGO_TARGET_DIR:-target}/release"
@@ -11,9 +11,10 @@ for part in "${@:-all}"; do
         round) "$target/round" ;;
         stall) "$target/stall" ;;
         checkpoints) "$target/checkpoints" ;;
+        replicas) "$target/replicas" ;;
         apply) cargo bench --locked -p windlass-benches --bench apply ;;
         gradients) cargo bench --locked -p windlass-benches --bench gradients ;;
-        all) "$0" wire bound round stall checkpoints apply gradients ;;
-        *) echo "error: unknown part $part; known are wire, bound, round, stall, checkpoints, apply and gradients" >&2; exit 2 ;;
+        all) "$0" wire bound round stall checkpoints replicas apply gradients ;;
+        *) echo "error: unknown part $part; known are wire, bound, round, stall, checkpoints, replicas, apply and gradients" >&2; exit 2 ;;
     esac
 done

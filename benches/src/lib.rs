@@ -3,3 +3,4 @@
 pub mod bare;
 pub mod machine;
 pub mod setting;
+pub mod training;

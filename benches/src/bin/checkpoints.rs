@@ -1,12 +1,11 @@
 //! Sets a training that keeps checkpoints beside the same one that keeps none.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
+use windlass_benches::training::{self, Trained};
 
 /// Measures async training with one server, with checkpoints and without, in turn.
 #[derive(Debug, Parser)]
@@ -38,13 +37,6 @@ struct Flags {
     /// The data to train on.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
     data: PathBuf,
-}
-
-/// What a training came to.
-struct Trained {
-    steps: f64,
-    steps_per_s: f64,
-    checkpoints: usize,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -88,42 +80,15 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One whole training.
 fn train(flags: &Flags, every: &str) -> anyhow::Result<Trained> {
-    let beside = std::env::current_exe()?.with_file_name("windlass");
-    let program = flags.windlass.clone().unwrap_or(beside);
-    let directory = tempfile::tempdir()?;
-    let run = directory.path().join("run");
-    let mut command = Command::new(&program);
-    command
-        .args(["train", "--quiet", "--mode", "async", "--servers", "1", "--evaluate-every", "1000000000"])
-        .args(["--model", &flags.model, "--optimizer", &flags.optimizer, "--checkpoint-every", every])
-        .args(["--workers", &flags.workers.to_string(), "--passes", &flags.passes.to_string()])
-        .arg("--data")
-        .arg(&flags.data)
-        .arg("--run-dir")
-        .arg(&run);
+    let (workers, passes) = (flags.workers.to_string(), flags.passes.to_string());
+    let mut arguments = vec!["--mode", "async", "--servers", "1", "--checkpoint-every", every];
+    arguments.extend(["--model", &flags.model, "--optimizer", &flags.optimizer]);
+    arguments.extend(["--workers", &workers, "--passes", &passes]);
     let elsewhere = flags.checkpoints.as_ref().map(tempfile::tempdir_in).transpose()?;
+    let elsewhere = elsewhere.as_ref().map(|folder| folder.path().display().to_string());
     if let Some(elsewhere) = &elsewhere {
-        command.arg("--checkpoints").arg(elsewhere.path());
+        arguments.extend(["--checkpoints", elsewhere]);
     }
-    let status = command.stdout(Stdio::null()).status().with_context(|| {
-        format!("could not start {}; build it with cargo build --release", program.display())
-    })?;
-    ensure!(status.success(), "{} ended with {status}", program.display());
-    let summary: serde_json::Value = serde_json::from_slice(&fs::read(run.join("summary.json"))?)?;
-    let figure = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));
-    Ok(Trained {
-        steps: figure("steps")?,
-        steps_per_s: figure("steps_per_s")?,
-        checkpoints: checkpoints(&run.join("events.jsonl"))?,
-    })
-}
-
-/// Checkpoints that became complete, by the log of the run.
-fn checkpoints(events: &Path) -> anyhow::Result<usize> {
-    let events = fs::read_to_string(events)?;
-    let events = events.lines().map(serde_json::from_str::<serde_json::Value>);
-    let events = events.collect::<Result<Vec<_>, _>>()?;
-    Ok(events.iter().filter(|event| event["event"] == "checkpoint").count())
+    training::train(flags.windlass.as_deref(), &flags.data, &arguments)
 }
