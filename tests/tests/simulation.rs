@@ -33,6 +33,12 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "passed over",
         "workers went back",
         "late copies",
+        "promotions",
+        "refills",
+        "standby lost",
+        "kills during refill",
+        "late feeds refused",
+        "digests compared",
     ] {
         assert!(counts.of(what) > 5 || !all_seeds(), "{what} has happened {} times", counts.of(what));
     }

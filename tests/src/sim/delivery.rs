@@ -271,6 +271,9 @@ impl World<'_> {
     /// A process ends: its connections are closed as it goes.
     pub(super) fn depart(&mut self, place: Place, why: String, how: How) {
         self.log.note(self.now, || format!("{place} ends: {why}"));
+        if let Place::Server(_) = place {
+            self.is_endangered_by_an_end();
+        }
         self.process_mut(place).is_running = false;
         self.progress_at = self.now;
         self.ends.insert(place, (self.now, why));

@@ -48,6 +48,13 @@ impl Hosted {
     }
 }
 
+impl Hosted {
+    /// Whether the standby has all.
+    pub(super) fn is_full(&self) -> bool {
+        !self.is_silent && self.line.as_ref().is_some_and(|line| line.is_reported)
+    }
+}
+
 /// Whether anybody learns from an effect what the shard has done.
 fn is_seen(effect: &Effect) -> bool {
     match effect {

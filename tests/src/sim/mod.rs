@@ -124,6 +124,8 @@ struct World<'a> {
     ghosts: BTreeMap<(ServerId, ShardId, Lineage), (ShardState, Option<u64>)>,
     /// The copies that there are do not hold all.
     gives_copies_up: bool,
+    /// Since the run began, or went back, not every standby has had all; or a server's process has ended before each had.
+    is_endangered: bool,
     /// The last term and lives that were written down.
     lives: RunState,
     /// What the first server's shards begin with when it is welcomed.
@@ -249,6 +251,7 @@ impl<'a> World<'a> {
             written: Written::new(config.shards()),
             ghosts: BTreeMap::new(),
             gives_copies_up: false,
+            is_endangered: true,
             lives: RunState::default(),
             first_images: None,
             locals,

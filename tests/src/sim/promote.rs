@@ -8,6 +8,7 @@ use windlass_ps_core::shard::Image;
 
 use super::World;
 use super::hosted::Hosted;
+use super::network::Place;
 use super::restore::Era;
 use super::server::FIRST;
 use crate::cluster::{Kept, Source};
@@ -136,7 +137,10 @@ impl World<'_> {
                     *its == id && hosted.lineage == from && self.coordinator.session_of(*of).is_some()
                 };
                 let is_needed = !self.hosted.iter().any(is_there);
-                assert!(is_needed, "the standby of {id} on {server} is promoted, and its primary is there");
+                assert!(
+                    is_needed || from < last,
+                    "the standby of {id} on {server} is promoted, and its primary is there"
+                );
                 let seen = before.seen[at].unwrap_or(0);
                 assert!(
                     seen <= told,
@@ -222,6 +226,38 @@ impl World<'_> {
             self.act_on(server, id, 0, effects);
         }
         self.take_seats(server, lineage, seats);
+    }
+
+    /// A server's process is about to end. As long as every standby has all, that loses nothing.
+    pub(super) fn is_endangered_by_an_end(&mut self) {
+        if self.has_replicas() && self.over_at.is_none() && !self.is_all_full() {
+            self.is_endangered = true;
+            self.counts.add("kills during refill", 1);
+        }
+    }
+
+    /// Whether each shard has two copies with all that it has shown.
+    pub(super) fn is_all_full(&self) -> bool {
+        let is_full = |id: ShardId| {
+            self.hosted.iter().any(|((server, its), hosted)| {
+                let serves = self.followers[server.index()].serves && self.is_running(Place::Server(*server));
+                let copy = hosted.line.as_ref().and_then(|line| self.standbys.get(&(line.to, id)));
+                let has_copy = copy.is_some_and(|second| second.standby.full().is_some());
+                *its == id && hosted.lineage == self.lineage && serves && hosted.is_full() && has_copy
+            })
+        };
+        (0..self.config.shards()).map(ShardId).all(is_full)
+    }
+
+    /// The copies are given up: then a process has ended before every standby had all.
+    pub(super) fn gives_copies_up(&mut self, why: &str) {
+        if self.written.placed.is_none() {
+            return;
+        }
+        self.counts.add("copies given up", 1);
+        // A round that is closed with nobody is closed before all shards have heard of the one before.
+        let is_apart = why.contains("too far apart");
+        assert!(self.is_endangered || is_apart, "copies are given up, and nothing was lost: {why}");
     }
 
     /// How many records of each shard are in the log.

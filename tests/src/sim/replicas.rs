@@ -26,7 +26,7 @@ pub(super) struct Line {
     pub(super) stream: Option<usize>,
     /// The number of the word that the standby has all, once that was told.
     full: Option<u64>,
-    is_reported: bool,
+    pub(super) is_reported: bool,
 }
 
 impl Line {
@@ -231,6 +231,7 @@ impl World<'_> {
             && line.full.is_some_and(|full| full <= number)
         {
             line.is_reported = true;
+            self.is_endangered &= !self.is_all_full();
             self.report(server, id, Report::Replicated);
         }
     }

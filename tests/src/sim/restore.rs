@@ -142,7 +142,9 @@ impl World<'_> {
         self.progress_at = self.now;
         self.without_coordinator();
         if self.has_replicas() {
-            self.counts.add(if keeps { "keeps" } else { "gives copies up" }, 1);
+            if !keeps {
+                self.gives_copies_up(why);
+            }
             self.end_life(ServerId(0));
         }
         self.gives_copies_up = !keeps;
@@ -203,7 +205,7 @@ impl World<'_> {
         if placed.is_none() {
             let images = base.as_ref().map(|(_, _, images)| images.as_slice());
             self.written.go_back(images);
-            self.gives_copies_up = false;
+            (self.gives_copies_up, self.is_endangered) = (false, true);
             self.lives = restore.state.clone();
         }
         let era = match from {
