@@ -1,6 +1,7 @@
 //! Keeps a copy of another server's shard: takes what its primary tells, and confirms it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use bytemuck::cast_slice_mut;
@@ -26,8 +27,19 @@ struct Progress {
     refused: Option<Refused>,
 }
 
+/// What has come on a stream of the primary.
+struct Fed {
+    /// Which stream: the newest counts.
+    stream: u64,
+    lineage: Lineage,
+    number: u64,
+    feed: Feed,
+    floats: Gradient,
+    told: watch::Sender<Progress>,
+}
+
 enum Input {
-    Feed { lineage: Lineage, number: u64, feed: Feed, floats: Gradient, told: watch::Sender<Progress> },
+    Feed(Box<Fed>),
     Stop,
 }
 
@@ -36,6 +48,8 @@ enum Input {
 pub(crate) struct StandbyLink {
     inputs: Sender<Input>,
     places: Arc<Semaphore>,
+    /// Streams that the primary has opened.
+    streams: Arc<AtomicU64>,
 }
 
 impl StandbyLink {
@@ -60,7 +74,7 @@ pub(crate) fn spawn(
     let thread = std::thread::Builder::new()
         .name(format!("standby-{}", shard.0))
         .spawn(move || run(&plan, standby, &receiver, &freed))?;
-    Ok((StandbyLink { inputs, places }, thread))
+    Ok((StandbyLink { inputs, places, streams: Arc::default() }, thread))
 }
 
 fn run(
@@ -69,8 +83,14 @@ fn run(
     inputs: &Receiver<Input>,
     places: &Semaphore,
 ) -> Standby<Gradient> {
-    while let Ok(Input::Feed { lineage, number, feed, floats, told }) = inputs.recv() {
+    let mut newest = 0;
+    while let Ok(Input::Feed(fed)) = inputs.recv() {
+        let Fed { stream, lineage, number, feed, floats, told } = *fed;
         places.add_permits(1);
+        if stream < newest {
+            continue;
+        }
+        newest = stream;
         let taken = standby.take(plan, lineage, number, feed, floats);
         told.send_modify(|progress| match taken {
             Ok(number) => progress.confirmed = number,
@@ -87,6 +107,7 @@ pub(crate) async fn serve(
     link: StandbyLink,
     pool: Arc<Pool>,
 ) -> Result<(), SessionError> {
+    let stream = link.streams.fetch_add(1, Ordering::Relaxed);
     let (told, progress) = watch::channel(Progress::default());
     let confirming = tokio::spawn(confirm(envelope, sender, progress));
     let mut buffer = AlignedVec::new();
@@ -105,7 +126,8 @@ pub(crate) async fn serve(
         place.forget();
         let floats = Gradient::from(floats);
         let told = told.clone();
-        if link.inputs.send(Input::Feed { lineage, number, feed, floats, told }).is_err() {
+        let fed = Fed { stream, lineage, number, feed, floats, told };
+        if link.inputs.send(Input::Feed(Box::new(fed))).is_err() {
             break;
         }
     }

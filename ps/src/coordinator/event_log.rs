@@ -283,6 +283,14 @@ impl EventLog {
         self.file.get_ref().try_clone().ok()
     }
 
+    /// Makes durable what has been written; false if that is not known.
+    pub(crate) fn sync(&mut self) -> bool {
+        self.flush();
+        let result = self.file.get_ref().sync_data();
+        self.check(result);
+        !self.failed
+    }
+
     pub(crate) fn flush(&mut self) {
         let result = self.file.flush();
         self.check(result);

@@ -39,6 +39,8 @@ pub(crate) const MESSAGES_MAX: usize = 4096;
 /// Messages that may wait for a control stream. One that does not take them is cut off.
 pub(crate) const OUTGOING_MAX: usize = 1024;
 const TICK: Duration = Duration::from_millis(200);
+/// In a run with standbys the log is synced so often, and shards are told.
+const LOGGED_EVERY: Duration = Duration::from_secs(1);
 /// Servers and workers that take part are told this often that the coordinator lives.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
 
@@ -113,6 +115,9 @@ pub(crate) fn spawn(
             if restore.placed.is_none() {
                 log.restored(now, lineage, restore.checkpoint);
                 log.flush();
+            } else {
+                // Shards are about to be told what it holds.
+                log.sync();
             }
             Coordinator::restored(plan.clone(), run, lineage, restore, now)
         }
@@ -123,6 +128,7 @@ pub(crate) fn spawn(
     let thread = Thread {
         tally,
         told: logged.clone(),
+        told_at: Instant::now(),
         logged,
         settle,
         seats,
@@ -176,6 +182,7 @@ struct Thread {
     /// Of each shard the last record that is in the log, and up to which its shard has been told so.
     logged: BTreeMap<ShardId, u64>,
     told: BTreeMap<ShardId, u64>,
+    told_at: Instant,
     results: BTreeMap<ShardId, Vec<f32>>,
     effects: Vec<Effect>,
     /// Taken when this life of the run ends.
@@ -402,15 +409,20 @@ impl Thread {
             // Of these nobody is told before the next life.
             return true;
         }
-        let begins = with_logged(self.core.begins(), &self.logged, &self.plan);
+        let begins = with_logged(self.core.begins(), &self.told, &self.plan);
         let addresses = self.core.addresses();
         let _ = self.settle.try_send(Settled { seats: placed.seats.clone(), begins, addresses });
         true
     }
 
-    /// Shards forget what the log holds.
+    /// Shards forget what the log holds for good.
     fn tell_logged(&mut self) {
-        if self.plan.cluster.replicas == 0 || self.told == self.logged || self.ended.is_none() {
+        let is_due = self.plan.cluster.replicas > 0 && self.told_at.elapsed() >= LOGGED_EVERY;
+        if !is_due || self.told == self.logged || self.ended.is_none() {
+            return;
+        }
+        self.told_at = Instant::now();
+        if !self.log.sync() {
             return;
         }
         for (&shard, &records) in &self.logged.clone() {
@@ -463,7 +475,7 @@ impl Thread {
         *is_welcome |= matches!(body, Body::Welcome(_));
         if let (Body::Welcome(welcome), Role::Server(_)) = (&mut body, connection.peer()) {
             welcome.checkpoints.clone_from(&self.kept.location);
-            welcome.begins = with_logged(welcome.begins.clone(), &self.logged, &self.plan);
+            welcome.begins = with_logged(welcome.begins.clone(), &self.told, &self.plan);
         }
         let worker = if let Role::Worker(worker) = connection.peer() { worker } else { WorkerId(0) };
         let envelope = Envelope {
