@@ -21,10 +21,41 @@ for part in fmt clippy; do
     cargo "$part" --version >/dev/null 2>&1 || { echo "error: run rustup component add rustfmt clippy" >&2; exit 6; }
 done
 
+# What is optimised is always built for these packages: for others, dependencies would have other features, and with
+# them most would be built again.
+shells=(-p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker -p windlass-cli)
+optimised=(--release --locked "${shells[@]}" -p windlass-process-tests)
+
+# Runs these test programs two at a time, since most of what they do is wait, and prints what each says in one piece.
+side_by_side() {
+    local said
+    said="$(mktemp -d "${TMPDIR:-/tmp}/windlass-test.XXXXXX")"
+    # shellcheck disable=SC2016
+    printf '%s\0' "$@" | xargs -0 -P 2 -I NAME bash -c '
+        said="$1/$2"
+        shift 2
+        "$@" >"$said" 2>&1 && code=0 || code=1
+        cat "$said"
+        exit "$code"' bash "$said" NAME cargo test "${optimised[@]}" --test NAME || {
+        rm -r "$said"
+        echo "error: not all of these tests passed: $*" >&2
+        exit 101
+    }
+    rm -r "$said"
+}
+# Of those with real processes, these measure how long workers wait or in which turn they push.
+alone=(emulation staleness)
+# The longest first.
+together=(elastic torture survive)
+for file in tests/process/tests/*.rs; do
+    name="$(basename "$file" .rs)"
+    [[ " ${together[*]} ${alone[*]} " == *" $name "* ]] || together+=("$name")
+done
+
 say "formatting"
 cargo fmt --all --check
 say "programs and examples, optimised"
-cargo build --release --locked --workspace --bins --examples
+cargo build "${optimised[@]}" --bins --examples
 say "lints"
 # The optimised profile throughout, so that what others wrote is built once.
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
@@ -34,10 +65,15 @@ say "cores, simulated cluster and mutations, with every assertion"
 cargo test --profile simulation --locked -p windlass-common -p windlass-checkpoint -p windlass-ps-core -p windlass-worker-core \
     -p windlass-report -p windlass-tests
 say "simulated clusters with faults: 10,000 seeds"
-cargo run --profile simulation --locked -p windlass-tests --bin hunt -- --seeds 0..10000
+"${CARGO_TARGET_DIR:-target}/simulation/hunt" --seeds 0..10000
 say "simulated clusters of 1,000 workers on 64 shards"
-cargo test --release --locked -p windlass-tests --test scale
-say "transport, servers, workers, command line and real processes"
-cargo test --release --locked -p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker \
-    -p windlass-cli -p windlass-process-tests
+cargo test "${optimised[@]}" -p windlass-tests --test scale
+say "transport, servers, workers and command line"
+cargo test "${optimised[@]}" --lib --bins
+cargo test --release --locked "${shells[@]}" --test '*'
+cargo test "${optimised[@]}" --doc
+say "real processes, two tests at a time"
+side_by_side "${together[@]}"
+say "real processes whose waiting is measured"
+cargo test "${optimised[@]}" "${alone[@]/#/--test=}"
 say "all passed"

@@ -1,13 +1,12 @@
 //! Writes what a run leaves behind: its plan, its model and its summary.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use safetensors::tensor::{Dtype, View};
+use windlass_checkpoint::Tensor;
 use windlass_common::ids::{ShardId, VariableId};
 use windlass_common::plan::Plan;
 
@@ -76,35 +75,11 @@ impl RunDirectory {
             }
         }
         let tensors = (0_u32..).zip(layout.variables()).map(|(id, variable)| {
-            let shape = variable.shape.iter().map(|&d| d as usize).collect();
             let values = &values[layout.range(VariableId(id))];
-            (variable.name.as_str(), Tensor { shape, values })
+            (variable.name.as_str(), Tensor::new(variable.shape.iter().copied(), values))
         });
         // No metadata: the library writes it in the order of a hash map, and equal models must give equal files.
         let bytes = safetensors::serialize(tensors, None)?;
         self.write(MODEL_FILE, &bytes)
-    }
-}
-
-struct Tensor<'a> {
-    shape: Vec<usize>,
-    values: &'a [f32],
-}
-
-impl View for Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        bytemuck::cast_slice(self.values).into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.values.len() * 4
     }
 }

@@ -59,9 +59,7 @@ pub fn export<'a>(
     let views: Vec<(&str, Tensor<'_>)> = tensors
         .iter()
         .zip(&values)
-        .map(|(&(variable, shape, _), values)| {
-            (variable, Tensor { shape: shape.iter().map(|&side| side as usize).collect(), values })
-        })
+        .map(|(&(variable, shape, _), values)| (variable, Tensor::new(shape.iter().copied(), values)))
         .collect();
     write_whole(path, |temporary| {
         safetensors::serialize_to_file(views, None, temporary).map_err(io::Error::other)?;
@@ -70,9 +68,18 @@ pub fn export<'a>(
     .map_err(|source| ExportError::Write { path: path.display().to_string(), source })
 }
 
-struct Tensor<'a> {
+/// A variable as it is written to a safetensors file.
+#[derive(Debug)]
+pub struct Tensor<'a> {
     shape: Vec<usize>,
     values: &'a [f32],
+}
+
+impl<'a> Tensor<'a> {
+    /// Values in this shape, row by row; as many as the product of its sides.
+    pub fn new(shape: impl IntoIterator<Item = u64>, values: &'a [f32]) -> Self {
+        Self { shape: shape.into_iter().map(|side| side as usize).collect(), values }
+    }
 }
 
 impl View for Tensor<'_> {

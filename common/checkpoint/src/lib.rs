@@ -26,7 +26,7 @@ mod store;
 
 pub use checkpoint::{Checkpoint, Kind, Request};
 pub use error::{Damage, StoreError};
-pub use export::{ExportError, export};
+pub use export::{ExportError, Tensor, export};
 pub use history::{Contents, Listed, Pruner, Skipped, Summary, list, newest, prune};
 pub use local::LocalStore;
 pub use manifest::{Manifest, write_manifest};

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use windlass_checkpoint::faults::FaultyStore;
+use windlass_checkpoint::faults::{Fault, FaultyStore};
 use windlass_checkpoint::{
     Checkpoint, Damage, Kind, Manifest, ShardFile, SliceEntry, Store, StoreError, folder, list,
     manifest_file, newest, shard_file, write_manifest,
 };
 
-use crate::support::{STATES, assert_holds, bits, cut, floats, manifest, small, write, write_shards};
+use crate::support::{
+    STATES, Watched, assert_holds, bits, cut, floats, holding, manifest, small, write, write_shards,
+};
 
 fn sound() -> Arc<FaultyStore> {
-    let store = Arc::new(FaultyStore::new(0));
-    write(&*store, 1, &small()).unwrap();
-    write(&*store, 2, &small()).unwrap();
-    store
+    holding(1..=2, &small())
 }
 
 /// Checkpoint 2 is not believed for what is wrong with this file, and checkpoint 1 is found in its place.
@@ -252,47 +251,14 @@ fn what_a_checkpoint_does_not_hold_is_an_error() {
 
 #[test]
 fn a_store_that_cannot_be_read_is_no_reason_to_go_back() {
-    use windlass_checkpoint::faults::Fault;
     let store = sound();
     for reads in 0..3 {
-        let shared: Arc<dyn Store> = Arc::new(FailingRead { store: store.clone(), after: reads.into() });
+        let shared: Arc<dyn Store> = Watched::failing(store.clone(), Fault::Unreadable, reads);
         assert!(matches!(newest(&shared), Err(StoreError::Failed { doing: "read", .. })), "{reads}");
     }
     store.script(Fault::Unreadable);
     let shared: Arc<dyn Store> = store.clone();
     assert!(matches!(list(&*shared), Err(StoreError::Failed { doing: "list", .. })));
-}
-
-/// Lets a few reads pass, and the next fail.
-#[derive(Debug)]
-struct FailingRead {
-    store: Arc<FaultyStore>,
-    after: std::sync::atomic::AtomicU32,
-}
-
-impl Store for FailingRead {
-    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), StoreError> {
-        self.store.put(name, parts)
-    }
-
-    fn read(&self, name: &str) -> Result<Vec<u8>, StoreError> {
-        if self.after.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 0 {
-            self.store.script(windlass_checkpoint::faults::Fault::Unreadable);
-        }
-        self.store.read(name)
-    }
-
-    fn list(&self) -> Result<Vec<String>, StoreError> {
-        self.store.list()
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.store.delete(name)
-    }
-
-    fn place(&self) -> String {
-        self.store.place()
-    }
 }
 
 #[test]

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use windlass_checkpoint::faults::FaultyStore;
 use windlass_checkpoint::{Checkpoint, Damage, ExportError, Kind, Store, export, shard_file};
 
-use crate::support::{bits, floats, small, write};
+use crate::support::{bits, floats, holding, small};
 
 const SHAPES: [(&str, &[u64]); 2] = [("w", &[2, 4]), ("b/scale", &[2])];
 
 fn opened() -> (Arc<FaultyStore>, Checkpoint) {
-    let store = Arc::new(FaultyStore::new(0));
-    write(&*store, 3, &small()).unwrap();
+    let store = holding([3], &small());
     let shared: Arc<dyn Store> = store.clone();
     let checkpoint = Checkpoint::open(&shared, 3).unwrap();
     (store, checkpoint)

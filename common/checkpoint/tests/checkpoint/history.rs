@@ -7,12 +7,10 @@ use windlass_checkpoint::{
     Contents, Damage, Pruner, Skipped, Store, Summary, list, manifest_file, newest, prune, shard_file,
 };
 
-use crate::support::{Counting, small, write, write_shards};
+use crate::support::{Watched, holding, small, write, write_shards};
 
 fn of(numbers: &[u64]) -> Arc<FaultyStore> {
-    let store = Arc::new(FaultyStore::new(0));
-    numbers.iter().for_each(|&number| write(&*store, number, &small()).unwrap());
-    store
+    holding(numbers.iter().copied(), &small())
 }
 
 fn numbers(store: &FaultyStore) -> Vec<u64> {
@@ -104,8 +102,8 @@ fn only_sound_ones_count_as_kept() {
 
 #[test]
 fn a_pruner_reads_no_checkpoint_twice_and_none_that_it_knows() {
-    let counting = Counting::new(FaultyStore::new(0));
-    let store: Arc<dyn Store> = counting.clone();
+    let watched = Watched::new();
+    let store: Arc<dyn Store> = watched.clone();
     let mut pruner = Pruner::default();
     for number in 1..=2 {
         write(&*store, number, &small()).unwrap();
@@ -114,17 +112,17 @@ fn a_pruner_reads_no_checkpoint_twice_and_none_that_it_knows() {
     let shards = |reads: std::collections::BTreeMap<String, u32>| {
         reads.keys().filter(|file| !file.ends_with("manifest")).count()
     };
-    assert_eq!(shards(counting.take()), 4);
+    assert_eq!(shards(watched.take()), 4);
     for number in 3..=6 {
         write(&*store, number, &small()).unwrap();
         pruner.written(number);
         assert_eq!(pruner.prune(&store, 2, None).unwrap(), [number - 2]);
-        assert_eq!(shards(counting.take()), 0);
+        assert_eq!(shards(watched.take()), 0);
     }
     // A file that goes is noticed all the same.
     store.delete(&shard_file(6, 0)).unwrap();
     write(&*store, 7, &small()).unwrap();
     pruner.written(7);
     assert_eq!(pruner.prune(&store, 2, None).unwrap(), [0_u64; 0]);
-    assert_eq!(numbers(&counting.store), [5, 6, 7]);
+    assert_eq!(numbers(&watched.store), [5, 6, 7]);
 }

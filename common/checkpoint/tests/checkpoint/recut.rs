@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use windlass_checkpoint::faults::FaultyStore;
 use windlass_checkpoint::{Checkpoint, Kind, Request, Store, folder};
 
-use crate::support::{Counting, Cut, STATES, assert_holds, bits, floats, write};
+use crate::support::{Cut, STATES, Watched, assert_holds, bits, floats, write};
 
 /// Cuts a variable at these places and gives each piece a shard and a number of updates.
 fn pieces(variable: &str, len: u64, places: &[u64], shards: &[u32]) -> Vec<Cut> {
@@ -45,12 +44,12 @@ proptest! {
             .zip(&variables)
             .flat_map(|(name, (len, write, _, shards))| pieces(name, *len, write, shards))
             .collect();
-        let counting = Counting::new(FaultyStore::new(0));
-        let store: Arc<dyn Store> = counting.clone();
+        let watched = Watched::new();
+        let store: Arc<dyn Store> = watched.clone();
         write(&*store, 12, &written).unwrap();
         let checkpoint = Checkpoint::open(&store, 12).unwrap();
         prop_assert_eq!(checkpoint.verify(), Ok(()));
-        prop_assert!(counting.take().values().all(|&reads| reads == 1));
+        prop_assert!(watched.take().values().all(|&reads| reads == 1));
         let lengths: Vec<(&str, u64)> = names.iter().zip(&variables).map(|(name, v)| (name.as_str(), v.0)).collect();
         prop_assert_eq!(checkpoint.manifest().fits(lengths), Ok(()));
 
@@ -73,7 +72,7 @@ proptest! {
 
         // The same in one go: each file is read once at most, and no other is.
         checkpoint.release();
-        counting.take();
+        watched.take();
         let mut outs: Vec<Vec<f32>> = asked.iter().map(|a| vec![0.0; a.3.len()]).collect();
         let mut requests: Vec<Request<'_>> = asked
             .iter()
@@ -88,27 +87,27 @@ proptest! {
         }
         let once: BTreeMap<String, u32> =
             checkpoint.manifest().files.iter().map(|file| (file.name.clone(), 1)).collect();
-        prop_assert_eq!(counting.take(), once);
+        prop_assert_eq!(watched.take(), once);
     }
 }
 
 #[test]
 fn slices_in_the_order_of_the_files_cost_one_reading_of_each() {
-    let counting = Counting::new(FaultyStore::new(0));
-    let store: Arc<dyn Store> = counting.clone();
+    let watched = Watched::new();
+    let store: Arc<dyn Store> = watched.clone();
     let cuts: Vec<Cut> =
         (0..4).flat_map(|shard| pieces(&format!("v{shard}"), 100, &[30, 60], &[shard])).collect();
     write(&*store, 1, &cuts).unwrap();
     let checkpoint = Checkpoint::open(&store, 1).unwrap();
-    counting.take();
+    watched.take();
     assert_holds(&checkpoint, &cuts);
-    let reads = counting.take();
+    let reads = watched.take();
     assert_eq!(reads.len(), 4);
     assert!(reads.iter().all(|(file, &reads)| file.starts_with(&folder(1)) && reads == 1), "{reads:?}");
     // It was the last one; after that it is read anew.
     checkpoint.read("v3", Kind::Values, 0, &mut [0.0]).unwrap();
-    assert!(counting.take().is_empty());
+    assert!(watched.take().is_empty());
     checkpoint.release();
     checkpoint.read("v3", Kind::Values, 0, &mut [0.0]).unwrap();
-    assert_eq!(counting.take().len(), 1);
+    assert_eq!(watched.take().len(), 1);
 }

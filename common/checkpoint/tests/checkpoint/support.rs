@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use windlass_checkpoint::faults::{Fault, FaultyStore};
 use windlass_checkpoint::{
     Checkpoint, Kind, Manifest, ShardFile, SlicePart, Store, StoreError, write_manifest, write_shard,
 };
@@ -108,31 +109,59 @@ pub(crate) fn assert_holds(checkpoint: &Checkpoint, cuts: &[Cut]) {
     }
 }
 
-/// Counts how often each file is read.
-#[derive(Debug)]
-pub(crate) struct Counting<S> {
-    pub(crate) store: S,
-    pub(crate) reads: Mutex<BTreeMap<String, u32>>,
+/// A store that holds checkpoints of these numbers.
+pub(crate) fn holding(numbers: impl IntoIterator<Item = u64>, cuts: &[Cut]) -> Arc<FaultyStore> {
+    let store = Arc::new(FaultyStore::new(0));
+    numbers.into_iter().for_each(|number| write(&*store, number, cuts).expect("nothing befalls it"));
+    store
 }
 
-impl<S: Store> Counting<S> {
-    pub(crate) fn new(store: S) -> Arc<Self> {
-        Arc::new(Self { store, reads: Mutex::default() })
+/// Counts how often each file is read, and lets a fault befall one operation.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) store: Arc<FaultyStore>,
+    reads: Mutex<BTreeMap<String, u32>>,
+    /// What befalls a read or delete, and how many of them pass before.
+    fault: Mutex<Option<(Fault, u32)>>,
+}
+
+impl Watched {
+    /// An empty store that nothing befalls.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { store: holding([], &[]), reads: Mutex::default(), fault: Mutex::default() })
+    }
+
+    /// A store of which a few operations pass, and the next fails.
+    pub(crate) fn failing(store: Arc<FaultyStore>, fault: Fault, after: u32) -> Arc<dyn Store> {
+        Arc::new(Self { store, reads: Mutex::default(), fault: Mutex::new(Some((fault, after))) })
     }
 
     /// How often each file was read since this was last asked.
     pub(crate) fn take(&self) -> BTreeMap<String, u32> {
         std::mem::take(&mut *self.reads.lock().expect("nobody panics with it"))
     }
+
+    fn pass(&self, fault: Fault) {
+        let mut expected = self.fault.lock().expect("nobody panics with it");
+        match &mut *expected {
+            Some((is, 0)) if *is == fault => {
+                self.store.script(fault);
+                *expected = None;
+            }
+            Some((is, after)) if *is == fault => *after -= 1,
+            _ => {}
+        }
+    }
 }
 
-impl<S: Store> Store for Counting<S> {
+impl Store for Watched {
     fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), StoreError> {
         self.store.put(name, parts)
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, StoreError> {
         *self.reads.lock().expect("nobody panics with it").entry(name.to_owned()).or_default() += 1;
+        self.pass(Fault::Unreadable);
         self.store.read(name)
     }
 
@@ -141,6 +170,7 @@ impl<S: Store> Store for Counting<S> {
     }
 
     fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.pass(Fault::ReadOnly);
         self.store.delete(name)
     }
 

@@ -9,7 +9,7 @@ use windlass_checkpoint::{
 };
 use windlass_common::rng::{Purpose, Rng};
 
-use crate::support::{Cut, assert_holds, bits, cut, floats, small, write};
+use crate::support::{Cut, Watched, assert_holds, bits, cut, floats, holding, small, write};
 
 const CHECKPOINTS: u64 = 6;
 
@@ -225,9 +225,8 @@ fn a_crash_keeps_what_was_synchronised_and_takes_the_rest_in_any_order() {
 #[test]
 fn a_pruning_that_fails_anywhere_leaves_none_half_there() {
     for fails_at in 0..8 {
-        let store = Arc::new(FaultyStore::new(0));
-        (1..=4).for_each(|number| write(&*store, number, &cuts()).unwrap());
-        let shared: Arc<dyn Store> = Arc::new(FailingDelete { store: store.clone(), after: fails_at.into() });
+        let store = holding(1..=4, &cuts());
+        let shared: Arc<dyn Store> = Watched::failing(store.clone(), Fault::ReadOnly, fails_at);
         assert!(prune(&shared, 2, None).is_err(), "{fails_at}");
         for listed in list(&*store).unwrap() {
             assert!(!matches!(listed.contents, Contents::Damaged(_)), "{listed:?}");
@@ -255,37 +254,5 @@ fn a_pruning_that_a_crash_undoes_in_part_hides_no_checkpoint() {
         store.heal();
         prune(&shared, 1, None).unwrap();
         assert!(store.files().keys().all(|file| file.starts_with(&folder(4))), "seed {seed}");
-    }
-}
-
-/// Lets a few deletes pass, and the next fail.
-#[derive(Debug)]
-struct FailingDelete {
-    store: Arc<FaultyStore>,
-    after: std::sync::atomic::AtomicU32,
-}
-
-impl Store for FailingDelete {
-    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<(), StoreError> {
-        self.store.put(name, parts)
-    }
-
-    fn read(&self, name: &str) -> Result<Vec<u8>, StoreError> {
-        self.store.read(name)
-    }
-
-    fn list(&self) -> Result<Vec<String>, StoreError> {
-        self.store.list()
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StoreError> {
-        if self.after.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 0 {
-            self.store.script(Fault::ReadOnly);
-        }
-        self.store.delete(name)
-    }
-
-    fn place(&self) -> String {
-        self.store.place()
     }
 }
