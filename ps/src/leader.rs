@@ -59,7 +59,7 @@ pub(crate) struct Beginning {
 /// How a run that has begun goes on.
 enum GoesOn {
     /// From the copies that servers have, if there may be any; what has been counted is known if its counter lives.
-    Copies(Option<Counted>),
+    Copies(Option<Box<Counted>>),
     Checkpoint,
 }
 
@@ -89,7 +89,7 @@ pub(crate) async fn lead(
         match life(&lead, &directory, &store, beginning, &mut guests).await? {
             End::Stop(stop) => return Ok(stop),
             End::RollBack(counted) => {
-                goes_on = Some(counted.map_or(GoesOn::Checkpoint, |counted| GoesOn::Copies(Some(*counted))));
+                goes_on = Some(counted.map_or(GoesOn::Checkpoint, |counted| GoesOn::Copies(Some(counted))));
             }
         }
     }
@@ -130,7 +130,7 @@ fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: Option<GoesOn>) -> Re
         let (restore, counted) = match (goes_on, placed) {
             (GoesOn::Copies(counted), Some(placed)) => {
                 let counted = match counted {
-                    Some(counted) => counted,
+                    Some(counted) => *counted,
                     None => recount(lead.run_directory, &lead.plan, |number| {
                         restore::tally(store, &lead.plan, number)
                     })?,

@@ -285,7 +285,7 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
     }
 
     fn feed(&mut self) {
-        let number = self.gate.next();
+        let number = self.gate.number();
         let Some((feed, floats)) = self.shard.next_feed() else { return };
         if let Some(standby) = &self.standby {
             // If nobody listens any more, that is told by whoever did.

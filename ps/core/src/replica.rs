@@ -25,7 +25,7 @@ pub struct Gate {
 
 impl Gate {
     /// The number of what is told next.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.told += 1;
         self.told
     }

@@ -51,7 +51,7 @@ fn killed(folder: &Path, flags: &str, every: u64) -> (PathBuf, Vec<f64>) {
         until_full(&run, &mut running, draws.number(every / 4..every) as usize);
         let server = if time % 2 == 0 { "server-1" } else { "server-0" };
         send(child(running.id(), server, None), Signal::KILL);
-        let us = |line: &Value| line["at_us"].as_u64().unwrap();
+        let us = |line: &Value| line["at_us"].as_u64().expect("every line has its time");
         let is_step = |line: &Value| line["event"] == "applied";
         // What had been made and not yet written is written when it has gone on.
         let (went_on, first) = until("it makes a step", || {
@@ -62,7 +62,7 @@ fn killed(folder: &Path, flags: &str, every: u64) -> (PathBuf, Vec<f64>) {
         });
         let all = lines(&run);
         let before = all.iter().filter(|line| is_step(line)).map(us).filter(|at| *at < went_on).max();
-        waits.push((first - before.unwrap()) as f64 / 1e6);
+        waits.push((first - before.expect("it has made steps before")) as f64 / 1e6);
     }
     running.end(WITHIN).well();
     assert_eq!(count(&lines(&run), "went on") as u64, count_of_kills);

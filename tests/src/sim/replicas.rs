@@ -130,7 +130,7 @@ impl World<'_> {
     pub(super) fn tell_standby(&mut self, server: ServerId, id: ShardId, count: u64, is_last: bool) {
         let Some(hosted) = self.hosted(server, id) else { return };
         let (feed, floats) = hosted.shard.next_feed().expect("each word of it stands for one");
-        let (number, lineage) = (hosted.gate.next(), hosted.lineage);
+        let (number, lineage) = (hosted.gate.number(), hosted.lineage);
         let digest = is_last.then(|| hosted.shard.digest());
         let Some(line) = &mut hosted.line else { return };
         if feed == Feed::Full {

@@ -17,14 +17,14 @@ fn nothing_is_shown_before_what_was_told_before_it_is_confirmed() {
         let mut rng = Rng::new(seed, Purpose::Simulation(10));
         let mut gate = Gate::default();
         assert!(gate.pass(told(0)).is_some(), "a gate that is open lets all through");
-        gate.next();
+        gate.number();
         assert!(gate.pass(told(0)).is_some());
         gate.shut();
         let (mut last, mut confirmed, mut waiting, mut shown) = (1, 0, VecDeque::new(), 0);
         for effect in 1..200 {
             match rng.below(3) {
                 0 => {
-                    last = gate.next();
+                    last = gate.number();
                 }
                 1 => {
                     confirmed = rng.below(last + 2).max(confirmed).min(last);

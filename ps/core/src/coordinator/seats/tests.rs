@@ -61,7 +61,8 @@ struct Joining {
 impl Joining {
     fn new() -> Self {
         let plan = plan();
-        let placed = Placed { lineage: Lineage(4), seats: plan.cluster.seats(), from: vec![None; 3] };
+        let placed =
+            Placed { lineage: Lineage(4), seats: plan.cluster.seats(), from: vec![None; 3], drained: vec![] };
         let lives = RunState {
             term: Term(3),
             incarnations: (0..2).map(|w| (WorkerId(w), Incarnation(1))).collect(),
@@ -171,6 +172,7 @@ fn a_server_that_was_not_told_of_its_seat_still_has_the_copy_that_it_was_chosen_
         lineage: Lineage(4),
         seats: plan().cluster.seats(),
         from: vec![Some(Lineage(2)), Some(Lineage(3)), Some(Lineage(3))],
+        drained: vec![],
     };
     let is_sound = |server, shard, lineage| placed.is_sound(ServerId(server), &copy(shard, lineage, true));
     assert!(is_sound(0, 0, 2) && is_sound(1, 1, 3) && is_sound(2, 0, 4));

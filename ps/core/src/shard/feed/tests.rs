@@ -228,7 +228,7 @@ impl Pair {
             match effect {
                 Effect::Fed => {
                     let (feed, floats) = self.primary.next_feed().expect("one for each");
-                    let number = self.gate.next();
+                    let number = self.gate.number();
                     assert_eq!(feed.payload_bytes(), 4 * len(&floats), "{feed:?}");
                     let taken = self.standby.take(&self.plan, Lineage(0), number, feed, end_to_end(floats));
                     assert_eq!(taken, Ok(number));
