@@ -249,6 +249,8 @@ mod tests {
         ]);
         status.loss = Some(f32::NAN);
         status.advice = vec!["Worker 1 is dead.".into()];
+        let (primary, standby) = (ServerId(0), Some(ServerId(1)));
+        status.seats = vec![SeatStatus { shard: ShardId(1), primary, standby, is_full: true }];
         status.checkpoints = CheckpointStatus {
             lineage: Lineage(1),
             newest: Some(crate::asked::tests::kept(3, 200)),
@@ -281,6 +283,7 @@ mod tests {
                 {"shard": 1, "worker": 0, "step": 5,
                  "wait": {"for": "slowest", "worker": 1, "clock": 2, "needed": 3}, "since_us": 1},
             ],
+            "seats": [{"shard": 1, "primary": 0, "standby": 1, "is_full": true}],
             "checkpoints": {"lineage": 1, "newest": {"number": 3, "at_us": 5, "examples": 200, "rounds": 0}, "begun": 4,
                             "failed": 1, "failure": "the disk is full"},
             "waiting": "", "advice": ["Worker 1 is dead."],

@@ -198,11 +198,12 @@ mod tests {
         };
         let plan = changed(&before, changes).unwrap();
         assert_eq!((plan.cluster.shards(), plan.cluster.workers, plan.clients.count), (6, 5, 5));
+        assert_eq!(plan.cluster.replicas, 1);
         assert_eq!((plan.checkpoints.every, plan.checkpoints.keep), (Every::Steps(9), 7));
         assert_eq!(before.differs_in_training(&plan), None);
         let mut elastic = before.clone();
         elastic.cluster.membership = Membership::Elastic { workers_max: 2 };
-        let plan = changed(&elastic, changes).unwrap();
+        let plan = changed(&elastic, Changes { replicas: None, ..changes }).unwrap();
         assert_eq!((plan.cluster.workers_max(), plan.clients.count), (5, 5));
         assert_eq!(elastic.differs_in_training(&plan), None);
     }
