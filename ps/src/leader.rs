@@ -280,8 +280,8 @@ async fn life<F: Future<Output = ()>>(
     if let Some(hosted) = shared.hosted.get() {
         at_length(|| lasting.host.stop(hosted));
     }
-    if let End::RollBack(_) = end {
-        shared.guests.close("the run goes back to its last checkpoint");
+    if let End::RollBack(counted) = &end {
+        shared.guests.close(coordinator::in_words(counted.is_some()));
         return Ok(match lasting.is_interrupted {
             true => End::Stop(Stop::Failed { reason: "server 0 was told to end".into() }),
             false => end,

@@ -50,6 +50,8 @@ pub(crate) struct StandbyLink {
     places: Arc<Semaphore>,
     /// Streams that the primary has opened.
     streams: Arc<AtomicU64>,
+    /// Most floats that come at once: those of the whole shard.
+    floats_max: u64,
 }
 
 impl StandbyLink {
@@ -68,13 +70,16 @@ pub(crate) fn spawn(
     shard: ShardId,
     standby: Standby<Gradient>,
 ) -> std::io::Result<(StandbyLink, JoinHandle<Standby<Gradient>>)> {
+    // Values, the optimizer's vectors, and the values before.
+    let copies = 2 + plan.optimizer.state_names().len() as u64;
+    let floats_max = plan.placement().map_or(0, |placement| placement.values_of(shard)) * copies;
     let (inputs, receiver) = channel::bounded(FEEDS_MAX + 1);
     let places = Arc::new(Semaphore::new(FEEDS_MAX));
     let freed = Arc::clone(&places);
     let thread = std::thread::Builder::new()
         .name(format!("standby-{}", shard.0))
         .spawn(move || run(&plan, standby, &receiver, &freed))?;
-    Ok((StandbyLink { inputs, places, streams: Arc::default() }, thread))
+    Ok((StandbyLink { inputs, places, streams: Arc::default(), floats_max }, thread))
 }
 
 fn run(
@@ -117,8 +122,14 @@ pub(crate) async fn serve(
         let Header { lineage, body: Body::Feed { number, feed }, .. } = header else {
             return Err(malformed("a primary says nothing but what happens".into()));
         };
-        let floats = usize::try_from(feed.payload_bytes() / 4).map_err(|e| malformed(e.to_string()))?;
-        let mut floats = pool.take(floats);
+        let floats = feed.payload_bytes() / 4;
+        if floats > link.floats_max {
+            return Err(malformed(format!(
+                "{floats} floats, where the shard has {} at most",
+                link.floats_max
+            )));
+        }
+        let mut floats = pool.take(floats as usize);
         if !floats.is_empty() {
             receiver.payload(cast_slice_mut(&mut floats)).await?;
         }

@@ -44,6 +44,7 @@ struct View<'a> {
 #[derive(Serialize)]
 struct CheckpointsView<'a> {
     lineage: Lineage,
+    is_kept: bool,
     newest: Option<NewestView>,
     begun: u64,
     failed: u64,
@@ -162,14 +163,14 @@ fn seat(s: &SeatStatus) -> SeatView {
 }
 
 fn checkpoints(c: &CheckpointStatus) -> CheckpointsView<'_> {
-    let CheckpointStatus { lineage, newest, begun, failed, failure } = c;
+    let CheckpointStatus { lineage, is_kept, newest, begun, failed, failure } = c;
     let newest = newest.map(|Checkpointed { number, at_us, examples, rounds }| NewestView {
         number,
         at_us,
         examples,
         rounds,
     });
-    CheckpointsView { lineage: *lineage, newest, begun: *begun, failed: *failed, failure }
+    CheckpointsView { lineage: *lineage, is_kept: *is_kept, newest, begun: *begun, failed: *failed, failure }
 }
 
 fn worker(w: &WorkerStatus) -> WorkerView {
@@ -253,6 +254,7 @@ mod tests {
         status.seats = vec![SeatStatus { shard: ShardId(1), primary, standby, is_full: true }];
         status.checkpoints = CheckpointStatus {
             lineage: Lineage(1),
+            is_kept: false,
             newest: Some(crate::asked::tests::kept(3, 200)),
             begun: 4,
             failed: 1,
@@ -284,7 +286,7 @@ mod tests {
                  "wait": {"for": "slowest", "worker": 1, "clock": 2, "needed": 3}, "since_us": 1},
             ],
             "seats": [{"shard": 1, "primary": 0, "standby": 1, "is_full": true}],
-            "checkpoints": {"lineage": 1, "newest": {"number": 3, "at_us": 5, "examples": 200, "rounds": 0}, "begun": 4,
+            "checkpoints": {"lineage": 1, "is_kept": false, "newest": {"number": 3, "at_us": 5, "examples": 200, "rounds": 0}, "begun": 4,
                             "failed": 1, "failure": "the disk is full"},
             "waiting": "", "advice": ["Worker 1 is dead."],
         });

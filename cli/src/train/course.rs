@@ -19,6 +19,9 @@ pub(super) fn sentence(before: Option<&Status>, now: &Status) -> String {
         Some(checkpoint) => format!("checkpoint {}", checkpoint.number),
         None => "the beginning".to_owned(),
     };
+    if now.checkpoints.is_kept {
+        return "the run goes on from what the other servers have: nothing is lost".into();
+    }
     let counts = |steps: u64, examples: u64| {
         let plural = if steps == 1 { "" } else { "s" };
         format!("{} step{plural} ({} examples)", grouped(steps), grouped(examples))
@@ -95,6 +98,10 @@ mod tests {
             "the run goes on from checkpoint 3: 768 steps (76,800 examples) have been done"
         );
         assert_eq!(sentence(None, &back(0, None)), "the run goes on from the beginning");
+        let mut kept = back(100_000, None);
+        kept.checkpoints.is_kept = true;
+        let nothing = "the run goes on from what the other servers have: nothing is lost";
+        assert_eq!(sentence(Some(&status(100_000, 100_000)), &kept), nothing);
     }
 
     #[test]

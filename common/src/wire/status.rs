@@ -59,6 +59,8 @@ pub struct SeatStatus {
 pub struct CheckpointStatus {
     /// How often the run has been restored.
     pub lineage: Lineage,
+    /// Whether it has gone on with the copies that servers had, the last time, and lost nothing.
+    pub is_kept: bool,
     /// The newest that is complete.
     pub newest: Option<Checkpointed>,
     /// Those that were begun since the coordinator's process was started, and how many of them came to nothing.

@@ -336,7 +336,7 @@ impl Thread {
                 }
                 self.log.flush();
                 for (_, session) in self.sessions.drain() {
-                    session.connection.close(0, "the run goes back to its last checkpoint");
+                    session.connection.close(0, in_words(keeps));
                 }
                 if let Some(ended) = self.ended.take() {
                     let counted = || Counted { tally: self.tally.clone(), logged: self.logged.clone() };
@@ -513,6 +513,14 @@ pub(crate) async fn tell(inputs: &Sender<Input>, mut input: Input) {
             Err(TrySendError::Full(back)) => input = back,
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Why nobody is connected any more.
+pub(crate) fn in_words(keeps: bool) -> &'static str {
+    match keeps {
+        true => "the run goes on from what the servers have",
+        false => "the run goes back to its last checkpoint",
     }
 }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use windlass_common::ids::{Lineage, ServerId, ShardId, Step};
 use windlass_common::plan::Mode;
-use windlass_common::wire::{Begins, Body, Entry, Order, Phase, Reject, Resume, SeatStatus, Seats};
+use windlass_common::wire::{
+    Begins, Body, CheckpointStatus, Entry, Order, Phase, Reject, Resume, SeatStatus, Seats,
+};
 
 use super::checkpoints::{Checkpoints, RunState};
 use super::closing::Closing;
@@ -239,7 +241,7 @@ impl Coordinator {
         self.progress = Progress::from(state.examples, state.steps);
         let status = std::mem::take(&mut self.checkpoints.status);
         self.checkpoints = Checkpoints::new(&self.plan, self.lineage, Some(&restore), now);
-        self.checkpoints.status = status;
+        self.checkpoints.status = CheckpointStatus { is_kept: true, ..status };
         self.restore = Some(restore);
     }
 
