@@ -37,11 +37,12 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "refills",
         "standby lost",
         "kills during refill",
-        "late feeds refused",
         "digests compared",
     ] {
         assert!(counts.of(what) > 5 || !all_seeds(), "{what} has happened {} times", counts.of(what));
     }
+    // A primary that is cut off when its standby is promoted is rare.
+    assert!(counts.of("late feeds refused") > 0 || !all_seeds());
 }
 
 #[test]
