@@ -84,7 +84,7 @@ impl Worker {
     }
 
     /// Nobody has this incarnation: what its last life has sent is refused from now on.
-    fn fence(&mut self) {
+    pub(super) fn fence(&mut self) {
         self.incarnation = self.incarnation.next();
         self.pending = Some(Pending::default());
     }
@@ -95,7 +95,7 @@ impl Coordinator {
         self.workers.iter().find(|(_, w)| w.session == Some(session)).map(|(&id, _)| id)
     }
 
-    fn is_elastic(&self) -> bool {
+    pub(super) fn is_elastic(&self) -> bool {
         self.plan.cluster.membership != Membership::Fixed
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use windlass_common::ids::{Lineage, ServerId, ShardId, Step};
+use windlass_common::ids::{Incarnation, Lineage, ServerId, ShardId, Step};
 use windlass_common::plan::Mode;
 use windlass_common::wire::{
     Begins, Body, CheckpointStatus, Entry, Order, Phase, Reject, Resume, SeatStatus, Seats,
@@ -228,11 +228,16 @@ impl Coordinator {
             ..Restore::new(0, state, &states, before.next)
         };
         let state = &restore.state;
+        let is_elastic = self.is_elastic();
         for (id, worker) in &mut self.workers {
             let last = state.incarnations.get(id).copied().unwrap_or_default();
             // Who has joined meanwhile needs a life that no copy knows.
             let least = if worker.pending.is_some() { last.next() } else { last };
             worker.incarnation = worker.incarnation.max(least);
+            if is_elastic && !worker.is_active() && last > Incarnation(0) {
+                // It may have gone at the same time, and pushed to some shards only: it is settled like any that departs.
+                worker.fence();
+            }
         }
         self.closing = Closing::new(&self.plan, state.open);
         if let Mode::Fedavg(fedavg) = &self.plan.mode {

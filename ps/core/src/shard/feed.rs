@@ -318,6 +318,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         shard.feeding.records = whole.records.into();
         shard.snapshots.go_on_at(shard.position());
         shard.keep_snapshot_if_due(&mut Vec::new());
+        if shard.is_finished() {
+            shard.snapshots.end(&mut Vec::new());
+        }
         Ok(shard)
     }
 

@@ -60,7 +60,10 @@ struct Joining {
 
 impl Joining {
     fn new() -> Self {
-        let plan = plan();
+        Self::of(plan())
+    }
+
+    fn of(plan: Plan) -> Self {
         let placed =
             Placed { lineage: Lineage(4), seats: plan.cluster.seats(), from: vec![None; 3], drained: vec![] };
         let lives = RunState {
@@ -217,4 +220,23 @@ fn a_server_that_comes_back_before_its_end_is_noticed_gives_up_nothing() {
         "the standby is promoted: the primary has nothing any more"
     );
     assert!(!run.gives_up(), "{:?}", run.effects);
+}
+
+#[test]
+fn who_went_with_a_server_is_settled_where_workers_come_and_go() {
+    let mut elastic = plan();
+    elastic.cluster.membership = Membership::Elastic { workers_max: 2 };
+    let mut run = Joining::of(elastic);
+    run.tell(Event::WorkerJoined { session: SessionId(1), worker: WorkerId(0), process: 1 });
+    for server in 0..SERVERS {
+        run.server(100 + u64::from(server), server, all(server));
+    }
+    // Worker 1 may have pushed to some shards only, and never come back: all are told of a life that nobody has.
+    let is_told = |e: &Effect| match e {
+        Effect::Order { order: Order::Membership { departed, .. }, .. } => {
+            departed.iter().any(|m| m.worker == WorkerId(1) && m.incarnation == Incarnation(5))
+        }
+        _ => false,
+    };
+    assert_eq!(run.effects.iter().filter(|e| is_told(e)).count(), SERVERS as usize);
 }

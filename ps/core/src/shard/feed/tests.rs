@@ -413,3 +413,17 @@ fn a_copy_that_has_not_been_told_that_it_has_all_is_not_full() {
     pair.tell(&effects);
     assert!(pair.standby.full().is_none());
 }
+
+#[test]
+fn nobody_waits_for_a_point_beyond_the_end_on_a_copy() {
+    let [_, _, _, fedavg] = modes();
+    let mut pair = Pair::new(&plan(fedavg));
+    pair.primary.handle(Time(0), Event::Order(Order::Conclude), &mut Vec::new());
+    pair.fill();
+    let mut copy = pair.standby.into_full().expect("it has all").into_lineage(Lineage(1), 0, &mut Vec::new());
+    let (session, mut effects) = (SessionId(9), Vec::new());
+    copy.handle(Time(1), Event::PullSnapshot { session, point: 1 << 40 }, &mut effects);
+    let is_told =
+        |e: &Effect| matches!(e, Effect::Reply { reply: crate::shard::Reply::NoSnapshot { next: None }, .. });
+    assert!(effects.iter().any(is_told), "{effects:?}");
+}
