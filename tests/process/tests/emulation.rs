@@ -119,7 +119,10 @@ fn who_misses_every_deadline_is_never_aggregated() {
         let summary = summary(run);
         let [asked, aggregated, late] = ["asked", "aggregated", "late"].map(|name| tally(&summary, name));
         assert_eq!(asked, [8; 6]);
-        assert_eq!((aggregated[2], aggregated[5]), (0, 0), "{}", summary["client_tallies"]);
+        if (aggregated[2], aggregated[5]) != (0, 0) {
+            // Where the coordinator's thread gets no processor, a round lasts as long as the slow one takes.
+            return Err(format!("the slow one got in: {}", summary["client_tallies"]));
+        }
         assert!(late[2] + late[5] > 0, "the slow one has pushed too late: {}", summary["client_tallies"]);
         assert_eq!(summary["pushes_late"].as_u64(), Some(late.iter().sum()));
         let in_log = events(run).iter().filter(|e| e["event"] == "late").count() as u64;
