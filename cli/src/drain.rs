@@ -53,6 +53,10 @@ async fn drain(run: &str, view: &View, server: ServerId) -> Outcome<String> {
             Err(error) => return Err(error).or_fail(Exit::Network, format!("the run {run} cannot be seen")),
         };
         seen_at_all = true;
+        let servers = statuses.plan().cluster.servers;
+        if server.0 >= servers {
+            return Err(Failure::usage(format!("the run {run} has no {server}, only 0 to {}", servers - 1)));
+        }
         while let Some(status) = next(run, &mut statuses).await? {
             if status.phase != Phase::Training {
                 continue;

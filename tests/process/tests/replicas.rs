@@ -10,7 +10,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use windlass_process_tests::ledger::Ledger;
 use windlass_process_tests::schedule::{Draws, seeds};
-use windlass_process_tests::{Running, child, events, lines, model, send, summary, train, until};
+use windlass_process_tests::{
+    Running, child, events, lines, model, send, start, summary, text, train, until,
+};
 
 const WITHIN: Duration = Duration::from_secs(300);
 const SYNC: &str =
@@ -149,4 +151,23 @@ fn who_is_killed_before_its_standby_has_all_costs_a_checkpoint() {
     let ended = running.end(WITHIN);
     assert_ne!(ended.code, Some(0));
     assert!(ended.stderr.contains("no server has all of shard 0, shard 1"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_server_is_emptied_while_the_training_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let running = train(&run, &format!("{} --passes 2", ASYNC.replace("--servers 2", "--servers 3")));
+    until("standbys that have all", || (count(&lines(&run), "replicated") == 3).then_some(()));
+    let drain = |server| start("windlass", &["drain", server, text(&run)], folder.path()).end(WITHIN);
+    drain("0").failed(5, &["it has the coordinator"]);
+    drain("7").failed(2, &["has no server 7, only 0 to 2"]);
+    let drained = drain("2").well();
+    assert!(drained.stdout.contains("server 2 has no shards any more"), "{}", drained.stdout);
+    let went_on = lines(&run).into_iter().find(|line| line["event"] == "went on").unwrap();
+    for seats in ["primaries", "standbys"] {
+        assert!(went_on[seats].as_array().unwrap().iter().all(|server| *server != 2), "{went_on}");
+    }
+    running.end(WITHIN).well();
+    Ledger::read(&run);
 }
