@@ -3,15 +3,15 @@
 //! c is the processor time of one gradient, q that of one bare push-pull of the same bytes, and a that of applying one
 //! gradient. On one machine all three share the cores, so that their sum bounds the steps per second.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
+
 use clap::Parser;
 use windlass_benches::bare;
 use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
 use windlass_benches::setting::{Identities, plan};
+use windlass_benches::training::{Program, UNEVALUATED};
 use windlass_common::ids::ShardId;
 use windlass_common::plan::Every;
 use windlass_common::reduce::Contribution;
@@ -39,12 +39,8 @@ struct Flags {
     /// Cores that servers and workers share [default: those of this machine].
     #[arg(long)]
     cores: Option<usize>,
-    /// The program that trains [default: beside this one].
-    #[arg(long)]
-    windlass: Option<PathBuf>,
-    /// The data to train on.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
-    data: PathBuf,
+    #[command(flatten)]
+    program: Program,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -62,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         let address = bare::serve(identities.server, windlass_ps::limits(), values)?;
         let q = bare::exchange(address, &identities.workers, values, 1000)?.core_seconds();
         let a = apply(&flags)?;
-        let (steps, launch) = train(&flags, round)?;
+        let (steps, launch) = train(&flags)?;
         let bound = cores as f64 / (c + q + a);
         println!(
             "round {round}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
@@ -123,26 +119,12 @@ fn apply(flags: &Flags) -> anyhow::Result<f64> {
 }
 
 /// Steps per second of a whole training, and seconds from its launch to its first step.
-fn train(flags: &Flags, round: usize) -> anyhow::Result<(f64, f64)> {
-    let beside = std::env::current_exe()?.with_file_name("windlass");
-    let program = flags.windlass.clone().unwrap_or(beside);
-    let directory = tempfile::tempdir()?;
-    let run = directory.path().join(format!("run{round}"));
-    let status = Command::new(&program)
-        .args(["train", "--quiet", "--mode", "async", "--servers", "1", "--evaluate-every", "1000000000"])
-        .args(["--model", &flags.model, "--batch", &flags.batch.to_string()])
-        .args(["--workers", &flags.workers.to_string(), "--passes", &flags.passes.to_string()])
-        .arg("--data")
-        .arg(&flags.data)
-        .arg("--run-dir")
-        .arg(&run)
-        .stdout(Stdio::null())
-        .status()
-        .with_context(|| {
-            format!("could not start {}; build it with cargo build --release", program.display())
-        })?;
-    ensure!(status.success(), "{} ended with {status}", program.display());
-    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("summary.json"))?)?;
-    let figure = |name: &str| summary[name].as_f64().with_context(|| format!("the summary has no {name}"));
-    Ok((figure("steps_per_s")?, figure("launch_to_first_step_s")?))
+fn train(flags: &Flags) -> anyhow::Result<(f64, f64)> {
+    let [batch, workers, passes] =
+        [flags.batch.to_string(), flags.workers.to_string(), flags.passes.to_string()];
+    let mut arguments = vec!["--mode", "async", "--servers", "1", "--model", &flags.model];
+    arguments.extend(["--batch", &batch, "--workers", &workers, "--passes", &passes]);
+    arguments.extend(UNEVALUATED);
+    let trained = flags.program.train(&arguments)?;
+    Ok((trained.figure("steps_per_s")?, trained.figure("launch_to_first_step_s")?))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
-use windlass_benches::training::{self, Trained};
+use windlass_benches::training::{Program, Trained, UNEVALUATED};
 
 /// Measures async training with one server, with checkpoints and without, in turn.
 #[derive(Debug, Parser)]
@@ -31,12 +31,8 @@ struct Flags {
     /// Where checkpoints are kept [default: in the run's directory, under that for temporary files].
     #[arg(long)]
     checkpoints: Option<PathBuf>,
-    /// The program that trains [default: beside this one].
-    #[arg(long)]
-    windlass: Option<PathBuf>,
-    /// The data to train on.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
-    data: PathBuf,
+    #[command(flatten)]
+    program: Program,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -55,14 +51,15 @@ fn main() -> anyhow::Result<()> {
         };
         ensure!(kept.checkpoints > 0, "no checkpoint was kept");
         ensure!(none.checkpoints == 0, "a training that was to keep no checkpoint has kept one");
-        let ratio = kept.steps_per_s / none.steps_per_s;
+        let [kept_per_s, none_per_s] = [kept.figure("steps_per_s")?, none.figure("steps_per_s")?];
+        let ratio = kept_per_s / none_per_s;
         println!(
             "pair {pair}: {:.0} steps/s with {} checkpoints, {:.0} without, ratio {ratio:.3}",
-            kept.steps_per_s, kept.checkpoints, none.steps_per_s
+            kept_per_s, kept.checkpoints, none_per_s
         );
-        apart.push(kept.steps / kept.checkpoints as f64);
-        with.push(kept.steps_per_s);
-        without.push(none.steps_per_s);
+        apart.push(kept.figure("steps")? / kept.checkpoints as f64);
+        with.push(kept_per_s);
+        without.push(none_per_s);
         ratios.push(ratio);
     }
     println!(
@@ -90,5 +87,6 @@ fn train(flags: &Flags, every: &str) -> anyhow::Result<Trained> {
     if let Some(elsewhere) = &elsewhere {
         arguments.extend(["--checkpoints", elsewhere]);
     }
-    training::train(flags.windlass.as_deref(), &flags.data, &arguments)
+    arguments.extend(UNEVALUATED);
+    flags.program.train(&arguments)
 }

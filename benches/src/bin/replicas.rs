@@ -1,10 +1,8 @@
 //! Sets a training whose shards have standbys beside the same one without.
 
-use std::path::PathBuf;
-
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
-use windlass_benches::training;
+use windlass_benches::training::{Program, UNEVALUATED};
 
 /// Measures sync with 4 workers and async with 2, on two servers, with standbys and without, in turn.
 #[derive(Debug, Parser)]
@@ -18,12 +16,8 @@ struct Flags {
     /// Pairs of trainings in each mode.
     #[arg(long, default_value_t = 5)]
     pairs: usize,
-    /// The program that trains [default: beside this one].
-    #[arg(long)]
-    windlass: Option<PathBuf>,
-    /// The data to train on.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
-    data: PathBuf,
+    #[command(flatten)]
+    program: Program,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -72,5 +66,6 @@ fn train(flags: &Flags, mode: &str, workers: &str, replicas: &str) -> anyhow::Re
         "--replicas",
         replicas,
     ]);
-    Ok(training::train(flags.windlass.as_deref(), &flags.data, &arguments)?.steps_per_s)
+    arguments.extend(UNEVALUATED);
+    flags.program.train(&arguments)?.figure("steps_per_s")
 }

@@ -1,11 +1,9 @@
 //! Sets a round of federated averaging beside the bare computation of its clients and its evaluation.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
+use windlass_benches::training::Program;
 use windlass_common::ids::ClientId;
 use windlass_common::layout::Layout;
 use windlass_common::plan::LocalWork;
@@ -39,12 +37,8 @@ struct Flags {
     /// Cores that all processes share [default: those of this machine].
     #[arg(long)]
     cores: Option<usize>,
-    /// The program that trains [default: beside this one].
-    #[arg(long)]
-    windlass: Option<PathBuf>,
-    /// The data to train on.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mnist"))]
-    data: PathBuf,
+    #[command(flatten)]
+    program: Program,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,7 +52,7 @@ fn main() -> anyhow::Result<()> {
     for number in 0..flags.measurements {
         let (local, evaluation) = bare(&flags)?;
         let bound = (local + evaluation) / cores as f64;
-        let took = train(&flags, number)?;
+        let took = train(&flags)?;
         println!(
             "{number}: clients {:.0} ms, evaluation {:.0} ms of processor time; bare round {:.0} ms, trained at {:.0} ms",
             local * 1e3,
@@ -85,7 +79,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Processor seconds of the clients of one round, and of one evaluation.
 fn bare(flags: &Flags) -> anyhow::Result<(f64, f64)> {
-    let data = load(&flags.data)?;
+    let data = load(&flags.program.data)?;
     let mut model = models::by_name(&flags.model)?;
     let start = Layout::new(model.variables())?.initial_values(1);
     let dealt = deal_iid(1, data.train.len(), flags.clients as usize);
@@ -111,29 +105,15 @@ fn bare(flags: &Flags) -> anyhow::Result<(f64, f64)> {
 }
 
 /// Seconds of a round of a whole training, from the first step to the last.
-fn train(flags: &Flags, number: usize) -> anyhow::Result<f64> {
-    let beside = std::env::current_exe()?.with_file_name("windlass");
-    let program = flags.windlass.clone().unwrap_or(beside);
-    let directory = tempfile::tempdir()?;
-    let run = directory.path().join(format!("run{number}"));
-    let status = Command::new(&program)
-        .args(["train", "--quiet", "--mode", "fedavg", "--fraction", "0.1", "--local-passes", "1"])
-        .args(["--batch", "10", "--model", &flags.model, "--clients", &flags.clients.to_string()])
-        .args(["--workers", &flags.workers.to_string(), "--servers", &flags.servers.to_string()])
-        .args(["--rounds", &flags.rounds.to_string()])
-        .arg("--data")
-        .arg(&flags.data)
-        .arg("--run-dir")
-        .arg(&run)
-        .stdout(Stdio::null())
-        .status()
-        .with_context(|| {
-            format!("could not start {}; build it with cargo build --release", program.display())
-        })?;
-    ensure!(status.success(), "{} ended with {status}", program.display());
-    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("summary.json"))?)?;
-    let seconds = summary["training_s"].as_f64().context("the summary has no training_s")?;
-    let evaluated = summary["evaluations"].as_array().map_or(0, Vec::len);
+fn train(flags: &Flags) -> anyhow::Result<f64> {
+    let [clients, workers, servers, rounds] =
+        [flags.clients, flags.workers, flags.servers, flags.rounds].map(|n| n.to_string());
+    let mut arguments = vec!["--mode", "fedavg", "--fraction", "0.1", "--local-passes", "1", "--batch", "10"];
+    arguments.extend(["--model", &flags.model, "--clients", &clients, "--rounds", &rounds]);
+    arguments.extend(["--workers", &workers, "--servers", &servers]);
+    let trained = flags.program.train(&arguments)?;
+    let seconds = trained.figure("training_s")?;
+    let evaluated = trained.summary["evaluations"].as_array().map_or(0, Vec::len);
     ensure!(evaluated >= flags.rounds as usize, "only {evaluated} of {} rounds were evaluated", flags.rounds);
     Ok(seconds / f64::from(flags.rounds - 1))
 }
