@@ -147,7 +147,8 @@ impl Coordinator {
             }
             None if is_complete => {
                 self.seats = self.plan.cluster.seats();
-                self.placed(vec![None; self.seats.len()], out);
+                self.tell_seats(vec![None; self.seats.len()], out);
+                self.begin_when_placed(out);
             }
             _ => {}
         }
@@ -186,7 +187,7 @@ impl Coordinator {
         self.seats = self.seats_for(chosen.values().map(|(server, _)| *server).collect());
         let from = copies.iter().map(|copy| Some(copy.lineage)).collect();
         self.restore_from(now, &copies, open);
-        self.placed(from, out);
+        self.tell_seats(from, out);
         // A step that the coordinator had closed is closed on every shard.
         if self.rounds.is_some()
             && let Some(ahead) = copies.iter().find(|copy| copy.state.open == open)
@@ -250,19 +251,22 @@ impl Coordinator {
         self.restore = Some(restore);
     }
 
-    fn placed(&mut self, from: Vec<Option<Lineage>>, out: &mut Vec<Effect>) {
-        if self.plan.cluster.replicas > 0 {
-            let is_from_copies = from.iter().any(Option::is_some);
-            let (lineage, seats, drained) = (self.lineage, self.seats.clone(), self.drained.clone());
-            out.push(Effect::Placed(Placed { lineage, seats, from, drained }));
-            for &session in self.servers.values().map(|s| &s.session) {
-                out.push(Effect::Send { session, body: self.welcome(Resume::default(), Vec::new()) });
-            }
-            if is_from_copies {
-                return;
-            }
+    /// Has the seats written down, and then tells the servers. Without standbys they know them from the plan.
+    fn tell_seats(&self, from: Vec<Option<Lineage>>, out: &mut Vec<Effect>) {
+        if self.plan.cluster.replicas == 0 {
+            return;
         }
-        self.begin_when_placed(out);
+        out.push(self.decided(from));
+        let sessions = self.servers.values().map(|server| server.session);
+        out.extend(sessions.map(|session| {
+            let body = self.welcome(Resume::default(), Vec::new());
+            Effect::Send { session, body }
+        }));
+    }
+
+    fn decided(&self, from: Vec<Option<Lineage>>) -> Effect {
+        let (lineage, seats, drained) = (self.lineage, self.seats.clone(), self.drained.clone());
+        Effect::Placed(Placed { lineage, seats, from, drained })
     }
 
     fn begin_when_placed(&mut self, out: &mut Vec<Effect>) {
@@ -293,7 +297,7 @@ impl Coordinator {
             return;
         }
         let shards = (0..).map(ShardId).zip(&self.seats);
-        let bare = shards.clone().find(|(s, seats)| seats.primary == server && !self.full.contains(s));
+        let bare = shards.filter(|(_, seats)| seats.primary == server).find(|(s, _)| !self.full.contains(s));
         let others = self.servers.keys().filter(|s| **s != server && !self.drained.contains(s)).count();
         let reason = if self.plan.cluster.replicas == 0 {
             "its shards have no standbys; begin the run with --replicas 1".into()
@@ -311,14 +315,11 @@ impl Coordinator {
             out.push(Effect::Send { session, body: Body::Refused(reason) });
             return;
         }
-        let has_any = shards.clone().any(|(_, s)| s.primary == server || s.standby == Some(server));
         if !self.drained.contains(&server) {
             self.drained.push(server);
         }
-        if has_any {
-            let (lineage, seats, drained) = (self.lineage, self.seats.clone(), self.drained.clone());
-            let from = vec![None; seats.len()];
-            out.push(Effect::Placed(Placed { lineage, seats, from, drained }));
+        if !self.has_no_shards(server) {
+            out.push(self.decided(vec![None; self.seats.len()]));
             self.server_gone(format!("{server} is drained"), out);
         }
     }
