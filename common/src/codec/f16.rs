@@ -22,7 +22,8 @@ pub fn narrow(value: f32) -> u16 {
     let sign = bits >> 16 & 0x8000;
     // Compared as signed numbers, since without the sign they are, and SSE2 compares no others.
     let magnitude = bits & 0x7fff_ffff;
-    let rounded = magnitude.wrapping_sub(NORMAL_MIN - (1 << 23)).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
+    let rounded =
+        magnitude.wrapping_sub(NORMAL_MIN - (1 << 23)).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
     let subnormal = (f32::from_bits(magnitude) + f32::from_bits(HALF)).to_bits().wrapping_sub(HALF);
     let beyond = if magnitude as i32 > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
     let finite = if (magnitude as i32) < NORMAL_MIN as i32 { subnormal } else { rounded };
@@ -119,8 +120,16 @@ mod tests {
             let even = word + (word & 1);
             assert_eq!(narrow(middle), even, "{word:#06x}");
             assert_eq!(narrow(-middle), even | 0x8000, "-{word:#06x}");
-            assert_eq!(narrow(f32::from_bits(middle.to_bits() - 1)), word, "below the middle after {word:#06x}");
-            assert_eq!(narrow(f32::from_bits(middle.to_bits() + 1)), word + 1, "above the middle after {word:#06x}");
+            assert_eq!(
+                narrow(f32::from_bits(middle.to_bits() - 1)),
+                word,
+                "below the middle after {word:#06x}"
+            );
+            assert_eq!(
+                narrow(f32::from_bits(middle.to_bits() + 1)),
+                word + 1,
+                "above the middle after {word:#06x}"
+            );
         }
     }
 

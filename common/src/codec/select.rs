@@ -47,7 +47,8 @@ pub fn select(variable: &[f32], share: Share, scratch: &mut Scratch) -> Kept {
     let place = magnitudes.len() - keep;
     let (_, &mut least, above) = magnitudes.select_nth_unstable(place);
     let above = above.iter().filter(|&&magnitude| magnitude > least).count();
-    let (mut ties, found) = (keep - above, magnitudes.iter().filter(|&&magnitude| magnitude == least).count());
+    let (mut ties, found) =
+        (keep - above, magnitudes.iter().filter(|&&magnitude| magnitude == least).count());
     if ties == found {
         return Kept { least, ties_end: u64::MAX };
     }
