@@ -254,11 +254,30 @@ mod tests {
             assert!(error(text).starts_with("there is no codec"), "{text}");
         }
         for share in [
-            "", "0", "0%", "1", "2", "101%", "100.0001%", "-1%", "+1%", "1e-2", "nan", "inf", "1%%", "%", ".", "0.00001%",
-            "0.0000015", "1.00005%",
+            "",
+            "0",
+            "0%",
+            "1",
+            "2",
+            "101%",
+            "100.0001%",
+            "-1%",
+            "+1%",
+            "1e-2",
+            "nan",
+            "inf",
+            "1%%",
+            "%",
+            ".",
+            "0.00001%",
+            "0.0000015",
+            "1.00005%",
         ] {
             let error = error(&format!("topk:{share}"));
-            assert!(error.starts_with(&format!("{share:?} is no share")) && error.contains("topk:1%"), "{error}");
+            assert!(
+                error.starts_with(&format!("{share:?} is no share")) && error.contains("topk:1%"),
+                "{error}"
+            );
         }
         assert!(error("topk").contains("topk:0.01"));
     }

@@ -94,13 +94,7 @@ impl Codec {
     /// `seed` and `purpose` are what random numbers are keyed by, if any are needed; the purpose should name the variable.
     /// An elementwise codec ([`Codec::is_elementwise`]) does not look at the values, so that any part of them will do.
     /// Nothing is allocated for a variable that is no larger than those for which `scratch` was used before.
-    pub fn prepare(
-        self,
-        variable: &[f32],
-        seed: u64,
-        purpose: Purpose<'_>,
-        scratch: &mut Scratch,
-    ) -> Chosen {
+    pub fn prepare(self, variable: &[f32], seed: u64, purpose: Purpose<'_>, scratch: &mut Scratch) -> Chosen {
         match self {
             Self::F32 => Chosen::F32,
             Self::Bf16 => Chosen::Bf16,
