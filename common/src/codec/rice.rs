@@ -72,6 +72,17 @@ impl<'a> Reader<'a> {
 
     /// The next number, if the bytes hold one. What is too large for u64 is its largest.
     pub(super) fn number(&mut self) -> Option<u64> {
+        let (bits, count) = self.peek();
+        let ones = bits.trailing_ones();
+        // Most numbers are looked at once.
+        if ones + 1 + self.parameter <= count.min(57) {
+            self.take(ones + 1 + self.parameter);
+            return Some(self.join(u64::from(ones), bits >> (ones + 1)));
+        }
+        self.long_number()
+    }
+
+    fn long_number(&mut self) -> Option<u64> {
         let mut ones = 0_u64;
         loop {
             let (bits, count) = self.peek();
@@ -91,8 +102,13 @@ impl<'a> Reader<'a> {
             return None;
         }
         self.take(self.parameter);
+        Some(self.join(ones, bits))
+    }
+
+    /// The number of so many ones, whose lowest bits are the lowest of these.
+    fn join(&self, ones: u64, bits: u64) -> u64 {
         let low = bits & ((1 << self.parameter) - 1);
-        Some(ones.checked_mul(1 << self.parameter).map_or(u64::MAX, |high| high | low))
+        ones.checked_mul(1 << self.parameter).map_or(u64::MAX, |high| high | low)
     }
 
     /// The next bits, the first lowest, and how many there are: at least 57 but at the end.

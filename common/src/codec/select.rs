@@ -110,3 +110,90 @@ fn large(values: &[f32], least: u32, mut each: impl FnMut(usize)) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::conformance::numbers;
+    use super::*;
+
+    fn share(millionths: u32) -> Share {
+        Share::millionths(millionths).unwrap()
+    }
+
+    fn kept(variable: &[f32], share: Share, scratch: &mut Scratch) -> Vec<usize> {
+        let mut indices = Vec::new();
+        select(variable, share, scratch).each(variable, 0, |index| indices.push(index));
+        indices
+    }
+
+    /// All of them in order, NaN first, equal ones by their index.
+    fn oracle(variable: &[f32], share: Share) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..variable.len()).collect();
+        let size = |i: usize| if variable[i].is_nan() { f64::INFINITY } else { f64::from(variable[i].abs()) };
+        order.sort_by(|&a, &b| {
+            let nan = variable[b].is_nan().cmp(&variable[a].is_nan());
+            nan.then(size(b).total_cmp(&size(a))).then(a.cmp(&b))
+        });
+        order.truncate(share.of(variable.len() as u64) as usize);
+        order.sort_unstable();
+        order
+    }
+
+    #[test]
+    fn the_largest_are_kept_whatever_the_variable_looks_like() {
+        let mut scratch = Scratch::default();
+        for len in [1, 2, 63, 64, 65, 1_000, 5_000, 40_000] {
+            let normal = numbers(len as u64, len);
+            let mut sorted = normal.clone();
+            sorted.sort_by(f32::total_cmp);
+            // Those at the end are large: a guess from few samples is wrong.
+            let jump = (0..len).map(|i| if i * 10 > len * 9 { 1.0 + i as f32 } else { 1e-3 }).collect();
+            let rows = (0..len).map(|i| ((i % 200) as f32 - 100.0) * 1e-3).collect();
+            let few = (0..len).map(|i| if i % 997 == 5 { -2.0 } else { 0.0 }).collect();
+            let nan = (0..len).map(|i| if i % 50 == 7 { f32::NAN } else { i as f32 }).collect();
+            for variable in [normal, sorted, jump, rows, few, nan, vec![0.0; len], vec![-3.0; len]] {
+                for millionths in [1, 1_000, 10_000, 100_000, 500_000, 999_000, 1_000_000] {
+                    let found = kept(&variable, share(millionths), &mut scratch);
+                    let expected = oracle(&variable, share(millionths));
+                    assert!(
+                        found == expected,
+                        "{millionths} millionths of {len}: {found:?}, not {expected:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_equal_magnitudes_the_first_are_kept() {
+        let variable = [1.0, -2.0, 2.0, 0.5, -2.0, 3.0, 2.0, 0.0, 0.0, 0.0];
+        assert_eq!(kept(&variable, share(100_000), &mut Scratch::default()), [5]);
+        assert_eq!(kept(&variable, share(300_000), &mut Scratch::default()), [1, 2, 5]);
+        assert_eq!(kept(&variable, share(700_000), &mut Scratch::default()), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(kept(&variable, share(800_000), &mut Scratch::default()), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn memory_is_taken_once() {
+        let mut scratch = Scratch::default();
+        kept(&numbers(1, 20_000), share(10_000), &mut scratch);
+        let (memory, size) = (scratch.magnitudes.as_ptr(), scratch.magnitudes.capacity());
+        for (seed, len) in [(2, 20_000), (3, 100), (4, 20_000)] {
+            for millionths in [1, 10_000, 900_000] {
+                kept(&numbers(seed, len), share(millionths), &mut scratch);
+            }
+        }
+        assert_eq!((scratch.magnitudes.as_ptr(), scratch.magnitudes.capacity()), (memory, size));
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_are_kept_as_the_share_says(seed: u64, len in 1_usize..10_000, millionths in 1_u32..=1_000_000) {
+            let variable = numbers(seed, len);
+            let found = kept(&variable, share(millionths), &mut Scratch::default());
+            prop_assert_eq!(found, oracle(&variable, share(millionths)));
+        }
+    }
+}

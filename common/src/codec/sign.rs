@@ -105,3 +105,65 @@ pub(super) fn part(bytes: &[u8], start: usize, out: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::numbers;
+    use super::*;
+
+    #[test]
+    fn the_scale_and_a_bit_for_each_value() {
+        let variable = [1.0, -2.0, 0.0, -0.0, 3.0, -4.0, 0.0, 0.0, 6.0, -8.0];
+        let scale = scale(&variable);
+        assert_eq!(scale, 2.4);
+        let (mut bytes, mut decoded) = (Vec::new(), [0.0; 10]);
+        encode(&variable, scale, &mut bytes);
+        assert_eq!(bytes[..4], 2.4_f32.to_le_bytes());
+        assert_eq!(bytes[4..], [0b0010_0010, 0b10]);
+        decode(&bytes, &mut decoded).unwrap();
+        assert_eq!(decoded, [2.4, -2.4, 2.4, 2.4, 2.4, -2.4, 2.4, 2.4, 2.4, -2.4]);
+    }
+
+    #[test]
+    fn signs_are_those_of_the_values() {
+        let values = numbers(1, 1_003);
+        let (mut bytes, mut decoded) = (Vec::new(), [0.0; 1_003]);
+        encode(&values, 0.5, &mut bytes);
+        decode(&bytes, &mut decoded).unwrap();
+        for (value, decoded) in values.iter().zip(decoded) {
+            assert_eq!(decoded, if *value < 0.0 { -0.5 } else { 0.5 }, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_scale_is_the_mean_magnitude() {
+        assert_eq!(scale(&[]), 0.0);
+        assert_eq!(scale(&[f32::MAX, -f32::MAX, f32::MAX]), f32::MAX);
+        assert_eq!(scale(&[1.0, f32::NAN]).to_bits(), NOT_FINITE.to_bits());
+        assert_eq!(scale(&[f32::NEG_INFINITY; 20]).to_bits(), NOT_FINITE.to_bits());
+        for len in [1, 7, 8, 9, 1_000] {
+            let values = numbers(len as u64, len);
+            let mean = values.iter().map(|&value| f64::from(value).abs()).sum::<f64>() / len as f64;
+            assert!((f64::from(scale(&values)) - mean).abs() <= mean / f64::from(1 << 23), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_scale_or_filling_that_nobody_writes_is_an_error() {
+        let (mut bytes, mut out) = (Vec::new(), [0.0; 11]);
+        encode(&[1.0; 11], 1.0, &mut bytes);
+        for wrong in [-0.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, -NOT_FINITE, f32::from_bits(0x7f80_0001)]
+        {
+            let mut bytes = bytes.clone();
+            bytes[..4].copy_from_slice(&wrong.to_le_bytes());
+            assert_eq!(decode(&bytes, &mut out), Err(CodecError::Scale { index: 0, bits: wrong.to_bits() }));
+        }
+        for bit in 3..8 {
+            let mut bytes = bytes.clone();
+            bytes[5] |= 1 << bit;
+            assert_eq!(decode(&bytes, &mut out), Err(CodecError::Padding));
+        }
+        let error = decode(&bytes, &mut [0.0; 17]).unwrap_err().to_string();
+        assert_eq!(error, "17 values as sign take 7 bytes; there are 6");
+    }
+}

@@ -181,3 +181,134 @@ impl<'a> Cursor<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::bits;
+    use super::super::{Scratch, select};
+    use super::*;
+    use crate::rng::{self, Purpose};
+
+    fn share(millionths: u32) -> Share {
+        Share::millionths(millionths).unwrap()
+    }
+
+    fn encoded(values: &[f32], share: Share) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(values, 0, select(values, share, &mut Scratch::default()), share, &mut bytes);
+        bytes
+    }
+
+    /// A slice with these gaps and values, written by hand at 10 %, whose code has three bits and ones.
+    fn by_hand(count: u64, gaps: &[u8], values: &[f32]) -> Vec<u8> {
+        let mut bytes = vec![SPARSE];
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(gaps);
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn a_slice_by_hand() {
+        let mut values = vec![1.0; 20];
+        (values[3], values[13]) = (-5.0, 7.0);
+        let mut decoded = vec![f32::NAN; 20];
+        // The gaps are 3, and 9 = 8 + 1; from the lowest bit 0 110, then 10 100.
+        let bytes = by_hand(2, &[0b0101_0110, 0b0], &[-5.0, 7.0]);
+        assert_eq!(encoded(&values, share(100_000)), bytes);
+        decode(&bytes, share(100_000), &mut decoded).unwrap();
+        let expected: Vec<f32> = values.iter().map(|&value| if value == 1.0 { 0.0 } else { value }).collect();
+        assert_eq!(bits(&decoded), bits(&expected));
+    }
+
+    #[test]
+    fn an_index_costs_little_more_than_its_information() {
+        for (millionths, len) in [(1_000, 4_000_000), (10_000, 1_000_000), (100_000, 1_000_000)] {
+            // Independent values, so that any set of positions is as probable as any other.
+            let mut values = vec![0.0; len];
+            rng::normal(1, Purpose::InitialValues("indices"), 0, 1.0, &mut values);
+            let (bytes, share) = (encoded(&values, share(millionths)), share(millionths));
+            let count = share.of(len as u64) as f64;
+            let cost = (bytes.len() as f64 - 4.0 * count) * 8.0 / count;
+            let information = (std::f64::consts::E * len as f64 / count).log2();
+            assert_eq!(bytes[0], SPARSE);
+            assert!(
+                cost < 1.1 * information,
+                "{millionths} millionths: {cost} bits, information {information}"
+            );
+            assert!(cost > 0.95 * information, "less than it can be: {cost} bits, information {information}");
+        }
+    }
+
+    #[test]
+    fn a_slice_is_dense_where_that_is_shorter() {
+        let values: Vec<f32> = (0..1_000).map(|i| i as f32 - 500.5).collect();
+        for (millionths, form) in [(500_000, SPARSE), (900_000, SPARSE), (990_000, DENSE), (1_000_000, DENSE)]
+        {
+            let bytes = encoded(&values, share(millionths));
+            assert_eq!(bytes[0], form, "{millionths} millionths");
+            assert!(bytes.len() as u64 <= bytes_max(1_000));
+        }
+        // All that is kept of the variable may be in one slice.
+        let mut variable = vec![0.1; 64_000];
+        variable[640..704].fill(2.0);
+        let kept = select(&variable, share(1_000), &mut Scratch::default());
+        let (mut bytes, mut residual) = (Vec::new(), vec![f32::NAN; 64]);
+        encode_with_residual(&variable[640..704], 640, kept, share(1_000), &mut residual, &mut bytes);
+        assert_eq!((bytes[0], bytes.len()), (DENSE, 257));
+        assert_eq!(residual, [0.0; 64]);
+        bytes.clear();
+        encode(&variable[..640], 0, kept, share(1_000), &mut bytes);
+        assert_eq!(bytes, by_hand(0, &[], &[]));
+    }
+
+    #[test]
+    fn what_nobody_writes_is_an_error() {
+        let error = |bytes: &[u8], values: usize| {
+            let mut out = vec![1.0; values];
+            let error = decode(bytes, share(100_000), &mut out).unwrap_err();
+            assert_eq!(out, vec![1.0; values]);
+            error
+        };
+        let (gaps, kept) = ([0b0101_0110, 0b0], [-5.0, 7.0]);
+        let right = by_hand(2, &gaps, &kept);
+        assert_eq!(check(&right, 20, share(100_000)), Ok(()));
+        assert_eq!(check(&right, 14, share(100_000)), Ok(()));
+        assert_eq!(error(&right, 13), CodecError::Index { number: 1, values: 13 });
+        assert_eq!(error(&right, 3), CodecError::Index { number: 0, values: 3 });
+        assert_eq!(error(&right, 1), CodecError::Count { found: 2, values: 1 });
+        assert_eq!(
+            error(&by_hand(u64::MAX, &gaps, &kept), 20),
+            CodecError::Count { found: u64::MAX, values: 20 }
+        );
+        assert_eq!(error(&by_hand(2, &gaps[..1], &kept), 20), CodecError::Short { number: 1, count: 2 });
+        assert_eq!(error(&by_hand(2, &[], &kept), 20), CodecError::Short { number: 0, count: 2 });
+        assert_eq!(error(&by_hand(2, &[0b0101_0110, 0b100], &kept), 20), CodecError::Padding);
+        assert_eq!(error(&by_hand(2, &[0b0101_0110, 0, 0], &kept), 20), CodecError::Trailing { found: 1 });
+        assert_eq!(error(&by_hand(0, &[0], &[]), 20), CodecError::Trailing { found: 1 });
+        assert_eq!(error(&by_hand(1, &[0xff; 40], &[1.0]), 200), CodecError::Short { number: 0, count: 1 });
+        // A gap of 8 * 320 is beyond any slice of 200.
+        let far: Vec<u8> = [[0xff; 40].as_slice(), &[0]].concat();
+        assert_eq!(error(&by_hand(1, &far, &[1.0]), 200), CodecError::Index { number: 0, values: 200 });
+        for form in 2..=u8::MAX {
+            let mut bytes = right.clone();
+            bytes[0] = form;
+            assert_eq!(error(&bytes, 20), CodecError::Form { found: form });
+        }
+        assert!(matches!(error(&[], 20), CodecError::Length { expected: 9, found: 0, .. }));
+        assert!(matches!(error(&[DENSE; 80], 20), CodecError::Length { expected: 81, found: 80, .. }));
+        assert!(matches!(
+            error(&by_hand(3, &[], &kept), 20),
+            CodecError::Length { expected: 21, found: 17, .. }
+        ));
+    }
+
+    #[test]
+    fn a_share_of_another_plan_does_no_harm() {
+        let values: Vec<f32> = (0..3_000).map(|i| (i * 7_919 % 3_001) as f32).collect();
+        let bytes = encoded(&values, share(10_000));
+        for millionths in [1, 100, 9_000, 20_000, 500_000, 1_000_000] {
+            let _ = decode(&bytes, share(millionths), &mut vec![0.0; 3_000]);
+        }
+    }
+}
