@@ -47,8 +47,10 @@ def parse():
     parser.add_argument("--data", type=Path, default=REPOSITORY / "data/mnist", help="folder of four IDX files")
     parser.add_argument("--windlass", type=Path, help="""the program, with windlass-ps, windlass-worker and bound beside
         it [default: target/release/windlass]""")
-    parser.add_argument("--windlass-flags", default="", help='more flags of windlass train, as one text')
-    parser.add_argument("--tensorflow-flags", default="", help='more flags of tensorflow/train.py, as one text')
+    parser.add_argument("--windlass-flags", default="", help="""more flags of windlass train, as one text;
+        with = before it where it is a single flag: --windlass-flags='--shards-per-server 2'""")
+    parser.add_argument("--tensorflow-flags", default="", help="""more flags of tensorflow/train.py,
+        in the same way: --tensorflow-flags=--one-variable""")
     parser.add_argument("--deadline", type=float, default=600, help="seconds that one training may take [default: 600]")
     flags = parser.parse_args()
     if flags.windlass is None:
@@ -170,9 +172,11 @@ def trainings(flags):
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
-    print(f"\n2NN batch {flags.batch}, async, 1 server, {flags.workers} workers, {os.cpu_count()} cores, {flags.pairs} pairs; "
-          f"TensorFlow {shlex.join(flags.tensorflow_flags)}, windlass {shlex.join(flags.windlass_flags)}\n")
-
+    print(
+        f"\n2NN batch {flags.batch}, async, 1 server, {flags.workers} workers, {os.cpu_count()} cores, "
+        f"{flags.pairs} pairs; more flags of TensorFlow: {shlex.join(flags.tensorflow_flags) or 'none'}; of windlass: "
+        f"{shlex.join(flags.windlass_flags) or 'none'}\n"
+    )
     rows = [["", "TensorFlow", "windlass", "ratio of each pair"]]
     kinds = [("steps/s", 0, 0), ("launch to the first step, s", 1, 2), ("core-ms a step", 2, 2)]
     for name, column, digits in kinds:

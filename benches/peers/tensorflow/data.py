@@ -21,11 +21,7 @@ def load(folder, part):
 
 
 def batches(folder, batch):
-    """Endless batches, all examples in a new order in each pass.
-
-    Only numbers are shuffled, and a batch is gathered in one operation: an element for each example, as in most
-    tutorials, costs TensorFlow more than the gradient does.
-    """
+    """Endless batches, all examples in a new order in each pass. Only numbers are shuffled; a batch is gathered at once."""
     images, labels = load(folder, "train")
     count = EXAMPLES // batch
 

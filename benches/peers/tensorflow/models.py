@@ -59,3 +59,11 @@ def gradient(model, values, features, labels):
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=outputs)
         loss = tf.reduce_mean(losses)
     return tape.gradient(loss, values)
+
+
+def step(model, variables, features, labels, rate):
+    """One step of SGD: pulls the variables from where they are, and has the gradient applied there."""
+    deltas = gradient(model, [variable.read_value() for variable in variables], features, labels)
+    for variable, delta in zip(variables, deltas):
+        with tf.device(variable.device):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=delta)

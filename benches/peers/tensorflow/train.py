@@ -42,7 +42,8 @@ def parse():
         ClusterCoordinator, or Model.fit of Keras 2 [default: custom]""")
     parser.add_argument("--logs", type=Path, help="existing folder for what the processes say [default: a new one]")
     flags = parser.parse_args()
-    for name, least in [("workers", 1), ("batch", 1), ("steps", 1), ("warm_up", 0), ("steps_per_call", 1), ("threads", 0)]:
+    least_values = {"workers": 1, "batch": 1, "steps": 1, "warm_up": 0, "steps_per_call": 1, "threads": 0}
+    for name, least in least_values.items():
         if (value := getattr(flags, name)) < least:
             parser.error(f"--{name.replace('_', '-')} is {value}, but at least {least} is needed")
     if flags.batch > 60_000:
@@ -99,18 +100,12 @@ def custom(flags, strategy, meter):
         values = models.initial("2nn")
         variables = [tf.Variable(v) for v in ([models.flat(values)] if flags.one_variable else values)]
 
-    def one(features, labels):
-        gradient = models.gradient("2nn", [v.read_value() for v in variables], features, labels)
-        for variable, delta in zip(variables, gradient):
-            with tf.device(variable.device):
-                tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=flags.rate, delta=delta)
-
     # Written out rather than as tf.while_loop, whose turns the parameter server would have to follow.
     @tf.function(autograph=False)
     def some(iterator):
         features, labels = next(iterator)
         for index in range(flags.steps_per_call):
-            one(features[index], labels[index])
+            models.step("2nn", variables, features[index], labels[index], flags.rate)
 
     def dataset():
         return data.batches(flags.data, flags.batch).batch(flags.steps_per_call, drop_remainder=True).prefetch(1)
