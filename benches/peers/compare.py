@@ -213,12 +213,14 @@ def peer_gradients(flags):
 def gradients(flags):
     """One gradient on one thread, both in turn."""
     begin, columns = processor_ticks(), {}
-    for _ in range(flags.pairs):
+    for index in range(flags.pairs):
         for key, value in peer_gradients(flags).items():
             columns.setdefault(key, []).append(value)
         for model in ["2nn", "cnn"]:
             columns.setdefault((model, "windlass"), []).append(own_gradient(flags, model))
-    print(f"one gradient of batch {flags.batch} on one thread, ms of processor time, {flags.pairs} rounds\n")
+        newest = ", ".join(f"{model} {kind} {column[-1]:.2f} ms" for (model, kind), column in columns.items())
+        print(f"round {index}: {newest}; load {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"\none gradient of batch {flags.batch} on one thread, ms of processor time, {flags.pairs} rounds\n")
     rows = [["", "TensorFlow", "TensorFlow with XLA", "windlass", "windlass / the faster"]]
     for model in ["2nn", "cnn"]:
         sides = [columns[model, kind] for kind in ("graph", "xla", "windlass")]
