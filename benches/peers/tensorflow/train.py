@@ -10,6 +10,7 @@ of the test images that the trained model gets right.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -206,6 +207,8 @@ def main():
         print(f"error: TensorFlow failed: {error}\nWhat its processes said is in {logs}", file=sys.stderr)
     finally:
         cluster.end()
+    if status == 0 and flags.logs is None:
+        shutil.rmtree(logs, ignore_errors=True)
     # At an orderly end TensorFlow would try to reach the processes that are gone.
     sys.stderr.flush()
     os._exit(status)
