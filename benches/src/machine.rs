@@ -25,6 +25,14 @@ pub fn stolen_share(since: Option<(u64, u64)>) -> Option<f64> {
     Some((stolen - stolen_before) as f64 / (total - total_before).max(1) as f64)
 }
 
+/// The size of the largest cache of the first processor, in bytes. `None` where the system does not tell.
+pub fn last_cache_bytes() -> Option<usize> {
+    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let sizes = caches.filter_map(|cache| std::fs::read_to_string(cache.ok()?.path().join("size")).ok());
+    let kibibytes = sizes.filter_map(|size| size.trim().strip_suffix('K')?.parse::<usize>().ok());
+    Some(kibibytes.max()? << 10)
+}
+
 /// The middle value; of an even number, the mean of the two in the middle.
 ///
 /// # Panics

@@ -1,5 +1,7 @@
 //! Mixes a client's values into the newest ones, as asynchronous federated optimization does.
 
+use multiversion::multiversion;
+
 /// FedAsync (Xie et al. 2019, "Asynchronous Federated Optimization", algorithm 1): x = (1 - a) x + a x_new, where x_new is
 /// what the client made of `base`: base - push, `push` being start minus end of its training.
 ///
@@ -8,6 +10,7 @@
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn mix(current: &[f32], next: &mut [f32], base: &[f32], push: &[f32], share: f32) {
     let lengths = [next.len(), base.len(), push.len()];
     assert!(lengths.iter().all(|&len| len == current.len()), "mixed values are equally long: {lengths:?}");

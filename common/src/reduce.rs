@@ -20,6 +20,8 @@
 
 mod scaled;
 
+use multiversion::multiversion;
+
 pub use scaled::{Scaled, scaled_mean};
 
 /// Values of the accumulator that are finished before the next ones are begun: they stay in the nearest cache.
@@ -105,18 +107,21 @@ fn check<'a>(
     }
 }
 
+#[multiversion(targets("x86_64+avx2"))]
 fn scale(sum: &mut [f32], values: &[f32], count: f32) {
     for (sum, &value) in sum.iter_mut().zip(values) {
         *sum = count * value;
     }
 }
 
+#[multiversion(targets("x86_64+avx2"))]
 fn add_scaled(sum: &mut [f32], values: &[f32], count: f32) {
     for (sum, &value) in sum.iter_mut().zip(values) {
         *sum += count * value;
     }
 }
 
+#[multiversion(targets("x86_64+avx2"))]
 fn add_scaled_and_divide(sum: &mut [f32], values: &[f32], count: f32, total: f32) {
     for (sum, &value) in sum.iter_mut().zip(values) {
         *sum = (*sum + count * value) / total;

@@ -2,6 +2,7 @@
 
 pub mod clock;
 mod coordinator;
+mod crew;
 mod follower;
 mod host;
 mod keeper;
@@ -16,5 +17,6 @@ mod shard;
 mod standby;
 
 pub use coordinator::{DECISIONS_FILE, EVENTS_FILE};
+pub use crew::Crew;
 pub use run_directory::{MODEL_FILE, PLAN_FILE, SUMMARY_FILE};
 pub use server::{CHECKPOINTS, Options, Part, SILENCE_MAX, limits, serve, serve_within};

@@ -1,5 +1,6 @@
 //! Divides each step by the size of all gradients so far.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -43,6 +44,7 @@ impl Adagrad {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn adagrad(
     current: &[f32],
     next: &mut [f32],
@@ -59,6 +61,7 @@ pub fn adagrad(
     }
 }
 
+#[inline(always)]
 fn each(
     current: &[f32],
     next: &mut [f32],

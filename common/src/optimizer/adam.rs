@@ -1,5 +1,6 @@
 //! Steps along the mean of recent gradients, divided by their size.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -109,6 +110,7 @@ fn power(base: f64, mut exponent: u64) -> f64 {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn adam(
     current: &[f32],
     next: &mut [f32],
@@ -126,6 +128,7 @@ pub fn adam(
 }
 
 /// What [`adam`] and [`adamw`](super::adamw()) share. `decayed` gives the value and the gradient to go on with.
+#[inline(always)]
 pub(super) fn each(
     current: &[f32],
     next: &mut [f32],

@@ -1,5 +1,6 @@
 //! Steps as Adam does, with a weight decay that Adam's division does not touch.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::adam::{self, Adam, AdamFactors};
@@ -60,6 +61,7 @@ impl Adamw {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn adamw(
     current: &[f32],
     next: &mut [f32],

@@ -181,7 +181,8 @@ fn train(
         let rate = 0.01 + update as f32 * 0.001;
         let mut next = vec![f32::NAN; values.len()]; // whatever is left of it would show
         for (&(from, to), state) in bounds.iter().zip(&mut states) {
-            let (current, next, gradient) = (&current[from..to], &mut next[from..to], &gradient[from..to]);
+            let (current, next) = (&current[from..to], &mut next[from..to]);
+            let gradient = Gradient::Whole(&gradient[from..to]);
             optimizer.update(Update { current, next, gradient, state, rate });
         }
         current = next;
@@ -211,7 +212,7 @@ fn twenty_updates_have_the_bits_of_a_scalar_loop() {
             optimizer.update(Update {
                 current,
                 next: next_values,
-                gradient: &gradient,
+                gradient: Gradient::Whole(&gradient),
                 state: &mut state,
                 rate,
             });
@@ -244,8 +245,13 @@ fn twenty_updates_follow_the_papers() {
         for t in 1..=20 {
             let gradient = numbers(&mut rng, 100);
             let mut next = vec![0.0; 100];
-            let update =
-                Update { current: &values, next: &mut next, gradient: &gradient, state: &mut state, rate };
+            let update = Update {
+                current: &values,
+                next: &mut next,
+                gradient: Gradient::Whole(&gradient),
+                state: &mut state,
+                rate,
+            };
             optimizer.update(update);
             values = next;
             for ((w, &g), s) in exact.iter_mut().zip(&gradient).zip(&mut memory) {
@@ -265,8 +271,13 @@ fn a_decay_of_zero_leaves_the_plain_formula() {
     for optimizer in &decaying(0.0) {
         for (w, g) in [(1.0, -0.0), (-0.0, -0.0), (-0.0, 0.0), (f32::INFINITY, 1.0)] {
             let (mut next, mut state) = ([f32::NAN], State::new(optimizer, 1));
-            let update =
-                Update { current: &[w], next: &mut next, gradient: &[g], state: &mut state, rate: 0.125 };
+            let update = Update {
+                current: &[w],
+                next: &mut next,
+                gradient: Gradient::Whole(&[g]),
+                state: &mut state,
+                rate: 0.125,
+            };
             optimizer.update(update);
             let expected = oracle(optimizer, w, g, &mut initial(optimizer), 0.125, 1, None);
             assert_eq!(next[0].to_bits(), expected.to_bits(), "{optimizer} at {w} with {g}");
@@ -289,8 +300,13 @@ fn a_value_at_rest_stays() {
         let current = [0.0, -0.0, 1.0, -3.5, f32::MIN_POSITIVE, f32::MAX];
         let (mut next, mut state) = ([f32::NAN; 6], State::new(optimizer, 6));
         let gradient = [0.0; 6];
-        let update =
-            Update { current: &current, next: &mut next, gradient: &gradient, state: &mut state, rate: 0.1 };
+        let update = Update {
+            current: &current,
+            next: &mut next,
+            gradient: Gradient::Whole(&gradient),
+            state: &mut state,
+            rate: 0.1,
+        };
         optimizer.update(update);
         assert_eq!(bits(&next), bits(&current), "{optimizer}");
     }
@@ -308,8 +324,13 @@ fn a_quadratic_bowl_is_descended_to_its_bottom() {
             let gradient: Vec<f32> = (0..4).map(|i| curvature[i] * (values[i] - bottom[i])).collect();
             let rate = peak * (1.0 - t as f32 / 2000.0);
             let mut next = vec![0.0; 4];
-            let update =
-                Update { current: &values, next: &mut next, gradient: &gradient, state: &mut state, rate };
+            let update = Update {
+                current: &values,
+                next: &mut next,
+                gradient: Gradient::Whole(&gradient),
+                state: &mut state,
+                rate,
+            };
             optimizer.update(update);
             values = next;
         }
@@ -351,7 +372,7 @@ fn slices_that_do_not_belong_together_are_refused() {
             let outcome = std::panic::catch_unwind(|| {
                 let [current, mut next, gradient] = [0, 1, 2].map(|i| vec![0.0; lengths[i]]);
                 let mut state = State::new(&optimizer, lengths[3]);
-                let (current, next, gradient) = (&current[..], &mut next[..], &gradient[..]);
+                let (current, next, gradient) = (&current[..], &mut next[..], Gradient::Whole(&gradient));
                 optimizer.update(Update { current, next, gradient, state: &mut state, rate: 0.1 });
             });
             assert_eq!(outcome.is_ok(), fits, "{optimizer} with lengths {lengths:?}");
@@ -363,7 +384,7 @@ fn slices_that_do_not_belong_together_are_refused() {
             optimizer.update(Update {
                 current: &current,
                 next: &mut next,
-                gradient: &[1.0],
+                gradient: Gradient::Whole(&[1.0]),
                 state: &mut state,
                 rate: 0.1,
             });

@@ -1,5 +1,6 @@
 //! Divides each step by the size of all pseudo-gradients so far.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::fedadam::{self, FedFactors};
@@ -46,6 +47,7 @@ impl FedAdagrad {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn fedadagrad(
     current: &[f32],
     next: &mut [f32],

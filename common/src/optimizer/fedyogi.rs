@@ -1,5 +1,6 @@
 //! Steps as FedAdam does, with a second moment that falls no faster than the rounds justify.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::fedadam::{self, FedAdam, FedFactors};
@@ -55,6 +56,7 @@ impl FedYogi {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn fedyogi(
     current: &[f32],
     next: &mut [f32],

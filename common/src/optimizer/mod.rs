@@ -13,7 +13,8 @@
 //! Every kernel is one pass over memory, reads the current values and writes the next ones apart (the current ones may
 //! still be on their way to a worker), and uses nothing but `+ - * /` and square root in a fixed order, without fused
 //! multiply-add. All are elementwise. So a value's bits depend on that value's own history only, not on how a variable
-//! is cut into slices, nor on the width of the machine's vectors.
+//! is cut into slices, nor on the width of the machine's vectors: on x86-64 each kernel is there for SSE2 and for AVX2, and
+//! the processor at hand decides which one runs.
 //!
 //! Weight decay adds `decay * w` to the gradient (L2); [`Adamw`] alone takes it from the value itself. Where it is 0
 //! the term is left out rather than added, so that the bits are those of the plain formula even for -0 and infinities.
@@ -40,7 +41,6 @@ mod conformance;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use pass::Pass;
 use serde::{Deserialize, Serialize};
 
 pub use adagrad::{Adagrad, adagrad};
@@ -51,6 +51,7 @@ pub use fedadam::{FedAdam, FedFactors, fedadam};
 pub use fedyogi::{FedYogi, fedyogi};
 pub use momentum::{Momentum, momentum};
 pub use nesterov::{Nesterov, nesterov};
+pub use pass::{Gradient, Pass};
 pub use rmsprop::{Rmsprop, RmspropFactors, rmsprop};
 pub use sgd::{Sgd, sgd};
 pub use text::OptimizerError;
@@ -89,7 +90,7 @@ pub struct Update<'a> {
     /// Where the new values go; what it holds is overwritten.
     pub next: &'a mut [f32],
     /// The gradient of the loss at (or near) `current`.
-    pub gradient: &'a [f32],
+    pub gradient: Gradient<'a>,
     /// What the optimizer remembers of this slice; what it becomes is written here.
     pub state: &'a mut State,
     /// The learning rate of this update.
@@ -116,14 +117,6 @@ impl State {
     /// Whether others hold these vectors too. Who alone holds a state needs not fear that this changes meanwhile.
     pub fn is_shared(&self) -> bool {
         self.vectors.iter().any(|vector| Arc::strong_count(vector) > 1)
-    }
-
-    fn parts<const N: usize>(&mut self) -> [&mut [f32]; N] {
-        let found = self.vectors.len();
-        let Ok(vectors) = <&mut [Arc<Vec<f32>>; N]>::try_from(self.vectors.as_mut_slice()) else {
-            panic!("the state has {found} vectors, the optimizer needs {N}");
-        };
-        vectors.each_mut().map(|vector| Arc::make_mut(vector).as_mut_slice())
     }
 }
 
@@ -196,7 +189,7 @@ impl Optimizer {
     /// # Panics
     /// If the slices or the state's vectors differ in length, or the state is another optimizer's.
     pub fn update(&self, update: Update<'_>) {
-        self.run(Pass::in_place(update));
+        self.begin(None, update).apply();
     }
 
     /// As [`update`](Self::update), but the state's vectors before it are these, which stay as they are; what those in
@@ -205,22 +198,16 @@ impl Optimizer {
     /// # Panics
     /// As [`update`](Self::update), and if there are not as many vectors as in the state.
     pub fn update_apart(&self, before: &[Arc<Vec<f32>>], update: Update<'_>) {
-        self.run(Pass::apart(before, update));
+        self.begin(Some(before), update).apply();
     }
 
-    fn run(&self, pass: Pass<'_>) {
-        match self {
-            Self::Sgd(sgd) => sgd.apply(pass),
-            Self::Momentum(momentum) => momentum.apply(pass),
-            Self::Nesterov(nesterov) => nesterov.apply(pass),
-            Self::Adagrad(adagrad) => adagrad.apply(pass),
-            Self::Rmsprop(rmsprop) => rmsprop.apply(pass),
-            Self::Adam(adam) => adam.apply(pass),
-            Self::Adamw(adamw) => adamw.apply(pass),
-            Self::FedAdagrad(fedadagrad) => fedadagrad.apply(pass),
-            Self::FedAdam(fedadam) => fedadam.apply(pass),
-            Self::FedYogi(fedyogi) => fedyogi.apply(pass),
-        }
+    /// Counts an update that is to be computed in parts: [`update`](Self::update), or [`update_apart`](Self::update_apart)
+    /// where the state before it is given.
+    ///
+    /// # Panics
+    /// As they do.
+    pub fn begin<'a>(&self, before: Option<&'a [Arc<Vec<f32>>]>, update: Update<'a>) -> Pass<'a> {
+        Pass::new(self, before, update)
     }
 
     fn settings(&mut self) -> Vec<Setting<'_>> {

@@ -1,5 +1,6 @@
 //! Steps along a velocity that the gradients build up.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -47,6 +48,7 @@ impl Momentum {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn momentum(
     current: &[f32],
     next: &mut [f32],
@@ -63,6 +65,7 @@ pub fn momentum(
     }
 }
 
+#[inline(always)]
 fn each(
     current: &[f32],
     next: &mut [f32],

@@ -1,5 +1,6 @@
 //! Steps along the velocity as it will be after the next update.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -47,6 +48,7 @@ impl Nesterov {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn nesterov(
     current: &[f32],
     next: &mut [f32],
@@ -63,6 +65,7 @@ pub fn nesterov(
     }
 }
 
+#[inline(always)]
 fn each(
     current: &[f32],
     next: &mut [f32],

@@ -1,68 +1,190 @@
-//! Leads a kernel over one slice, whether the optimizer's state changes in place or is written apart.
+//! Leads a kernel over one slice or a part of it, wherever the gradient and the optimizer's state come from.
 
+use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Update, assert_lengths};
+use super::{Optimizer, Update, assert_lengths};
 
-/// Values at a time where the state is written apart: few enough for the nearest caches, and whole pages, since shorter
-/// copies were slower (512: twice as long for 64 Mi values).
+/// Values at a time where the state is written apart or the gradient is made on the way: few enough for the nearest
+/// caches, and whole pages, since shorter copies were slower (512: twice as long for 64 Mi values).
 const BLOCK: usize = 1024;
+/// Most vectors of any optimizer's state.
+const VECTORS_MAX: usize = 2;
 
-/// One update, counted, with where the state's vectors before it are.
-pub(super) struct Pass<'a> {
+/// Where the gradient of an update comes from.
+#[derive(Clone, Copy)]
+pub enum Gradient<'a> {
+    /// It is there.
+    Whole(&'a [f32]),
+    /// It is written when it is needed: these values of the slice, into a block that is as long and still in the nearest
+    /// cache when the optimizer reads it. Each value must be the same however the slice is cut into blocks.
+    Made(&'a (dyn Fn(Range<usize>, &mut [f32]) + Sync)),
+}
+
+impl fmt::Debug for Gradient<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(values) => f.debug_tuple("Whole").field(&values.len()).finish(),
+            Self::Made(_) => f.write_str("Made"),
+        }
+    }
+}
+
+/// An update of a slice that is counted and has yet to be computed. It can be [`cut`](Self::cut) into parts, which may be
+/// computed in any order and by different threads.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    optimizer: Optimizer,
     pub(super) rate: f32,
-    update: Update<'a>,
-    /// `None` if they are in the state itself.
-    before: Option<&'a [Arc<Vec<f32>>]>,
+    updates: u64,
+    /// Where this part begins in the slice.
+    start: usize,
+    current: &'a [f32],
+    next: &'a mut [f32],
+    gradient: Gradient<'a>,
+    /// As many as the optimizer has; the rest are empty.
+    after: [&'a mut [f32]; VECTORS_MAX],
+    /// `None` if the state before the update is in `after`.
+    before: Option<[&'a [f32]; VECTORS_MAX]>,
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn in_place(update: Update<'a>) -> Self {
-        update.state.updates = update.state.updates.checked_add(1).expect("no run has 2^64 updates");
-        Self { rate: update.rate, update, before: None }
-    }
-
-    pub(super) fn apart(before: &'a [Arc<Vec<f32>>], update: Update<'a>) -> Self {
-        Self { before: Some(before), ..Self::in_place(update) }
+    pub(super) fn new(
+        optimizer: &Optimizer,
+        before: Option<&'a [Arc<Vec<f32>>]>,
+        update: Update<'a>,
+    ) -> Self {
+        let Update { current, next, gradient, state, rate } = update;
+        let (len, vectors) = (current.len(), optimizer.state_vectors());
+        assert_eq!(state.vectors.len(), vectors, "vectors of the state of {optimizer}");
+        assert_lengths(len, [next.len()]);
+        if let Gradient::Whole(gradient) = gradient {
+            assert_lengths(len, [gradient.len()]);
+        }
+        state.vectors.iter().for_each(|vector| assert_lengths(len, [vector.len()]));
+        let before = before.map(|before| {
+            assert_eq!(before.len(), vectors, "vectors of the state before the update");
+            before.iter().for_each(|vector| assert_lengths(len, [vector.len()]));
+            let mut before = before.iter().map(|vector| vector.as_slice());
+            std::array::from_fn(|_| before.next().unwrap_or_default())
+        });
+        state.updates = state.updates.checked_add(1).expect("no run has 2^64 updates");
+        let updates = state.updates;
+        let mut vectors = state.vectors.iter_mut().map(|vector| Arc::make_mut(vector).as_mut_slice());
+        let after = std::array::from_fn(|_| vectors.next().unwrap_or_default());
+        Self { optimizer: *optimizer, rate, updates, start: 0, current, next, gradient, after, before }
     }
 
     /// The number of this update, from 1.
     pub(super) fn updates(&self) -> u64 {
-        self.update.state.updates
+        self.updates
+    }
+
+    /// How many values it updates.
+    pub fn values(&self) -> usize {
+        self.current.len()
+    }
+
+    /// Its first so many values, and the others.
+    ///
+    /// # Panics
+    /// If it has not as many.
+    pub fn cut(self, at: usize) -> (Self, Self) {
+        let Self { optimizer, rate, updates, start, current, next, gradient, after, before } = self;
+        let (current, next) = (current.split_at(at), next.split_at_mut(at));
+        let gradient = match gradient {
+            Gradient::Whole(gradient) => {
+                let (one, other) = gradient.split_at(at);
+                (Gradient::Whole(one), Gradient::Whole(other))
+            }
+            made @ Gradient::Made(_) => (made, made),
+        };
+        // Vectors that the optimizer does not have are empty.
+        let after = after.map(|vector| vector.split_at_mut(at.min(vector.len())));
+        let before = before.map(|vectors| vectors.map(|vector| vector.split_at(at.min(vector.len()))));
+        let [(first, first_rest), (second, second_rest)] = after;
+        let one = Self {
+            optimizer,
+            rate,
+            updates,
+            start,
+            current: current.0,
+            next: next.0,
+            gradient: gradient.0,
+            after: [first, second],
+            before: before.map(|vectors| vectors.map(|(one, _)| one)),
+        };
+        let other = Self {
+            optimizer,
+            rate,
+            updates,
+            start: start + at,
+            current: current.1,
+            next: next.1,
+            gradient: gradient.1,
+            after: [first_rest, second_rest],
+            before: before.map(|vectors| vectors.map(|(_, other)| other)),
+        };
+        (one, other)
+    }
+
+    /// Computes it.
+    pub fn apply(self) {
+        match self.optimizer {
+            Optimizer::Sgd(sgd) => sgd.apply(self),
+            Optimizer::Momentum(momentum) => momentum.apply(self),
+            Optimizer::Nesterov(nesterov) => nesterov.apply(self),
+            Optimizer::Adagrad(adagrad) => adagrad.apply(self),
+            Optimizer::Rmsprop(rmsprop) => rmsprop.apply(self),
+            Optimizer::Adam(adam) => adam.apply(self),
+            Optimizer::Adamw(adamw) => adamw.apply(self),
+            Optimizer::FedAdagrad(fedadagrad) => fedadagrad.apply(self),
+            Optimizer::FedAdam(fedadam) => fedadam.apply(self),
+            Optimizer::FedYogi(fedyogi) => fedyogi.apply(self),
+        }
     }
 
     /// Calls the kernel with the values, where the next ones go, the gradient, and the state's vectors.
     ///
-    /// Apart, each block of the state is copied just before the kernel changes the copy, which is then still in the
-    /// nearest cache: memory is read and written once, as if the kernel read one vector and wrote another. Kernels are
+    /// Where the state is written apart, each block of it is copied just before the kernel changes the copy, which is then
+    /// still in the nearest cache, as is a block of a gradient that is made: memory is read and written once. Kernels are
     /// elementwise, so that blocks change no bits.
     pub(super) fn run<const N: usize>(self, kernel: impl Fn(&[f32], &mut [f32], &[f32], [&mut [f32]; N])) {
-        let Update { current, next, gradient, state, rate: _ } = self.update;
-        let Some(before) = self.before else { return kernel(current, next, gradient, state.parts()) };
-        let mut after: [&mut [f32]; N] = state.parts();
-        let len = current.len();
-        assert_eq!(before.len(), N, "vectors of the state before the update");
-        assert_lengths(len, [next.len(), gradient.len()]);
-        before.iter().for_each(|vector| assert_lengths(len, [vector.len()]));
-        after.iter().for_each(|vector| assert_lengths(len, [vector.len()]));
+        let Self { start, current, next, gradient, mut after, before, .. } = self;
+        let after: &mut [&mut [f32]; N] =
+            (&mut after[..N]).try_into().expect("no optimizer has more vectors than VECTORS_MAX");
+        if let (Gradient::Whole(gradient), None) = (gradient, before) {
+            return kernel(current, next, gradient, after.each_mut().map(|vector| &mut **vector));
+        }
+        let (len, mut made) = (current.len(), [0.0; BLOCK]);
         for from in (0..len).step_by(BLOCK) {
             let block = from..len.min(from + BLOCK);
-            for (after, before) in after.iter_mut().zip(before) {
+            for (after, before) in after.iter_mut().zip(before.iter().flatten()) {
                 after[block.clone()].copy_from_slice(&before[block.clone()]);
             }
+            let gradient = match gradient {
+                Gradient::Whole(gradient) => &gradient[block.clone()],
+                Gradient::Made(make) => {
+                    let made = &mut made[..block.len()];
+                    make(start + block.start..start + block.end, made);
+                    &*made
+                }
+            };
             let state = after.each_mut().map(|vector| &mut vector[block.clone()]);
-            kernel(&current[block.clone()], &mut next[block.clone()], &gradient[block.clone()], state);
+            kernel(&current[block.clone()], &mut next[block], gradient, state);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
 
     use super::super::conformance::{bits, cases, numbers};
     use super::super::{Optimizer, State, Update};
-    use super::BLOCK;
+    use super::{BLOCK, Gradient};
     use crate::rng::{Purpose, Rng};
 
     #[test]
@@ -77,14 +199,21 @@ mod tests {
                     let gradient = numbers(&mut rng, len);
                     let (mut expected, mut found) = (vec![f32::NAN; len], vec![f32::NAN; len]);
                     let (current_values, next, state) = (&current, &mut expected, &mut in_place);
-                    let update = Update { current: current_values, next, gradient: &gradient, state, rate };
+                    let update = Update {
+                        current: current_values,
+                        next,
+                        gradient: Gradient::Whole(&gradient),
+                        state,
+                        rate,
+                    };
                     optimizer.update(update);
                     let before = apart.clone();
                     apart.vectors =
                         before.vectors.iter().map(|v| Arc::new(vec![f32::NAN; v.len()])).collect();
                     let copy: Vec<Vec<u32>> = before.vectors.iter().map(|v| bits(v)).collect();
                     let (next, state) = (&mut found, &mut apart);
-                    let update = Update { current: &current, next, gradient: &gradient, state, rate };
+                    let update =
+                        Update { current: &current, next, gradient: Gradient::Whole(&gradient), state, rate };
                     optimizer.update_apart(&before.vectors, update);
                     assert_eq!(bits(&found), bits(&expected), "{optimizer}, {len} values");
                     assert_eq!(apart, in_place, "{optimizer}, {len} values");
@@ -94,6 +223,54 @@ mod tests {
                         "{optimizer}"
                     );
                     current = found;
+                }
+            }
+        }
+    }
+
+    /// A slice's update, cut at these places and computed from the last part to the first.
+    fn in_parts(optimizer: &Optimizer, before: Option<&[Arc<Vec<f32>>]>, update: Update<'_>, cuts: &[usize]) {
+        let mut rest = optimizer.begin(before, update);
+        for &at in cuts.iter().rev() {
+            let (kept, last) = rest.cut(at);
+            last.apply();
+            rest = kept;
+        }
+        rest.apply();
+    }
+
+    #[test]
+    fn parts_and_gradients_made_on_the_way_have_the_bits_of_one_update() {
+        for optimizer in cases() {
+            for cuts in [&[][..], &[0], &[64, 64, 1000], &[BLOCK - 64, BLOCK + 64, 2 * BLOCK]] {
+                let len = 2 * BLOCK + 300;
+                let mut rng = Rng::new(8, Purpose::Delivery);
+                let current = numbers(&mut rng, len);
+                let (mut whole, mut cut) = (State::new(&optimizer, len), State::new(&optimizer, len));
+                for rate in [0.1, 0.05] {
+                    let gradient = numbers(&mut rng, len);
+                    let (mut expected, mut found) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+                    let (current, next, state) = (&current, &mut expected, &mut whole);
+                    optimizer.update(Update {
+                        current,
+                        next,
+                        gradient: Gradient::Whole(&gradient),
+                        state,
+                        rate,
+                    });
+                    let made =
+                        |range: Range<usize>, block: &mut [f32]| block.copy_from_slice(&gradient[range]);
+                    let before = cut.clone();
+                    let apart = rate == 0.05;
+                    if apart {
+                        cut.vectors =
+                            before.vectors.iter().map(|v| Arc::new(vec![f32::NAN; v.len()])).collect();
+                    }
+                    let (next, state) = (&mut found, &mut cut);
+                    let update = Update { current, next, gradient: Gradient::Made(&made), state, rate };
+                    in_parts(&optimizer, apart.then_some(&before.vectors), update, cuts);
+                    assert_eq!(bits(&found), bits(&expected), "{optimizer} cut at {cuts:?}");
+                    assert_eq!(cut, whole, "{optimizer} cut at {cuts:?}");
                 }
             }
         }
@@ -109,7 +286,7 @@ mod tests {
             optimizer.update(Update {
                 current: &current,
                 next: &mut next,
-                gradient: &gradient,
+                gradient: Gradient::Whole(&gradient),
                 state: &mut state,
                 rate: 0.1,
             });

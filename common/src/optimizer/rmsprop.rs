@@ -1,5 +1,6 @@
 //! Divides each step by the size of recent gradients.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -73,6 +74,7 @@ impl RmspropFactors {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn rmsprop(
     current: &[f32],
     next: &mut [f32],
@@ -88,6 +90,7 @@ pub fn rmsprop(
     }
 }
 
+#[inline(always)]
 fn each(
     current: &[f32],
     next: &mut [f32],

@@ -1,5 +1,6 @@
 //! Steps against the gradient.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::{Pass, Setting, assert_lengths};
@@ -32,6 +33,7 @@ impl Sgd {
 ///
 /// # Panics
 /// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn sgd(current: &[f32], next: &mut [f32], gradient: &[f32], rate: f32, decay: f32) {
     if decay == 0.0 {
         each(current, next, gradient, |w, g| w - rate * g);
@@ -40,6 +42,7 @@ pub fn sgd(current: &[f32], next: &mut [f32], gradient: &[f32], rate: f32, decay
     }
 }
 
+#[inline(always)]
 fn each(current: &[f32], next: &mut [f32], gradient: &[f32], step: impl Fn(f32, f32) -> f32) {
     assert_lengths(current.len(), [next.len(), gradient.len()]);
     for ((next, &w), &g) in next.iter_mut().zip(current).zip(gradient) {

@@ -11,6 +11,8 @@
 //! Aggregation", algorithm 1): a difference computed tau flushes ago counts s(tau), and the sum over a buffer of K is
 //! divided by K and not by the sum of the s, so that a buffer of stale differences moves the model less.
 
+use multiversion::multiversion;
+
 use super::{BLOCK, ReduceError, add_scaled, add_scaled_and_divide, scale};
 
 /// What one worker or client brings to a scaled mean.
@@ -68,6 +70,7 @@ where
     Ok(())
 }
 
+#[multiversion(targets("x86_64+avx2"))]
 fn scale_and_divide(mean: &mut [f32], values: &[f32], scale: f32, divisor: f32) {
     for (mean, &value) in mean.iter_mut().zip(values) {
         *mean = scale * value / divisor;

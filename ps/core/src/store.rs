@@ -4,19 +4,24 @@
 //! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
 //! again. The optimizer's state changes in place, unless a checkpoint refers to it: then the next one is written apart.
 
+mod hands;
+
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
 use windlass_common::mix::mix;
-use windlass_common::optimizer::{Optimizer, State, Update};
+use windlass_common::optimizer::{Gradient, Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
 use windlass_common::plan::{BATCH_MAX, Codecs, Every, WORK_MAX};
 use windlass_common::reduce::{self, Contribution, Scaled};
 use windlass_common::wire::{Codec, Part, Pull, Push, Reject};
+
+pub use hands::Hands;
 
 use crate::Time;
 
@@ -211,6 +216,23 @@ pub enum Combined<'a> {
     Sum(&'a [Scaled<'a>], f32),
 }
 
+impl Combined<'_> {
+    /// Writes what these values of the shard combine to.
+    fn write(self, range: Range<usize>, block: &mut [f32]) {
+        let written = match self {
+            Self::Mean(pushes) => {
+                let parts = pushes.iter().map(|g| Contribution { values: &g.values[range.clone()], ..*g });
+                reduce::weighted_mean(parts, block)
+            }
+            Self::Sum(pushes, divisor) => {
+                let parts = pushes.iter().map(|g| Scaled { values: &g.values[range.clone()], ..*g });
+                reduce::scaled_mean(parts, divisor, block)
+            }
+        };
+        written.expect("pushes are checked when they arrive");
+    }
+}
+
 #[derive(Debug)]
 struct Stored {
     part: Part,
@@ -240,11 +262,10 @@ pub struct Store {
     optimizer: Optimizer,
     version: Version,
     slices: Vec<Stored>,
-    /// The mean of several gradients, as long as the longest slice.
-    mean: Vec<f32>,
     shown: Option<Snapshot>,
     /// Spare buffers that each slice is to have before the next update.
     room: usize,
+    hands: Option<Arc<dyn Hands>>,
 }
 
 impl Store {
@@ -278,9 +299,8 @@ impl Store {
                 stored
             })
             .collect();
-        let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
         let room = if every == Every::Never { 0 } else { room_for_checkpoints(&optimizer) };
-        Self { optimizer, version: Version(0), slices, mean: vec![0.0; longest], shown: None, room }
+        Self { optimizer, version: Version(0), slices, shown: None, room, hands: None }
     }
 
     /// The slices of a checkpoint, in the order of the shape; so often had something been applied. It sets memory aside
@@ -313,9 +333,13 @@ impl Store {
             stored
         };
         let slices: Vec<Stored> = parts.iter().zip(slices).map(stored).collect();
-        let longest = slices.iter().map(|s| s.current.len()).max().unwrap_or(0);
         let room = room_for_checkpoints(&optimizer);
-        Self { optimizer, version, slices, mean: vec![0.0; longest], shown: None, room }
+        Self { optimizer, version, slices, shown: None, room, hands: None }
+    }
+
+    /// Large slices are updated by these threads from now on, with the same bits. Without them the caller's does it all.
+    pub fn lend(&mut self, hands: Arc<dyn Hands>) {
+        self.hands = Some(hands);
     }
 
     /// All slices with what the optimizer remembers of them, in order. Nothing is copied, and nothing that is applied
@@ -373,44 +397,35 @@ impl Store {
         Snapshot { version, step, examples, pushes, made, slices: slices.into_iter().map(slice).collect() }
     }
 
-    /// Makes one optimizer step with what these pushes combine to.
+    /// Makes one optimizer step with what these pushes combine to, in one pass over memory: of several pushes a block is
+    /// combined when the optimizer is about to read it. Nothing is allocated once the buffers are there.
     ///
     /// # Panics
     /// If there is no push, or one is not as long as the shard.
     pub fn apply(&mut self, pushes: Combined<'_>, rate: f32) {
-        let optimizer = self.optimizer;
-        let mut mean = std::mem::take(&mut self.mean);
+        let (optimizer, hands) = (self.optimizer, self.hands.clone());
         self.next_version(|slice, next| {
-            let len = slice.current.len();
-            let range = slice.offset..slice.offset + len;
-            let gradient = match pushes {
-                // The mean of one is that one; there is nothing to copy.
-                Combined::Mean([only]) => &only.values[range],
-                Combined::Mean(pushes) => {
-                    let parts =
-                        pushes.iter().map(|g| Contribution { values: &g.values[range.clone()], ..*g });
-                    let mean = &mut mean[..len];
-                    reduce::weighted_mean(parts, mean).expect("pushes are checked when they arrive");
-                    mean
-                }
-                Combined::Sum(pushes, divisor) => {
-                    let parts = pushes.iter().map(|g| Scaled { values: &g.values[range.clone()], ..*g });
-                    let mean = &mut mean[..len];
-                    reduce::scaled_mean(parts, divisor, mean).expect("pushes are checked when they arrive");
-                    mean
-                }
+            let Stored { offset, current, state, spares, .. } = slice;
+            let (from, len) = (*offset, current.len());
+            let combine = |range: Range<usize>, block: &mut [f32]| {
+                pushes.write(from + range.start..from + range.end, block);
             };
-            let Stored { current, state, spares, .. } = slice;
+            let gradient = match pushes {
+                // The mean of one is that one; there is nothing to combine.
+                Combined::Mean([only]) => Gradient::Whole(&only.values[from..from + len]),
+                _ => Gradient::Made(&combine),
+            };
             if state.is_shared() {
                 let apart = state.vectors.iter().map(|vector| spare(spares, vector.len())).collect();
                 let before = std::mem::replace(&mut state.vectors, apart);
-                optimizer.update_apart(&before, Update { current, next, gradient, state, rate });
+                let update = Update { current, next, gradient, state, rate };
+                hands::apply(optimizer.begin(Some(&before), update), hands.as_deref());
                 spares.extend(before);
             } else {
-                optimizer.update(Update { current, next, gradient, state, rate });
+                let update = Update { current, next, gradient, state, rate };
+                hands::apply(optimizer.begin(None, update), hands.as_deref());
             }
         });
-        self.mean = mean;
     }
 
     /// Mixes the newest values with those that this push leads to from `base`, in this share.
