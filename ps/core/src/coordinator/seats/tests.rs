@@ -1,7 +1,7 @@
 //! Lets servers join with copies of all kinds, and reads where the shards are put.
 
 use windlass_common::ids::{Incarnation, RunId, Sequence, Term, Version, WorkerId};
-use windlass_common::plan::{Plan, StalenessScaling};
+use windlass_common::plan::{Membership, Plan, StalenessScaling};
 
 use super::*;
 use crate::coordinator::Event;
