@@ -103,10 +103,15 @@ fn scale(block: &Block) -> f32 {
             *wrong |= u32::from(value != value);
         }
     }
-    // In pairs, since one after the other they would all be waited for.
-    let [a, b, c, d, e, f, g, h] = largest;
-    let largest = larger(larger(larger(a, b), larger(c, d)), larger(larger(e, f), larger(g, h)));
-    if largest == f32::INFINITY || wrong.into_iter().fold(0, |any, wrong| any | wrong) != 0 {
+    // By halves, as they lie in the processor's vectors: one after the other they would all be waited for.
+    for half in [LANES / 2, LANES / 4, LANES / 8] {
+        for i in 0..half {
+            largest[i] = larger(largest[i], largest[i + half]);
+            wrong[i] |= wrong[i + half];
+        }
+    }
+    let largest = largest[0];
+    if largest == f32::INFINITY || wrong[0] != 0 {
         return NOT_FINITE;
     }
     let scale = (largest / 127.0).min(SCALE_MAX);
@@ -302,7 +307,10 @@ mod tests {
             let values = [most, -most, most / 2.0];
             for dither in [None, Some(dither(seed))] {
                 let bytes = encoded(&values, dither);
-                assert_eq!(bytes[4..6], [127, 0x81], "{most:e}");
+                // By chance, what is a rounding below 127 may now and then go to 126.
+                let codes = [bytes[4] as i8, -(bytes[5] as i8)];
+                assert!(codes.iter().all(|code| [126, 127].contains(code)), "{most:e} became {codes:?}");
+                assert!(dither.is_some() || codes == [127; 2], "{most:e} became {codes:?}");
             }
         }
     }
