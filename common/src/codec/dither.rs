@@ -5,7 +5,7 @@
 //! Splittable Pseudorandom Number Generators"; constants of D. Stafford's variant 13) makes two keys of 32 bits, and from
 //! these and a number below 32 a hash with two multiplications makes 32 bits: 16 for each of two values. That is enough:
 //! a rounding probability is off by at most 2^-17, which moves the mean by less than f32 rounds the largest value of the
-//! block. (With two multiplications of 32 by 32 bits and all 64 bits of the last one it would be a tenth faster, but the
+//! block. (With two multiplications of 32 by 32 bits and all 64 bits of the last one encoding would be 7 % faster, but the
 //! numbers of a block are then correlated: the tests below notice.)
 
 use crate::rng::{Purpose, Rng};
