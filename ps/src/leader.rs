@@ -69,6 +69,7 @@ enum GoesOn {
 /// Says why it could not begin or go on.
 pub(crate) async fn lead(
     endpoint: &Endpoint,
+    host: Host,
     lead: Lead<'_>,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
@@ -82,7 +83,7 @@ pub(crate) async fn lead(
         sessions: Arc::new(AtomicU64::new(1)),
         interrupted: std::pin::pin!(interrupted),
         is_interrupted: false,
-        host: Host::new(ServerId(0)),
+        host,
     };
     loop {
         let beginning = at_length(|| begin(&lead, &store, goes_on.take()))?;

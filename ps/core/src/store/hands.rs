@@ -6,7 +6,7 @@ use windlass_common::optimizer::Pass;
 use windlass_common::placement::BLOCK;
 
 /// Fewest values for a thread: below twice as many a slice is updated by the shard's own.
-const PART_MIN: usize = 256 << 10;
+pub(super) const PART_MIN: usize = 256 << 10;
 
 /// Threads for a shard, which has none of its own beside the one that drives it.
 pub trait Hands: Debug + Send + Sync {
