@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reproduces the numbers in docs/performance.md: scripts/bench.sh [wire|bound|round|stall|checkpoints|replicas|apply|gradients ...]; all without arguments.
+# Reproduces the numbers in docs/performance.md: scripts/bench.sh [wire|bound|round|stall|checkpoints|replicas|apply|roofline|gradients ...]; all without arguments.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target="${CARGO_TARGET_DIR:-target}/release"
@@ -13,8 +13,9 @@ for part in "${@:-all}"; do
         checkpoints) "$target/checkpoints" ;;
         replicas) "$target/replicas" ;;
         apply) cargo bench --locked -p windlass-benches --bench apply ;;
+        roofline) "$target/roofline" ;;
         gradients) cargo bench --locked -p windlass-benches --bench gradients ;;
-        all) "$0" wire bound round stall checkpoints replicas apply gradients ;;
-        *) echo "error: unknown part $part; known are wire, bound, round, stall, checkpoints, replicas, apply and gradients" >&2; exit 2 ;;
+        all) "$0" wire bound round stall checkpoints replicas apply roofline gradients ;;
+        *) echo "error: unknown part $part; known are wire, bound, round, stall, checkpoints, replicas, apply, roofline and gradients" >&2; exit 2 ;;
     esac
 done

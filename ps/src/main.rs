@@ -63,7 +63,7 @@ struct Flags {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_deadline: u64,
 
-    /// With how many threads this server's shards apply large slices (from 512 Ki values); with 1, each on its own.
+    /// With how many threads this server's shards apply large slices (from 2^20 values); with 1, each on its own.
     #[arg(long, value_name = "THREADS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     apply_threads: u64,
 

@@ -162,7 +162,8 @@ fn threads_change_no_bits() {
     let pushes: Vec<_> =
         gradients.iter().zip(1..).map(|(values, count)| Contribution { values, count }).collect();
     let scaled: Vec<_> = gradients.iter().map(|values| Scaled { values, scale: 0.75 }).collect();
-    for optimizer in Optimizer::all() {
+    // With a state of no, one and two vectors.
+    for optimizer in ["sgd", "momentum", "adam"].map(|name| name.parse::<Optimizer>().unwrap()) {
         let mut alone = store_of(lengths, optimizer, Every::Never);
         let mut helped: Vec<(Store, Arc<Threads>)> = [1, 2, 3, 5]
             .map(|count| {
