@@ -93,6 +93,7 @@ pub fn serve(plan: Plan, identity: Identity, directory: &Path) -> anyhow::Result
             advertise: None,
             part: Part::Coordinator { plan: Box::new(plan), run_directory, resume: false, checkpoints: None },
             connect_deadline: Duration::from_secs(10),
+            apply_threads: 1,
         };
         let ready = move |address| {
             let _ = tell.send(address);

@@ -73,7 +73,7 @@ struct Lasting<'a, F> {
 /// Says why it could not begin or go on.
 pub(crate) async fn follow(
     endpoint: &Endpoint,
-    id: ServerId,
+    (id, host): (ServerId, Host),
     coordinator: &str,
     joining: Joining,
     Waits { connect, silence }: Waits,
@@ -84,7 +84,7 @@ pub(crate) async fn follow(
         id,
         coordinator,
         joining,
-        host: Host::new(id),
+        host,
         silence,
         meters: Arc::default(),
         sessions: Arc::new(AtomicU64::new(1)),

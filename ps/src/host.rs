@@ -16,6 +16,7 @@ use windlass_ps_core::replica::Standby;
 use windlass_ps_core::shard::{Effect, Shard};
 use windlass_transport::Endpoint;
 
+use crate::crew::Crew;
 use crate::replication::{self, Route};
 use crate::restore;
 use crate::shard::{self, Gradient, ShardLink, ShardMessage};
@@ -44,6 +45,8 @@ pub(crate) struct Host {
     primaries: Vec<(ShardId, JoinHandle<Shard<Gradient>>)>,
     standbys: Vec<(ShardId, JoinHandle<Standby<Gradient>>)>,
     feeding: Vec<AbortHandle>,
+    /// Threads that help every shard of which this server is the primary.
+    crew: Option<Arc<Crew>>,
 }
 
 /// The shards of a server in one life of the run, as its sessions see them.
@@ -71,8 +74,9 @@ impl Life<'_> {
 }
 
 impl Host {
-    pub(crate) fn new(id: ServerId) -> Self {
-        Self { id, kept: BTreeMap::new(), primaries: Vec::new(), standbys: Vec::new(), feeding: Vec::new() }
+    pub(crate) fn new(id: ServerId, crew: Option<Arc<Crew>>) -> Self {
+        let (kept, primaries, standbys, feeding) = Default::default();
+        Self { id, kept, primaries, standbys, feeding, crew }
     }
 
     /// The copies that may be gone on with.
@@ -105,7 +109,8 @@ impl Host {
         let mut shards = Vec::new();
         for id in life.of(self.id) {
             let mut early = Vec::new();
-            let shard = shard_of(life, id, kept.remove(&id), &mut early)?;
+            let mut shard = shard_of(life, id, kept.remove(&id), &mut early)?;
+            self.crew.iter().for_each(|crew| shard.lend(crew.clone()));
             let (link, thread) = shard::spawn(id, shard, early, tell(id)).or_exit(Exit::System)?;
             self.primaries.push((id, thread));
             shards.push((id, link));

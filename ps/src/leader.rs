@@ -74,6 +74,7 @@ enum GoesOn {
 /// Says why it could not begin or go on.
 pub(crate) async fn lead(
     endpoint: &Endpoint,
+    host: Host,
     lead: Lead<'_>,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
@@ -87,7 +88,7 @@ pub(crate) async fn lead(
         sessions: Arc::new(AtomicU64::new(1)),
         interrupted: std::pin::pin!(interrupted),
         is_interrupted: false,
-        host: Host::new(ServerId(0)),
+        host,
     };
     let mut has_begun = false;
     loop {

@@ -63,6 +63,10 @@ struct Flags {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     connect_deadline: u64,
 
+    /// With how many threads this server's shards apply large slices (from 2^20 values); with 1, each on its own.
+    #[arg(long, value_name = "THREADS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    apply_threads: u64,
+
     /// End when standard input ends, and with it the process that started this one.
     #[arg(long)]
     exit_with_stdin: bool,
@@ -94,6 +98,7 @@ fn run(flags: Flags) -> Result<(), Failure> {
         advertise: flags.advertise,
         part,
         connect_deadline: Duration::from_secs(flags.connect_deadline),
+        apply_threads: flags.apply_threads as usize,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -23,8 +23,9 @@ use windlass_transport::{
 };
 
 use crate::coordinator::{self, Control};
+use crate::crew::Crew;
 use crate::follower::{self, Joining, Waits};
-use crate::host::Hosted;
+use crate::host::{Host, Hosted};
 use crate::leader::{self, Lead};
 use crate::meter::Meters;
 use crate::session;
@@ -61,6 +62,8 @@ pub struct Options {
     pub part: Part,
     /// How long it tries to reach the coordinator.
     pub connect_deadline: Duration,
+    /// With how many threads its shards apply large slices; with 1, each on its own.
+    pub apply_threads: usize,
 }
 
 /// What a server does beside holding shards.
@@ -124,6 +127,10 @@ pub async fn serve_within(
     let endpoint = Endpoint::bind(options.listen, &options.identity, &limits()).or_exit(Exit::Network)?;
     let address = endpoint.local_address().or_exit(Exit::Network)?;
     ready(address);
+    let crew = match options.apply_threads {
+        0 | 1 => None,
+        threads => Some(Arc::new(Crew::new(threads).or_exit(Exit::System)?)),
+    };
     let stop = match (options.identity.role(), options.part) {
         (Role::Server(ServerId(0)), Part::Coordinator { plan, run_directory, resume, checkpoints }) => {
             let advertise = options.advertise.unwrap_or_else(|| address.to_string());
@@ -136,12 +143,13 @@ pub async fn serve_within(
             };
             let run_directory = &run_directory;
             let lead = Lead { plan: *plan, run_directory, resume, checkpoints, advertise, silence };
-            leader::lead(&endpoint, lead, interrupted).await?
+            leader::lead(&endpoint, Host::new(ServerId(0), crew), lead, interrupted).await?
         }
         (Role::Server(id), Part::Follower { coordinator }) if id != ServerId(0) => {
             let joining = Joining { address: options.advertise, port: address.port() };
             let waits = Waits { connect: options.connect_deadline, silence };
-            follower::follow(&endpoint, id, &coordinator, joining, waits, interrupted).await?
+            follower::follow(&endpoint, (id, Host::new(id, crew)), &coordinator, joining, waits, interrupted)
+                .await?
         }
         (role, part) => {
             let needed = match part {

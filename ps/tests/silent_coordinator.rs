@@ -112,6 +112,7 @@ async fn followed<F: Future<Output = ()>>(
         advertise: None,
         part: Part::Follower { coordinator: endpoint.local_address().unwrap().to_string() },
         connect_deadline: Duration::from_secs(20),
+        apply_threads: 1,
     };
     let coordinate = async {
         let connection = endpoint.accept().await.unwrap().finish().await.unwrap();
@@ -209,6 +210,7 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
             checkpoints: None,
         },
         connect_deadline: Duration::from_secs(20),
+        apply_threads: 1,
     };
     let (told, address) = tokio::sync::oneshot::channel();
     let server = serve(options, |address| told.send(address).unwrap(), pending());

@@ -11,9 +11,7 @@
 //! Aggregation", algorithm 1): a difference computed tau flushes ago counts s(tau), and the sum over a buffer of K is
 //! divided by K and not by the sum of the s, so that a buffer of stale differences moves the model less.
 
-use multiversion::multiversion;
-
-use super::{BLOCK, ReduceError, add_scaled, add_scaled_and_divide, scale};
+use super::{ReduceError, Term, combine};
 
 /// What one worker or client brings to a scaled mean.
 #[derive(Clone, Copy, Debug)]
@@ -39,49 +37,31 @@ where
     I: IntoIterator<Item = Scaled<'a>>,
     I::IntoIter: Clone,
 {
-    let mut rest = contributions.into_iter();
+    let contributions = contributions.into_iter();
     let expected = mean.len();
     if let Some((index, found)) =
-        rest.clone().map(|x| x.values.len()).enumerate().find(|&(_, found)| found != expected)
+        contributions.clone().map(|x| x.values.len()).enumerate().find(|&(_, found)| found != expected)
     {
         return Err(ReduceError::Length { index, found, expected });
     }
+    let mut rest = contributions.clone();
     let first = rest.next().ok_or(ReduceError::Empty)?;
     if !(divisor > 0.0 && divisor.is_finite()) {
         return Err(ReduceError::Divisor { found: divisor });
     }
-    let Some(second) = rest.next() else {
-        match first.scale == divisor {
-            true => mean.copy_from_slice(first.values),
-            false => scale_and_divide(mean, first.values, first.scale, divisor),
-        }
+    if first.scale == divisor && rest.next().is_none() {
+        mean.copy_from_slice(first.values);
         return Ok(());
-    };
-    for (block, sum) in mean.chunks_mut(BLOCK).enumerate() {
-        let range = block * BLOCK..block * BLOCK + sum.len();
-        scale(sum, &first.values[range.clone()], first.scale);
-        let mut last = second;
-        for next in rest.clone() {
-            add_scaled(sum, &last.values[range.clone()], last.scale);
-            last = next;
-        }
-        add_scaled_and_divide(sum, &last.values[range], last.scale, divisor);
     }
+    combine(contributions.map(|x| Term { values: x.values, factor: x.scale }), divisor, mean);
     Ok(())
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn scale_and_divide(mean: &mut [f32], values: &[f32], scale: f32, divisor: f32) {
-    for (mean, &value) in mean.iter_mut().zip(values) {
-        *mean = scale * value / divisor;
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Contribution, weighted_mean};
+    use super::super::{BLOCK, Contribution, weighted_mean};
     use super::*;
     use crate::plan::StalenessScaling;
     use crate::rng::{self, Purpose, Rng};

@@ -13,6 +13,8 @@ mod standing;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::sync::Arc;
+
 use windlass_common::ids::{Incarnation, Lineage, RunId, ShardId, Step, Term, WorkerId};
 use windlass_common::plan::{Goal, Membership, Plan, PlanError, Weights};
 use windlass_common::reduce::Contribution;
@@ -30,7 +32,7 @@ pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 
 use crate::ledger::Ledger;
 use crate::rules::{self, Apply, Rejoin, Release};
-use crate::store::{Made, Shape, Snapshot, Store};
+use crate::store::{Hands, Made, Shape, Snapshot, Store};
 use crate::{SessionId, Time};
 
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
@@ -170,6 +172,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         };
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
+    }
+
+    /// Large slices are updated by these threads too from now on.
+    pub fn lend(&mut self, hands: Arc<dyn Hands>) {
+        self.store.lend(hands);
     }
 
     /// Which slices the shard has.

@@ -1,17 +1,23 @@
 //! Holds a store from which a checkpoint is being kept against one that nobody looks at.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use windlass_common::layout::{Initial, Variable};
 
+use super::hands::PART_MIN;
 use super::*;
 
 /// Not whole blocks of anything, and two slices.
 const LENGTHS: [u64; 2] = [1337, 70];
 
 fn store(optimizer: Optimizer, every: Every) -> Store {
+    store_of(LENGTHS, optimizer, every)
+}
+
+fn store_of(lengths: [u64; 2], optimizer: Optimizer, every: Every) -> Store {
     let variable = |(name, len)| Variable::new(name, &[len], Initial::HeNormal { fan_in: 2 });
-    let layout = Layout::new(["a", "b"].into_iter().zip(LENGTHS).map(variable).collect()).unwrap();
+    let layout = Layout::new(["a", "b"].into_iter().zip(lengths).map(variable).collect()).unwrap();
     let placement = Placement::new(&layout, 1).unwrap();
     Store::new(&layout, &placement, ShardId(0), optimizer, 7, every)
 }
@@ -121,5 +127,65 @@ fn nothing_is_set_aside_where_no_checkpoints_are_kept() {
         let vectors = store.slices[0].state.vectors.iter().map(|v| v.as_ptr());
         assert_eq!(vectors.collect::<Vec<_>>(), places, "{optimizer} changes its state in place");
         assert_eq!(store.slices[0].spares.len(), 1, "{optimizer}");
+    }
+}
+
+/// Threads that are started for each piece of work, and how much of it there was.
+#[derive(Debug)]
+struct Threads {
+    count: usize,
+    works: AtomicUsize,
+}
+
+impl Hands for Threads {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn both(&self, one: &mut (dyn FnMut() + Send), other: &mut (dyn FnMut() + Send)) {
+        self.works.fetch_add(1, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(other);
+            one();
+        });
+    }
+}
+
+#[test]
+fn threads_change_no_bits() {
+    // What is not worth two threads, what is worth three, and not whole blocks.
+    let lengths = [2 * PART_MIN as u64 - 1, 3 * PART_MIN as u64 + 77];
+    let len = lengths.iter().sum::<u64>() as usize;
+    let gradients: Vec<Vec<f32>> = (0..3_usize)
+        .map(|push| (0..len).map(|i| ((i * 37 + push * 101) % 211) as f32 / 64.0 - 1.5).collect())
+        .collect();
+    let pushes: Vec<_> =
+        gradients.iter().zip(1..).map(|(values, count)| Contribution { values, count }).collect();
+    let scaled: Vec<_> = gradients.iter().map(|values| Scaled { values, scale: 0.75 }).collect();
+    // With a state of no, one and two vectors.
+    for optimizer in ["sgd", "momentum", "adam"].map(|name| name.parse::<Optimizer>().unwrap()) {
+        let mut alone = store_of(lengths, optimizer, Every::Never);
+        let mut helped: Vec<(Store, Arc<Threads>)> = [1, 2, 3, 5]
+            .map(|count| {
+                let threads = Arc::new(Threads { count, works: AtomicUsize::new(0) });
+                let mut store = store_of(lengths, optimizer, Every::Never);
+                store.lend(threads.clone());
+                (store, threads)
+            })
+            .into();
+        for combined in [Combined::Mean(&pushes[..1]), Combined::Mean(&pushes), Combined::Sum(&scaled, 3.0)] {
+            alone.apply(combined, 0.01);
+            let expected = bits(&alone.slices());
+            for (store, threads) in &mut helped {
+                // Whoever holds slices makes the state be written apart: once so, once in place.
+                let held = matches!(combined, Combined::Sum(..)).then(|| store.slices());
+                store.apply(combined, 0.01);
+                drop(held);
+                assert!(bits(&store.slices()) == expected, "{optimizer}, {} threads", threads.count);
+            }
+        }
+        let works = helped.iter().map(|(_, threads)| threads.works.load(Ordering::Relaxed));
+        // Per update the second slice is divided in two, or in three parts; the first is left whole.
+        assert_eq!(works.collect::<Vec<_>>(), [0, 3, 6, 6], "{optimizer}");
     }
 }

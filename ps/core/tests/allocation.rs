@@ -1,0 +1,74 @@
+//! Counts what applying pushes allocates once a store has its buffers: nothing.
+
+#![allow(
+    unsafe_code,
+    reason = "an allocator that counts is one by an unsafe trait; it leaves all else to the system's"
+)]
+
+use std::alloc::{GlobalAlloc, Layout as Request, System};
+use std::cell::Cell;
+
+use windlass_common::ids::ShardId;
+use windlass_common::layout::{Initial, Layout, Variable};
+use windlass_common::optimizer::Optimizer;
+use windlass_common::placement::Placement;
+use windlass_common::plan::Every;
+use windlass_common::reduce::{Contribution, Scaled};
+use windlass_ps_core::store::{Combined, Store};
+
+struct Counting;
+
+thread_local! {
+    /// Requests of this thread: other tests run beside it.
+    static REQUESTS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every request goes to the system's allocator as it came; counting touches nothing but a number of the thread.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, request: Request) -> *mut u8 {
+        REQUESTS.set(REQUESTS.get() + 1);
+        // SAFETY: the caller keeps the same promises to us.
+        unsafe { System.alloc(request) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, request: Request) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(place, request) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn requests(work: impl FnOnce()) -> usize {
+    let before = REQUESTS.get();
+    work();
+    REQUESTS.get() - before
+}
+
+#[test]
+fn what_is_allocated_is_counted() {
+    assert_eq!(requests(|| drop(std::hint::black_box(vec![0_u8; 100]))), 1);
+    assert_eq!(requests(|| ()), 0);
+}
+
+#[test]
+fn applying_allocates_nothing() {
+    let variable = |(name, len)| Variable::new(name, &[len], Initial::Zeros);
+    let layout = Layout::new([("a", 200_000), ("b", 70)].into_iter().map(variable).collect()).unwrap();
+    let placement = Placement::new(&layout, 1).unwrap();
+    let gradients = vec![vec![0.5; layout.total() as usize]; 5];
+    let mean: Vec<_> = gradients.iter().map(|values| Contribution { values, count: 3 }).collect();
+    let sum: Vec<_> = gradients.iter().map(|values| Scaled { values, scale: 0.5 }).collect();
+    for optimizer in Optimizer::all() {
+        let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1, Every::Never);
+        let mut apply = || {
+            for pushes in [&mean[..1], &mean] {
+                store.apply(Combined::Mean(pushes), 0.01);
+            }
+            store.apply(Combined::Sum(&sum, 5.0), 0.01);
+        };
+        assert!(requests(&mut apply) > 0, "{optimizer}: the first takes a second buffer for the values");
+        assert_eq!(requests(|| (0..10).for_each(|_| apply())), 0, "{optimizer}");
+    }
+}
