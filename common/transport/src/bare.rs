@@ -35,8 +35,17 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// The one-way streams a peer may open: the acceptor's welcome is the only one there is.
 const WELCOMES: u32 = 1;
 
-/// Binds a socket and makes a quinn endpoint that accepts and connects just as Windlass does, but without its roles,
-/// retries, frames and meters.
+/// Where a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// On this machine, reached at a loopback address.
+    Local,
+    /// Anywhere else.
+    Far,
+}
+
+/// Binds a socket and makes a quinn endpoint that accepts and connects just as Windlass does with peers on this machine,
+/// but without its roles, retries, frames and meters.
 ///
 /// # Errors
 /// When the limits contradict each other, the address cannot be bound, or there is no tokio runtime.
@@ -79,12 +88,10 @@ pub fn over(
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
     limits.check()?;
-    let accepting = Arc::new(transport_config(limits, limits.idle / 3)?);
-    let server = server_config(identity, limits, &accepting)?;
+    let server = server_config(identity, limits, Path::Local)?;
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime()?)
         .map_err(TransportError::Socket)?;
-    let connecting = Arc::new(transport_config(limits, SIGN_OF_LIFE.min(limits.idle / 3))?);
-    endpoint.set_default_client_config(client_config(identity, connecting)?);
+    endpoint.set_default_client_config(client_config(identity, limits, Path::Local)?);
     Ok(endpoint)
 }
 
@@ -100,40 +107,54 @@ pub fn endpoint_config(limits: &Limits) -> Result<EndpointConfig, TransportError
     limits.check()?;
     let mut config = EndpointConfig::default();
     // What a peer's MTU discovery may find depends on this, the *receiver's* setting.
-    config.max_udp_payload_size(limits.mtu).map_err(TransportError::tls)?;
+    config.max_udp_payload_size(limits.mtu.max(limits.local_mtu)).map_err(TransportError::tls)?;
     Ok(config)
 }
 
-fn server_config(
+/// How connections from such peers are accepted.
+pub(crate) fn server_config(
     identity: &Identity,
     limits: &Limits,
-    transport: &Arc<TransportConfig>,
+    path: Path,
 ) -> Result<ServerConfig, TransportError> {
     let mut config = ServerConfig::with_crypto(Arc::new(tls::server(identity)?));
     config
-        .transport_config(Arc::clone(transport))
+        .transport_config(Arc::new(transport_config(limits, limits.idle / 3, path)?))
         .max_incoming(limits.incoming)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER.saturating_mul(limits.incoming as u64));
     Ok(config)
 }
 
-fn client_config(
+/// How connections to such peers are made.
+pub(crate) fn client_config(
     identity: &Identity,
-    transport: Arc<TransportConfig>,
+    limits: &Limits,
+    path: Path,
 ) -> Result<ClientConfig, TransportError> {
     let mut config = ClientConfig::new(Arc::new(tls::client(identity)?));
-    config.transport_config(transport);
+    let keep_alive = SIGN_OF_LIFE.min(limits.idle / 3);
+    config.transport_config(Arc::new(transport_config(limits, keep_alive, path)?));
     Ok(config)
 }
 
-fn transport_config(limits: &Limits, keep_alive: Duration) -> Result<TransportConfig, TransportError> {
-    // Quinn sends batches of 10 datagrams; 10 times the MTU must stay below 65,507 bytes (Limits checks it).
+fn transport_config(
+    limits: &Limits,
+    keep_alive: Duration,
+    path: Path,
+) -> Result<TransportConfig, TransportError> {
+    // Quinn sends batches of 10 datagrams; 10 times the MTU must stay below 65,507 bytes (Limits checks it). Within a
+    // machine one datagram may be as large as such a batch: the kernel does as little for it, and quinn has a ninth of the
+    // packets to make, encrypt and acknowledge. Then each goes by itself.
     // The *initial* MTU stays at 1,200: a larger one fails silently on a path that cannot carry it.
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(limits.mtu);
+    mtu.upper_bound(match path {
+        Path::Local => limits.local_mtu,
+        Path::Far => limits.mtu,
+    });
     let mut config = TransportConfig::default();
     config
+        .enable_segmentation_offload(path == Path::Far)
         .mtu_discovery_config(Some(mtu))
         .stream_receive_window(varint(limits.stream_window)?)
         .receive_window(varint(limits.receive_window)?)

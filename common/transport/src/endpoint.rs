@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::{ClientConfig, ServerConfig};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use windlass_common::plan::LinkRate;
 
-use crate::bare;
+use crate::bare::{self, Path};
 use crate::connection::Connection;
 use crate::error::{ConnectionLost, TransportError, alert, objection};
 use crate::identity::Identity;
@@ -30,6 +31,8 @@ pub struct Endpoint {
     limits: Limits,
     role: Role,
     link: Arc<Link>,
+    /// How peers on other machines are met; quinn's endpoint meets those on this one.
+    far: (ClientConfig, Arc<ServerConfig>),
 }
 
 impl Endpoint {
@@ -38,7 +41,7 @@ impl Endpoint {
     /// # Errors
     /// When the limits contradict each other, the address cannot be bound, or there is no tokio runtime.
     pub fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
-        Ok(Self::from_quinn(bare::endpoint(address, identity, limits)?, identity, limits))
+        Self::from_quinn(bare::endpoint(address, identity, limits)?, identity, limits)
     }
 
     /// Takes any free port, for a process that only opens connections. It reaches peers of IPv4 and, where this
@@ -57,8 +60,19 @@ impl Endpoint {
 
     /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
     /// identity and limits.
-    pub fn from_quinn(inner: quinn::Endpoint, identity: &Identity, limits: &Limits) -> Self {
-        Self { inner, limits: limits.clone(), role: identity.role(), link: Link::shared() }
+    ///
+    /// # Errors
+    /// When the limits contradict each other.
+    pub fn from_quinn(
+        inner: quinn::Endpoint,
+        identity: &Identity,
+        limits: &Limits,
+    ) -> Result<Self, TransportError> {
+        let far = (
+            bare::client_config(identity, limits, Path::Far)?,
+            Arc::new(bare::server_config(identity, limits, Path::Far)?),
+        );
+        Ok(Self { inner, limits: limits.clone(), role: identity.role(), link: Link::shared(), far })
     }
 
     /// The role that this endpoint's certificate states.
@@ -110,7 +124,10 @@ impl Endpoint {
                 continue;
             }
             // It counts as an open connection from here on. What fails already is told by finishing it.
-            let inner = incoming.accept();
+            let inner = match is_local(address) {
+                true => incoming.accept(),
+                false => incoming.accept_with(Arc::clone(&self.far.1)),
+            };
             let (within, link) = (self.limits.handshake, Arc::clone(&self.link));
             return Some(Incoming { inner, address, within, link });
         }
@@ -156,12 +173,16 @@ impl Endpoint {
 
     async fn attempt(&self, address: SocketAddr, expected: Role) -> Result<Connection, Failure> {
         let judge = |error| Failure::judge(error, address, expected);
-        let mut connecting =
-            self.inner.connect(address, &expected.dns_name()).map_err(|error| match error {
-                quinn::ConnectError::EndpointStopping => Failure::Final(TransportError::Closed),
-                quinn::ConnectError::CidsExhausted => Failure::Passing(error.to_string()),
-                other => Failure::refused(address, expected, other.to_string()),
-            })?;
+        let name = expected.dns_name();
+        let connecting = match is_local(address) {
+            true => self.inner.connect(address, &name),
+            false => self.inner.connect_with(self.far.0.clone(), address, &name),
+        };
+        let mut connecting = connecting.map_err(|error| match error {
+            quinn::ConnectError::EndpointStopping => Failure::Final(TransportError::Closed),
+            quinn::ConnectError::CidsExhausted => Failure::Passing(error.to_string()),
+            other => Failure::refused(address, expected, other.to_string()),
+        })?;
         // Only an attempt that nothing answered is replaced; a peer that is alive but slow is given its time.
         timeout(UNANSWERED_MAX, connecting.handshake_data())
             .await
@@ -189,6 +210,11 @@ impl Endpoint {
             tracing::debug!(?within, "left connections behind that had not ended in time");
         }
     }
+}
+
+/// Whether a peer at this address is on this machine.
+fn is_local(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
 }
 
 /// Why an attempt failed, and with it whether to try again.

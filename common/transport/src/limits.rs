@@ -6,6 +6,8 @@ use std::time::Duration;
 const MIB: u64 = 1024 * 1024;
 /// Quinn sends up to 10 datagrams of the MTU at once, and more than 65,507 bytes at once fail silently.
 const MTU_MAX: u16 = 6_550;
+/// The largest UDP payload.
+const LOCAL_MTU_MAX: u16 = 65_507;
 /// The smallest UDP payload that QUIC may use (RFC 9000, section 14).
 const MTU_MIN: u16 = 1_200;
 /// Smaller windows would stop a sender after every few packets.
@@ -32,8 +34,10 @@ pub struct Limits {
     pub window_memory: u64,
     /// Bytes asked of the kernel for each of the socket's two buffers. It may give less. Default 4 MiB.
     pub socket_buffer: usize,
-    /// Largest UDP payload in bytes, both to discover when sending and to accept. Default 6,500.
+    /// Largest UDP payload in bytes to discover when sending. Default 6,500.
     pub mtu: u16,
+    /// The same to peers on this machine, who are reached at a loopback address. Default 60,000.
+    pub local_mtu: u16,
     /// A connection ends when nothing has come from the peer for this long. Keep-alives go out at a third of it.
     /// Default 10 s.
     pub idle: Duration,
@@ -53,6 +57,7 @@ impl Default for Limits {
             window_memory: 16 * 1024 * MIB,
             socket_buffer: 4 * 1024 * 1024,
             mtu: 6_500,
+            local_mtu: 60_000,
             idle: Duration::from_secs(10),
             handshake: Duration::from_secs(10),
         }
@@ -115,6 +120,7 @@ impl Limits {
         in_range("receive_window", self.receive_window, WINDOW_MIN, VARINT_MAX)?;
         in_range("send_window", self.send_window, WINDOW_MIN, VARINT_MAX)?;
         in_range("mtu", self.mtu.into(), MTU_MIN.into(), MTU_MAX.into())?;
+        in_range("local_mtu", self.local_mtu.into(), MTU_MIN.into(), LOCAL_MTU_MAX.into())?;
         in_range("idle in milliseconds", milliseconds(self.idle), 100, 3_600_000)?;
         in_range("handshake in milliseconds", milliseconds(self.handshake), 100, 3_600_000)?;
         if self.stream_window > self.receive_window {
@@ -158,6 +164,7 @@ mod tests {
                 "could hold 16512 MiB, and the limit window_memory is 16384",
             ),
             (Limits { mtu: 6_551, ..Limits::default() }, "mtu is 6551, and must be from 1200 to 6550"),
+            (Limits { local_mtu: 65_508, ..Limits::default() }, "local_mtu is 65508, and must be from 1200 to"),
             (Limits { stream_window: 128 * MIB, ..Limits::default() }, "more than receive_window"),
             (Limits { send_window: 0, ..Limits::default() }, "send_window is 0"),
             (Limits { receive_window: u64::MAX, ..Limits::default() }, "receive_window is"),

@@ -69,7 +69,7 @@ async fn frames_of_every_size_arrive_as_sent_and_are_counted() {
             assert_eq!((meter.frames_sent, meter.frames_received), (6, 6));
             assert!(meter.wire_sent > total && meter.wire_received > total, "{meter:?}");
             assert!(meter.wire_sent < total * 5 / 4, "{meter:?}");
-            assert_eq!(meter.mtu, 6_500, "MTU discovery must reach its bound on loopback");
+            assert!(meter.mtu > 59_900, "MTU discovery must come near its bound on loopback: {}", meter.mtu);
             assert!(meter.packets_sent > 0 && meter.packets_lost < meter.packets_sent);
         }
         // The floats return to the pool when the peer has them all and this test lets go.

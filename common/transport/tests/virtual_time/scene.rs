@@ -49,7 +49,7 @@ pub(crate) fn endpoint(network: &Arc<Network>, seed: u64, role: Role) -> Endpoin
     config.reset_key(Arc::new(FixedKey(stream(2).bits())));
     let identity = identity(role);
     let inner = bare::over(network.socket(address), config, identity, &limits).unwrap();
-    Endpoint::from_quinn(inner, identity, &limits)
+    Endpoint::from_quinn(inner, identity, &limits).unwrap()
 }
 
 /// Connection ids of 8 bytes.
