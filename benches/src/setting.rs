@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model, Plan, STALL_DEADLINE_S,
-    StalenessScaling, Training,
+    Clients, Cluster, Codecs, Data, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model, Plan,
+    STALL_DEADLINE_S, StalenessScaling, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_ps::{Options, Part};
@@ -38,6 +38,7 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
             stall_deadline_s: STALL_DEADLINE_S,
         },
         clients: Clients::one_per_worker(workers),
+        codecs: Codecs::default(),
         heterogeneity: Heterogeneity::default(),
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: i64::MAX as u64 },
         optimizer: "sgd".parse()?,

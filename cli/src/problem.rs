@@ -221,6 +221,7 @@ pub(crate) mod tests {
             clients: Clients::one_per_worker(2),
             heterogeneity: Default::default(),
             training: Training { batch: 64, passes: 8.0, compute_threads: 1, evaluate_every: 600 },
+            codecs: Default::default(),
             optimizer: Optimizer::default(),
             schedule: Default::default(),
             checkpoints: Default::default(),

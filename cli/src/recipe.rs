@@ -7,7 +7,7 @@ use std::path::Path;
 use windlass_common::exit::Exit;
 use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{
-    Checkpoints, Cluster, Data, FORMAT, Fedavg, Goal, Mode, Model, Plan, TEXT_BYTES_MAX, Training,
+    Checkpoints, Cluster, Codecs, Data, FORMAT, Fedavg, Goal, Mode, Model, Plan, TEXT_BYTES_MAX, Training,
 };
 use windlass_common::schedule::{Schedule, Shape};
 
@@ -151,6 +151,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
             compute_threads: recipe.compute_threads,
             evaluate_every: recipe.evaluate_every.unwrap_or(1),
         },
+        codecs: Codecs { push: recipe.push_codec, pull: recipe.pull_codec },
         optimizer,
         schedule: Schedule {
             rate,

@@ -1,7 +1,8 @@
-//! What every part of Windlass must mean by the same thing: ids, shapes, placement, plan, wire format, optimizers.
+//! What every part of Windlass must mean by the same thing: ids, shapes, placement, plan, wire format, optimizers, codecs.
 //!
 //! Nothing here touches a socket, a thread, a clock, a file or the environment.
 
+pub mod codec;
 pub mod cohort;
 pub mod exit;
 pub mod ids;

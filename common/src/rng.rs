@@ -61,6 +61,22 @@ pub enum Purpose<'a> {
         /// Its step, from 0.
         step: u64,
     },
+    /// How the values of a variable are rounded, where chance decides, in what a worker or a client pushes.
+    PushRounding {
+        /// The worker, or in the federated modes the client.
+        source: u32,
+        /// The variable.
+        variable: u32,
+        /// The step or round, from 0.
+        step: u64,
+    },
+    /// How the values of a variable are rounded, where chance decides, in what a server answers.
+    ValuesRounding {
+        /// The variable.
+        variable: u32,
+        /// The version of the values.
+        version: u64,
+    },
     /// How long an emulated step takes.
     StepTime {
         /// The worker.
@@ -99,6 +115,10 @@ impl Purpose<'_> {
             Self::Dropout { client, round } => (b"dropout\0", u64::from(client), round),
             Self::Straggler { client, round } => (b"straggle", u64::from(client), round),
             Self::NextClient { worker, step } => (b"nextclnt", u64::from(worker), step),
+            Self::PushRounding { source, variable, step } => {
+                (b"pushroun", u64::from(source) << 32 | u64::from(variable), step)
+            }
+            Self::ValuesRounding { variable, version } => (b"valround", u64::from(variable), version),
             Self::StepTime { worker, step } => (b"steptime", u64::from(worker), step),
             Self::Delivery => (b"delivery", 0, 0),
             Self::Link { link } => (b"link\0\0\0\0", link, 0),
@@ -231,6 +251,13 @@ mod tests {
             Purpose::Straggler { client: 0, round: 0 },
             Purpose::NextClient { worker: 0, step: 0 },
             Purpose::StepTime { worker: 0, step: 0 },
+            Purpose::PushRounding { source: 0, variable: 0, step: 0 },
+            Purpose::PushRounding { source: 1, variable: 0, step: 0 },
+            Purpose::PushRounding { source: 0, variable: 1, step: 0 },
+            Purpose::PushRounding { source: 0, variable: 0, step: 1 },
+            Purpose::ValuesRounding { variable: 0, version: 0 },
+            Purpose::ValuesRounding { variable: 1, version: 0 },
+            Purpose::ValuesRounding { variable: 0, version: 1 },
             Purpose::Delivery,
             Purpose::Link { link: 0 },
             Purpose::Link { link: 1 },
@@ -243,7 +270,7 @@ mod tests {
         .to_vec();
         first.sort_unstable();
         first.dedup();
-        assert_eq!(first.len(), 25);
+        assert_eq!(first.len(), 32);
     }
 
     #[test]

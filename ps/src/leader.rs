@@ -1,16 +1,18 @@
 //! Runs server 0: the coordinator beside its shards, life after life when the run goes back to a checkpoint.
 
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use crossbeam::channel::{self, Sender};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{Lineage, RunId, ServerId, ShardId};
@@ -23,7 +25,7 @@ use windlass_transport::{Endpoint, Pool};
 
 use crate::clock;
 use crate::coordinator::{
-    self, Control, Counted, Decided, Decisions, End, Input, SeatsOnce, Settled, recount,
+    self, Control, Counted, DECISIONS_FILE, Decided, Decisions, End, Input, SeatsOnce, Settled, recount,
 };
 use crate::host::{Host, Life};
 use crate::keeper::Keeper;
@@ -43,8 +45,11 @@ pub(crate) struct Lead<'a> {
     /// Where checkpoints are kept.
     pub(crate) checkpoints: String,
     pub(crate) advertise: String,
-    pub(crate) silence: std::time::Duration,
+    pub(crate) silence: Duration,
 }
+
+/// The pause before what could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How one life of a run begins.
 pub(crate) struct Beginning {
@@ -85,8 +90,11 @@ pub(crate) async fn lead(
         is_interrupted: false,
         host,
     };
+    let mut has_begun = false;
     loop {
-        let beginning = at_length(|| begin(&lead, &store, goes_on.take()))?;
+        let mut beginning = at_length(|| begin(&lead, &store, goes_on.take()))?;
+        guests.write_down(&mut beginning, &lead, has_begun).await?;
+        has_begun = true;
         match life(&lead, &directory, &store, beginning, &mut guests).await? {
             End::Stop(stop) => return Ok(stop),
             End::RollBack(counted) => {
@@ -112,15 +120,14 @@ fn ensure_directory(lead: &Lead<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Decides in which lineage the run goes on and from what, and remembers it before anybody is told.
+/// Decides in which lineage the run goes on and from what.
 fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: Option<GoesOn>) -> Result<Beginning, Failure> {
     let open = || -> anyhow::Result<Beginning> {
-        let (mut decisions, decided) = Decisions::open(lead.run_directory)?;
+        let (decisions, decided) = Decisions::open(lead.run_directory)?;
         let now = clock::now();
         let Decided { run, lineage, lives, placed } = decided;
         let Some(goes_on) = goes_on else {
             let (run, lineage) = (RunId(now.0.rotate_left(20) ^ u64::from(std::process::id())), Lineage(0));
-            decisions.lineage(now, run, lineage, None, false)?;
             let counted = Counted::new(&lead.plan);
             return Ok(Beginning { run, lineage, restore: None, counted, decisions });
         };
@@ -145,12 +152,13 @@ fn begin(lead: &Lead<'_>, store: &Arc<dyn Store>, goes_on: Option<GoesOn>) -> Re
                 (found.restore, Counted::until_checkpoint(&lead.plan, found.tally))
             }
         };
-        decisions.lineage(now, run, lineage, restore.checkpoint, restore.placed.is_some())?;
         Ok(Beginning { run, lineage, restore: Some(restore), counted, decisions })
     };
-    open()
-        .with_context(|| format!("could not begin the run in {}", lead.run_directory.display()))
-        .or_exit(Exit::Input)
+    open().with_context(|| cannot_begin(lead)).or_exit(Exit::Input)
+}
+
+fn cannot_begin(lead: &Lead<'_>) -> String {
+    format!("could not begin the run in {}", lead.run_directory.display())
 }
 
 /// What outlasts one life of the run.
@@ -161,6 +169,43 @@ struct Guest<'a, F> {
     interrupted: Pin<&'a mut F>,
     is_interrupted: bool,
     host: Host,
+}
+
+impl<F: Future<Output = ()>> Guest<'_, F> {
+    /// Remembers how a life begins, before anybody is told. Where others wait for the run to go on, what can be freed on a
+    /// full disk in time does not end it.
+    async fn write_down(
+        &mut self,
+        beginning: &mut Beginning,
+        lead: &Lead<'_>,
+        others_wait: bool,
+    ) -> Result<(), Failure> {
+        let patience = if others_wait { lead.plan.cluster.rejoin_deadline_s } else { 0 };
+        let give_up = Instant::now() + Duration::from_secs(patience);
+        loop {
+            let Err(error) = at_length(|| beginning.write_down()) else { return Ok(()) };
+            if Instant::now() >= give_up || self.is_interrupted {
+                return Err(error).with_context(|| cannot_begin(lead)).or_exit(Exit::System);
+            }
+            tracing::warn!(
+                lineage = beginning.lineage.0,
+                "the run waits to go on: {} cannot be written: {error}; trying again until {patience} s have passed",
+                lead.run_directory.join(DECISIONS_FILE).display()
+            );
+            tokio::select! {
+                () = sleep(WRITE_AGAIN) => {}
+                () = &mut self.interrupted, if !self.is_interrupted => self.is_interrupted = true,
+            }
+        }
+    }
+}
+
+impl Beginning {
+    fn write_down(&mut self) -> io::Result<()> {
+        let checkpoint = self.restore.as_ref().and_then(|restore| restore.checkpoint);
+        let is_from_copies = self.restore.as_ref().is_some_and(|restore| restore.placed.is_some());
+        self.decisions.lineage(clock::now(), self.run, self.lineage, checkpoint, is_from_copies)
+    }
 }
 
 async fn life<F: Future<Output = ()>>(

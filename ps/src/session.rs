@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
+use windlass_ps_core::store::Encoded;
 use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
@@ -51,7 +52,9 @@ pub(crate) async fn serve(
     let (replies, outgoing) = mpsc::channel(REPLIES_MAX);
     let peer = connection.peer();
     shard.attach(session, replies.clone(), connection);
-    tokio::spawn(write(envelope, sender, outgoing));
+    // Observers get values as they are.
+    let codec = if matches!(peer, Role::Worker(_)) { shard.shape.codecs.pull } else { Codec::F32 };
+    tokio::spawn(write(envelope, codec, sender, outgoing));
     let mut reader = Reader { session, peer, receiver, shard, pool, replies, header: AlignedVec::new() };
     let result = reader.run().await;
     reader.shard.closed(session);
@@ -101,6 +104,9 @@ impl Reader {
             let reason = Reject::WrongIdentity { certified: self.peer.to_string(), claimed };
             return self.refuse_and_end(reason).await;
         }
+        if let Some(Err(reason)) = pull.as_ref().map(|pull| self.shard.shape.check_pull(pull)) {
+            return self.refuse_and_end(reason).await;
+        }
         let push = match push {
             Some(push) => match self.gradient(push).await? {
                 Some(push) => Some(push),
@@ -114,10 +120,11 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads a push's payload straight into a pooled buffer; one that is not right is skipped and refused.
+    /// Reads a push's payload into a pooled buffer, straight if it needs no decoding; one that is not right is skipped and
+    /// refused.
     async fn gradient(&mut self, push: Push) -> Result<Option<(Push, Gradient)>, SessionError> {
         if let Err(reason) = self.shard.shape.check_push(&push) {
-            let limit = push.codec.bytes(self.shard.shape.values()).saturating_mul(2);
+            let limit = Codec::F32.bytes_max(self.shard.shape.values()).saturating_mul(2);
             if push.payload_bytes > limit {
                 return self.refuse_and_end(reason).await.map(|()| None);
             }
@@ -128,8 +135,19 @@ impl Reader {
         }
         let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
         let mut gradient = self.pool.take(values);
-        match push.codec {
-            Codec::F32 => self.receiver.payload(cast_slice_mut(&mut gradient)).await?,
+        if push.codec == Codec::F32 {
+            self.receiver.payload(cast_slice_mut(&mut gradient)).await?;
+            return Ok(Some((push, gradient.into())));
+        }
+        let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
+        let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
+        let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
+        self.receiver.payload(encoded).await?;
+        let slices = push.parts.iter().map(|part| part.values as usize);
+        if let Err(error) = push.codec.decode_payload(slices, encoded, &mut gradient) {
+            let reason = Reject::Undecodable { reason: error.to_string() };
+            let _ = self.replies.send(Reply::Rejected { sequence: Some(push.sequence), reason }).await;
+            return Ok(None);
         }
         Ok(Some((push, gradient.into())))
     }
@@ -141,10 +159,15 @@ impl Reader {
 }
 
 /// Writes answers in the order in which the shard gave them.
-async fn write(envelope: Envelope, mut sender: FrameSender, mut outgoing: mpsc::Receiver<Reply>) {
+async fn write(
+    envelope: Envelope,
+    codec: Codec,
+    mut sender: FrameSender,
+    mut outgoing: mpsc::Receiver<Reply>,
+) {
     let mut header = AlignedVec::new();
     while let Some(reply) = outgoing.recv().await {
-        let (body, payload) = encode(reply);
+        let (body, payload) = encode(reply, codec);
         if let Err(error) = envelope.header(body).encode(&mut header) {
             tracing::error!(%error, "an answer could not be written");
             return;
@@ -157,8 +180,9 @@ async fn write(envelope: Envelope, mut sender: FrameSender, mut outgoing: mpsc::
     let _ = sender.finish();
 }
 
-/// What goes onto the wire. Values are not copied: their bytes are those that the shard holds.
-fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
+/// What goes onto the wire. Values are not copied: their bytes are those that the shard holds, or those that were encoded
+/// for whoever asked first.
+fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
     let body = match reply {
         Reply::Held { sequence, step } => Body::Held { sequence, step },
         Reply::Settled { sequence, outcome } => Body::Settled { sequence, outcome },
@@ -169,9 +193,21 @@ fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
         Reply::NoSnapshot { next } => Body::NoSnapshot { next },
         Reply::Values { step, snapshot, have, slices, clients } => {
             let (mut parts, mut payload) = (Vec::new(), Vec::new());
-            for (part, values) in snapshot.changed_since(have, &slices) {
-                parts.push(part);
-                payload.push(bytes_of(values));
+            if codec == Codec::F32 {
+                for (part, values) in snapshot.changed_since(have, &slices) {
+                    parts.push(part);
+                    payload.push(bytes_of(values));
+                }
+            } else {
+                let encode = |values: &[f32]| {
+                    let mut bytes = Vec::with_capacity(codec.bytes_max(values.len() as u64) as usize);
+                    codec.encode_alone(values, &mut bytes);
+                    bytes
+                };
+                for (part, bytes) in snapshot.encoded_since(have, &slices, encode) {
+                    parts.push(part);
+                    payload.push(Bytes::from_owner(Shared(bytes)));
+                }
             }
             let payload_bytes = payload.iter().map(|b: &Bytes| b.len() as u64).sum();
             let values = Values {
@@ -181,7 +217,7 @@ fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
                 pushes: snapshot.pushes,
                 at_us: snapshot.made.0,
                 clients,
-                codec: Codec::F32,
+                codec,
                 parts,
                 payload_bytes,
             };
@@ -189,4 +225,13 @@ fn encode(reply: Reply) -> (Body, Vec<Bytes>) {
         }
     };
     (body, Vec::new())
+}
+
+/// Encoded values, which outlast the version that they are of.
+struct Shared(Encoded);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }

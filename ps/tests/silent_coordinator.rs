@@ -42,6 +42,7 @@ fn plan() -> Plan {
             stall_deadline_s: STALL_DEADLINE_S,
         },
         clients: Clients::one_per_worker(1),
+        codecs: Default::default(),
         heterogeneity: Heterogeneity::default(),
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 100 },
         optimizer: "sgd".parse().unwrap(),

@@ -1,8 +1,9 @@
 //! Shows which runs must end with the same bits, over orders of delivery, shards and optimizers.
 
+use windlass_common::codec::Codec;
 use windlass_common::ids::{ShardId, Step, WorkerId};
 use windlass_common::optimizer::{Adam, Momentum, Nesterov, Optimizer, Sgd};
-use windlass_common::plan::{Mode, StalenessScaling};
+use windlass_common::plan::{Codecs, Mode, StalenessScaling};
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::schedule::{Schedule, Shape};
 use windlass_common::wire::{Outcome, Stop};
@@ -63,6 +64,23 @@ fn sync_is_one_process_that_accumulates_in_order_of_rank() {
             let run = completed(&Config { shards, ..Config { seed, ..base.clone() } }, &problem);
             assert_same(&run.values, &expected, &format!("{optimizer} on {shards} shards"));
             assert_eq!(run.applied(ShardId(0)), 9 * 4);
+        }
+    }
+}
+
+#[test]
+fn every_codec_gives_the_same_bits_on_any_number_of_shards() {
+    let problem = Network::uneven(1, 10, 3);
+    for push in Codec::all() {
+        for pull in Codec::all().into_iter().filter(|codec| codec.is_for_values_alone()) {
+            let codecs = Codecs { push, pull };
+            let base = Config { codecs, schedule: cosine(), ..Config::new(0, SYNC, 4, 58 * 8 + 5) };
+            let mut first = None;
+            for (seed, shards) in each(2) {
+                let run = completed(&Config { shards, ..Config { seed, ..base.clone() } }, &problem);
+                let first = first.get_or_insert_with(|| run.values.clone());
+                assert_same(&run.values, first, &format!("{push} up, {pull} down, {shards} shards"));
+            }
         }
     }
 }

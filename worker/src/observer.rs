@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use windlass_common::ids::{Examples, ServerId, ShardId, Step, WorkerId};
-use windlass_common::plan::{Plan, PlanError};
+use windlass_common::plan::{Codecs, Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
@@ -98,8 +98,9 @@ impl Observer {
         let shards = placement.shards();
         let (connections, of_shards) = session.connect_to_servers(&endpoint, shards, within).await?;
         let links = (0..).map(ShardId).zip(&of_shards);
-        let links = links
-            .map(|(shard, connection)| Link::open(connection, shard, session.envelope, patience.silence));
+        let links = links.map(|(shard, connection)| {
+            Link::open(connection, shard, session.envelope, Codecs::default(), patience.silence)
+        });
         let links = try_join_all(links).await?;
         let envelope = session.envelope;
         let cuts = Cuts::new(&layout, &placement);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use windlass_common::codec::Codec;
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::Optimizer;
 use windlass_common::plan::{LEASE_S, Membership, STALL_DEADLINE_S, StalenessScaling};
@@ -132,6 +133,14 @@ pub(crate) struct RecipeFlags {
     /// one round]
     #[arg(long, value_name = "COUNT", help_heading = "Training")]
     pub(crate) evaluate_every: Option<u64>,
+
+    /// How workers write what they push: f32, bf16, f16, int8 (a byte for each value), int8-stochastic, topk:SHARE (the
+    /// largest of each variable, such as topk:1%) or sign. What int8, topk and sign leave out goes into the next push
+    #[arg(long, value_name = "CODEC", default_value_t = Codec::F32, help_heading = "Wire")]
+    pub(crate) push_codec: Codec,
+    /// How servers write the values that workers pull: f32, bf16, f16 or int8. They keep and evaluate all of f32
+    #[arg(long, value_name = "CODEC", default_value_t = Codec::F32, help_heading = "Wire")]
+    pub(crate) pull_codec: Codec,
 
     /// What the servers do: sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, fedadagrad, fedadam or fedyogi, with settings if need be:
     /// adam:beta1=0.9,epsilon=1e-8

@@ -19,6 +19,7 @@ pub use heterogeneity::{
 pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
 pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
+use crate::codec::Codec;
 use crate::cohort::Hosts;
 use crate::ids::{Examples, ServerId, ShardId, Step, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};
@@ -65,6 +66,9 @@ pub struct Plan {
     pub heterogeneity: Heterogeneity,
     /// How much is trained on, and in what portions.
     pub training: Training,
+    /// How values are written on the wire.
+    #[serde(default, skip_serializing_if = "Codecs::is_default")]
+    pub codecs: Codecs,
     /// What the shards do with a mean gradient.
     pub optimizer: Optimizer,
     /// The learning rate as a function of the examples applied.
@@ -189,6 +193,30 @@ pub struct Training {
     pub evaluate_every: u64,
 }
 
+/// How values are written on the wire, in either direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Codecs {
+    /// What workers push. What a biased codec leaves out of a push is added to the next one of the same client.
+    pub push: Codec,
+    /// What workers pull; each value by itself, so that whoever misses a version misses nothing.
+    pub pull: Codec,
+}
+
+impl Codecs {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn check(self) -> Result<(), PlanError> {
+        if self.pull.is_for_values_alone() {
+            return Ok(());
+        }
+        let possible = "f32, bf16, f16 and int8 are possible".into();
+        Err(PlanError::Range { flag: "--pull-codec", found: self.pull.to_string(), possible })
+    }
+}
+
 /// What is trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -271,6 +299,7 @@ impl Plan {
             ("its model", self.model != other.model),
             ("its mode", self.mode != other.mode),
             ("its optimizer", self.optimizer != other.optimizer),
+            ("its codecs", self.codecs != other.codecs),
             ("its learning rate", self.schedule != other.schedule),
             ("its seed", self.seed != other.seed),
             ("how much is trained", self.training != other.training),
@@ -319,6 +348,7 @@ impl Plan {
             });
         }
         let (cluster, training) = (&self.cluster, &self.training);
+        self.codecs.check()?;
         range("--seed", self.seed, 0, i64::MAX as u64)?;
         range("--servers", cluster.servers.into(), 1, SERVERS_MAX.into())?;
         range("--shards-per-server", cluster.shards_per_server.into(), 1, SHARDS_PER_SERVER_MAX.into())?;

@@ -8,6 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use super::reject::Reject;
 use super::replica::{Feed, Seats};
 use super::status::Status;
+use crate::codec::Codec;
 use crate::ids::{
     ClientId, Examples, Incarnation, Lineage, RunId, Sequence, ServerId, ShardId, Step, Term, Version,
     WorkerId,
@@ -119,24 +120,6 @@ pub enum Body {
     Rejected { sequence: Option<Sequence>, reason: Reject },
     /// The snapshot asked for is gone, or will never be; the next one there is.
     NoSnapshot { next: Option<u64> },
-}
-
-/// How values are written in a payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
-#[rkyv(derive(Debug))]
-pub enum Codec {
-    /// IEEE 754 binary32, little endian.
-    #[default]
-    F32,
-}
-
-impl Codec {
-    /// Bytes of this many values.
-    pub fn bytes(self, values: u64) -> u64 {
-        match self {
-            Self::F32 => values.saturating_mul(4),
-        }
-    }
 }
 
 /// A slice in a payload: its number within the run's placement, and how many values of it follow.

@@ -10,9 +10,10 @@ use rkyv::util::AlignedVec;
 
 use crate::ids::{Incarnation, Lineage, RunId, Term, WorkerId};
 
+pub use crate::codec::Codec;
 pub use message::{
-    Begins, Body, Codec, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report,
-    Resume, Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
+    Begins, Body, Entry, Header, Member, Meter, Order, Outcome, Part, Pull, Push, Record, Report, Resume,
+    Standing, Stop, Task, Values, Wait, Welcome, WorkerReport,
 };
 pub use reject::Reject;
 pub use replica::{Clock, Fed, Feed, Previous, Seats, Whole};
@@ -22,7 +23,7 @@ pub use status::{
 };
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 

@@ -53,6 +53,12 @@ pub enum Reject {
     WrongClient { client: ClientId, worker: WorkerId },
     #[error("the payload has {found} bytes, its slices take {expected}")]
     WrongPayload { expected: u64, found: u64 },
+    #[error("the payload has {found} bytes; its slices take {least} to {most}")]
+    PayloadRange { least: u64, most: u64, found: u64 },
+    #[error("the message is for values as {found}; in this run they are {expected}")]
+    WrongCodec { expected: String, found: String },
+    #[error("the payload cannot be decoded: {reason}")]
+    Undecodable { reason: String },
     #[error("the push counts no examples")]
     NoExamples,
     #[error("the push counts {found} examples; at most {most} are possible")]

@@ -7,6 +7,8 @@ pub mod coordinator;
 pub mod ledger;
 pub mod replica;
 pub mod rules;
+#[cfg(test)]
+mod sample;
 pub mod shard;
 pub mod store;
 

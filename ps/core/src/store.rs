@@ -10,16 +10,16 @@ mod hands;
 mod tests;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
 use windlass_common::mix::mix;
 use windlass_common::optimizer::{Gradient, Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
-use windlass_common::plan::{BATCH_MAX, Every, WORK_MAX};
+use windlass_common::plan::{BATCH_MAX, Codecs, Every, WORK_MAX};
 use windlass_common::reduce::{self, Contribution, Scaled};
-use windlass_common::wire::{Part, Push, Reject};
+use windlass_common::wire::{Codec, Part, Pull, Push, Reject};
 
 pub use hands::Hands;
 
@@ -30,6 +30,8 @@ const SPARES_MAX: usize = 8;
 
 /// The values of one slice; they never change.
 pub type SliceValues = Arc<Vec<f32>>;
+/// The same as they are sent.
+pub type Encoded = Arc<Vec<u8>>;
 
 /// Which slices a shard has, which is all one needs in order to check a request.
 #[derive(Clone, Debug)]
@@ -38,15 +40,14 @@ pub struct Shape {
     pub shard: ShardId,
     /// Its slices in order, each with its number within the run's placement and its length.
     pub parts: Vec<Part>,
+    /// How values are written in pushes to it and in its answers to workers.
+    pub codecs: Codecs,
 }
 
 impl Shape {
     /// The shape of one shard of a placement.
-    pub fn new(placement: &Placement, shard: ShardId) -> Self {
-        let all = (0_u32..).zip(placement.slices());
-        let parts =
-            all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect();
-        Self { shard, parts }
+    pub fn new(placement: &Placement, shard: ShardId, codecs: Codecs) -> Self {
+        Self { shard, parts: parts_of(placement, shard), codecs }
     }
 
     /// Values of all slices together.
@@ -71,9 +72,14 @@ impl Shape {
                 None => Reject::Incomplete { shard: self.shard, expected, found },
             });
         }
-        let expected = push.codec.bytes(self.values());
-        if push.payload_bytes != expected {
-            return Err(Reject::WrongPayload { expected, found: push.payload_bytes });
+        check_codec(self.codecs.push, push.codec)?;
+        let (least, most) = push.codec.payload_bytes(self.parts.iter().map(|p| p.values));
+        let found = push.payload_bytes;
+        if !(least..=most).contains(&found) {
+            return Err(match least == most {
+                true => Reject::WrongPayload { expected: least, found },
+                false => Reject::PayloadRange { least, most, found },
+            });
         }
         if push.examples == 0 {
             return Err(Reject::NoExamples);
@@ -85,6 +91,14 @@ impl Shape {
             return Err(Reject::WrongWork { found: push.work, most: WORK_MAX });
         }
         Ok(())
+    }
+
+    /// Whether a worker asks for values as they are written in this run.
+    ///
+    /// # Errors
+    /// If it asks for other ones.
+    pub fn check_pull(&self, pull: &Pull) -> Result<(), Reject> {
+        check_codec(self.codecs.pull, pull.codec)
     }
 
     /// Whether this shard has the slice, with this length if one is given.
@@ -100,6 +114,18 @@ impl Shape {
             }
             _ => Ok(()),
         }
+    }
+}
+
+fn parts_of(placement: &Placement, shard: ShardId) -> Vec<Part> {
+    let all = (0_u32..).zip(placement.slices());
+    all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect()
+}
+
+fn check_codec(expected: Codec, found: Codec) -> Result<(), Reject> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(Reject::WrongCodec { expected: expected.to_string(), found: found.to_string() }),
     }
 }
 
@@ -124,6 +150,8 @@ struct SnapshotSlice {
     part: Part,
     changed: Version,
     values: SliceValues,
+    /// The same as workers are sent them.
+    encoded: Arc<OnceLock<Encoded>>,
 }
 
 impl Snapshot {
@@ -138,13 +166,33 @@ impl Snapshot {
         have: Option<Version>,
         requested: &'a [u32],
     ) -> impl Iterator<Item = (Part, SliceValues)> + 'a {
+        self.slices_since(have, requested).map(|s| (s.part, s.values.clone()))
+    }
+
+    /// The same, as `encode` writes the values of each, which it does once for all who ask.
+    pub fn encoded_since<'a>(
+        &'a self,
+        have: Option<Version>,
+        requested: &'a [u32],
+        encode: impl Fn(&[f32]) -> Vec<u8> + 'a,
+    ) -> impl Iterator<Item = (Part, Encoded)> + 'a {
+        self.slices_since(have, requested).map(move |s| {
+            let encoded = s.encoded.get_or_init(|| Arc::new(encode(&s.values)));
+            (s.part, Arc::clone(encoded))
+        })
+    }
+
+    fn slices_since<'a>(
+        &'a self,
+        have: Option<Version>,
+        requested: &'a [u32],
+    ) -> impl Iterator<Item = &'a SnapshotSlice> + 'a {
         // A version beyond this one belongs to another history: everything is sent.
         let have = have.filter(|&v| v <= self.version);
         self.slices
             .iter()
             .filter(move |s| requested.is_empty() || requested.contains(&s.part.slice))
             .filter(move |s| have.is_none_or(|have| s.changed > have))
-            .map(|s| (s.part, s.values.clone()))
     }
 }
 
@@ -192,6 +240,8 @@ struct Stored {
     offset: usize,
     changed: Version,
     current: SliceValues,
+    /// Those as workers are sent them, once somebody has asked.
+    encoded: Arc<OnceLock<Encoded>>,
     state: State,
     /// Buffers as long as the slice, for values and for vectors of the state, whichever needs one.
     spares: Vec<SliceValues>,
@@ -230,17 +280,18 @@ impl Store {
         every: Every,
     ) -> Self {
         let mut offset = 0;
-        let shape = Shape::new(placement, shard);
+        let parts = parts_of(placement, shard);
         let slices: Vec<Stored> = placement
             .of_shard(shard)
             .iter()
-            .zip(&shape.parts)
+            .zip(&parts)
             .map(|(slice, &part)| {
                 let stored = Stored {
                     part,
                     offset,
                     changed: Version(0),
                     current: Arc::new(initial_values(layout, slice, seed)),
+                    encoded: Arc::default(),
                     state: State::new(&optimizer, slice.len as usize),
                     spares: Vec::new(),
                 };
@@ -264,8 +315,8 @@ impl Store {
         version: Version,
         slices: Vec<SliceState>,
     ) -> Self {
-        let shape = Shape::new(placement, shard);
-        assert_eq!(slices.len(), shape.parts.len(), "a checkpoint has every slice of {shard}");
+        let parts = parts_of(placement, shard);
+        assert_eq!(slices.len(), parts.len(), "a checkpoint has every slice of {shard}");
         let mut offset = 0;
         let stored = |(&part, slice): (&Part, SliceState)| {
             assert_eq!(slice.values.len() as u64, part.values, "slice {} of {shard}", part.slice);
@@ -274,13 +325,14 @@ impl Store {
                 offset,
                 changed: version,
                 current: slice.values,
+                encoded: Arc::default(),
                 state: slice.state,
                 spares: Vec::new(),
             };
             offset += stored.current.len();
             stored
         };
-        let slices: Vec<Stored> = shape.parts.iter().zip(slices).map(stored).collect();
+        let slices: Vec<Stored> = parts.iter().zip(slices).map(stored).collect();
         let room = room_for_checkpoints(&optimizer);
         Self { optimizer, version, slices, shown: None, room, hands: None }
     }
@@ -321,6 +373,7 @@ impl Store {
                     part: s.part,
                     changed: s.changed,
                     values: s.current.clone(),
+                    encoded: s.encoded.clone(),
                 };
                 self.slices.iter().map(slice).collect()
             }
@@ -338,7 +391,8 @@ impl Store {
         of: Made,
         slices: Vec<(Part, SliceValues)>,
     ) -> Snapshot {
-        let slice = |(part, values)| SnapshotSlice { part, changed: version, values };
+        let slice =
+            |(part, values)| SnapshotSlice { part, changed: version, values, encoded: Arc::default() };
         let Made { examples, pushes, at: made } = of;
         Snapshot { version, step, examples, pushes, made, slices: slices.into_iter().map(slice).collect() }
     }
@@ -402,6 +456,10 @@ impl Store {
             slice.spares.push(before);
             slice.spares.truncate(spares_max);
             slice.changed = self.version;
+            match Arc::get_mut(&mut slice.encoded) {
+                Some(nobodys) => drop(nobodys.take()),
+                None => slice.encoded = Arc::default(),
+            }
         }
     }
 }

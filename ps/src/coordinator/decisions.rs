@@ -53,7 +53,11 @@ pub(crate) struct Decided {
 
 /// The log of decisions of a run.
 #[derive(Debug)]
-pub(crate) struct Decisions(File);
+pub(crate) struct Decisions {
+    file: File,
+    /// Up to here it is whole. What a write that failed left behind it is taken away by the next.
+    sound: u64,
+}
 
 impl Decisions {
     /// Opens the log in a run directory, and reads what it holds.
@@ -83,9 +87,7 @@ impl Decisions {
             }
             sound += length + 1;
         }
-        file.set_len(sound as u64)?;
-        file.seek(SeekFrom::End(0))?;
-        Ok((Self(file), decided))
+        Ok((Self { file, sound: sound as u64 }, decided))
     }
 
     /// Whether a run has begun in this directory.
@@ -116,8 +118,12 @@ impl Decisions {
     fn write(&mut self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
-        self.0.write_all(&text)?;
-        self.0.sync_data()
+        self.file.set_len(self.sound)?;
+        self.file.seek(SeekFrom::Start(self.sound))?;
+        self.file.write_all(&text)?;
+        self.file.sync_data()?;
+        self.sound += text.len() as u64;
+        Ok(())
     }
 }
 
@@ -162,6 +168,21 @@ impl Decided {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_decision_is_whole_after_one_that_could_not_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut log, _) = Decisions::open(folder.path()).unwrap();
+        log.lineage(Time(1), RunId(7), Lineage(0), None, false).unwrap();
+        // What a full disk has taken of a line that is longer than the next.
+        let path = folder.path().join(DECISIONS_FILE);
+        let torn = format!("{{\"decision\":\"{}", "x".repeat(1000));
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(torn.as_bytes()).unwrap();
+        log.lineage(Time(2), RunId(7), Lineage(1), None, false).unwrap();
+        drop(log);
+        assert_eq!(Decisions::open(folder.path()).unwrap().1.lineage, Lineage(1));
+        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2);
+    }
 
     #[test]
     fn what_was_decided_is_known_after_a_restart() {

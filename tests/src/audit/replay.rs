@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use windlass_common::codec::Codec;
 use windlass_common::ids::{Examples, ShardId};
 use windlass_common::plan::{Mode, StalenessScaling, Weights};
 use windlass_common::wire::{Outcome, Record};
@@ -42,6 +43,10 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
             let base = pushed.bases[shard.index()];
             scatter(run, shard, &versions[shard.index()][base.index()], &mut values);
         }
+        for slice in run.placement.slices() {
+            let start = run.layout.range(slice.variable).start + slice.start as usize;
+            as_pulled(run.plan.codecs.pull, &mut values[start..start + slice.len as usize]);
+        }
         let computed = match run.plan.mode.local() {
             Some(local) => train(problem, pushed.work.client, step, local.rate as f32, &values).push,
             None => {
@@ -50,7 +55,9 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
                 gradient
             }
         };
-        assert_same(&pushed.gradient, &computed, &format!("what {worker} pushed for step {step}"));
+        let what = format!("what {worker} pushed for step {step}");
+        assert_same(&pushed.computed, &computed, &what);
+        assert_sent(run, pushed, &what);
     }
 }
 
@@ -155,6 +162,39 @@ fn pushed<'r>(run: &'r Run, r: &Record) -> &'r Pushed {
     let work = pushed.work;
     assert_eq!((r.client, r.examples, r.work), (work.client, work.examples, work.work), "{r:?}");
     pushed
+}
+
+/// What becomes of a slice's values on their way to a worker.
+fn as_pulled(codec: Codec, values: &mut [f32]) {
+    let mut bytes = Vec::new();
+    codec.encode_alone(values, &mut bytes);
+    codec.decode_payload([values.len()], &bytes, values).expect("what was encoded can be decoded");
+}
+
+/// Asserts that what the shards were sent is as near to what was computed as the codec promises. What error feedback adds
+/// has no bound.
+fn assert_sent(run: &Run, pushed: &Pushed, what: &str) {
+    let codec = run.plan.codecs.push;
+    if codec.is_biased() {
+        return;
+    }
+    for (start, (computed, sent)) in
+        (0_usize..).step_by(64).zip(pushed.computed.chunks(64).zip(pushed.gradient.chunks(64)))
+    {
+        // Blocks begin with variables, so that a value's block is among these and those around.
+        let around = &pushed.computed[start.saturating_sub(64)..(start + 128).min(pushed.computed.len())];
+        let largest = around.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        for (computed, sent) in computed.iter().zip(sent) {
+            let most = match codec {
+                Codec::F32 => 0.0,
+                Codec::Bf16 => computed.abs() / 256.0,
+                // Below the least normal number of 16 bits the distance no longer shrinks.
+                Codec::F16 => computed.abs() / 2048.0 + 3e-8,
+                _ => largest / 127.0 * 1.000_001,
+            };
+            assert!((computed - sent).abs() <= most, "{what}: {sent} was sent for {computed} as {codec}");
+        }
+    }
 }
 
 /// Puts one shard's values where they belong in the whole model.

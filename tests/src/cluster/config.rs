@@ -3,8 +3,8 @@
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::optimizer::{Optimizer, Sgd};
 use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Fedavg, Heterogeneity, Hosting, LocalWork, Membership, Mode, Model,
-    Partition, Plan, Sampler, Training, Weights,
+    Clients, Cluster, Codecs, Data, FORMAT, Fedavg, Heterogeneity, Hosting, LocalWork, Membership, Mode,
+    Model, Partition, Plan, Sampler, Training, Weights,
 };
 use windlass_common::schedule::{Schedule, Shape};
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub dropout: f64,
     /// Server processes, each with one shard.
     pub shards: u32,
+    /// How values are written on the wire.
+    pub codecs: Codecs,
     /// What the shards do with a gradient.
     pub optimizer: Optimizer,
     /// The learning rate.
@@ -93,6 +95,7 @@ impl Config {
             clients: None,
             dropout: 0.0,
             shards: 1,
+            codecs: Codecs::default(),
             optimizer: Optimizer::Sgd(Sgd::default()),
             schedule: constant(0.1),
             target,
@@ -145,6 +148,7 @@ impl Config {
             },
             heterogeneity: Heterogeneity { dropout: self.dropout, ..Heterogeneity::default() },
             training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 1 << 40 },
+            codecs: self.codecs,
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
             checkpoints: Default::default(),

@@ -7,12 +7,12 @@ use windlass_common::ids::{
 };
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
-use windlass_common::plan::{Mode, Plan};
+use windlass_common::plan::{Codecs, Mode, Plan};
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Body, Codec, Part, Pull, Push, Reject, Resume};
+use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
 use windlass_ps_core::shard::{Reply, Request};
 use windlass_ps_core::{SessionId, shard};
-use windlass_worker_core::{Effect, Event, Taken, Until, Work, Worker};
+use windlass_worker_core::{Effect, Encoder, Event, Taken, Until, Work, Worker};
 
 use crate::problem::{self, Problem};
 
@@ -20,6 +20,8 @@ use crate::problem::{self, Problem};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pushed {
     /// The whole gradient, in layout order.
+    pub computed: Vec<f32>,
+    /// What the shards are sent of it, as they decode it.
     pub gradient: Vec<f32>,
     /// For each shard the version of the values at hand, as the shard named it.
     pub bases: Vec<Version>,
@@ -82,6 +84,11 @@ pub(crate) struct Driver {
     values: Vec<f32>,
     versions: Vec<Version>,
     gradient: Vec<f32>,
+    /// What the shards decode of it.
+    sent: Vec<f32>,
+    codecs: Codecs,
+    encoder: Encoder,
+    payload_bytes: Vec<u64>,
     way: Way,
     /// Clients that are yet to be trained in this round.
     rest: VecDeque<ClientId>,
@@ -109,6 +116,7 @@ impl Driver {
                 Way::AtWill { seed, rate: local.rate as f32, hosted }
             }
         };
+        let encoder = Encoder::new(plan.codecs.push, plan.seed, &layout, &placement);
         Self {
             id,
             run,
@@ -120,6 +128,10 @@ impl Driver {
             values: vec![f32::NAN; total],
             versions: vec![Version(0); shards],
             gradient: vec![0.0; total],
+            sent: vec![0.0; total],
+            codecs: plan.codecs,
+            encoder,
+            payload_bytes: vec![0; shards],
             way,
             rest: VecDeque::new(),
             steps: 0,
@@ -246,7 +258,13 @@ impl Driver {
     fn take_values(&mut self, part: Part, values: &[f32]) {
         let slice = self.placement.slices()[part.slice as usize];
         let start = self.layout.range(slice.variable).start + slice.start as usize;
-        self.values[start..start + part.values as usize].copy_from_slice(values);
+        let place = &mut self.values[start..start + part.values as usize];
+        let mut bytes = Vec::new();
+        self.codecs.pull.encode_alone(values, &mut bytes);
+        self.codecs
+            .pull
+            .decode_payload([place.len()], &bytes, place)
+            .expect("what was encoded can be decoded");
     }
 
     /// Values for a step are at hand: who is to be trained on them?
@@ -312,6 +330,8 @@ impl Driver {
 
     fn push(&mut self, work: Work, pull: bool, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
         self.steps += 1;
+        let computed = self.gradient.clone();
+        self.encode(work.client);
         let mut sent = Vec::new();
         self.core.handle(Event::Push { work, pull }, &mut sent);
         let sequence = sent.iter().find_map(|effect| match effect {
@@ -320,13 +340,42 @@ impl Driver {
         });
         effects.extend(sent);
         let key = (self.id, self.incarnation, sequence.expect("a push is sent to every shard"));
-        let (gradient, bases) = (self.gradient.clone(), self.versions.clone());
-        let before = gradients.insert(key, Pushed { gradient, bases, work });
+        let (gradient, bases) = (self.sent.clone(), self.versions.clone());
+        let before = gradients.insert(key, Pushed { computed, gradient, bases, work });
         assert_eq!(before, None, "a life computes each push once: {key:?}");
+    }
+
+    /// Encodes the gradient, and decodes it as the shards do.
+    fn encode(&mut self, client: ClientId) {
+        let Some(payloads) = self.encoder.encode(&mut self.gradient, client, self.core.step()) else {
+            self.sent.copy_from_slice(&self.gradient);
+            self.payload_bytes = (0..)
+                .map(ShardId)
+                .map(|id| 4 * self.cut(id).1.len() as u64)
+                .take(self.payload_bytes.len())
+                .collect();
+            return;
+        };
+        for (shard, payload) in (0..).map(ShardId).zip(payloads) {
+            self.payload_bytes[shard.index()] = payload.len() as u64;
+            let slices = self.placement.of_shard(shard).to_vec();
+            let lengths: Vec<usize> = slices.iter().map(|slice| slice.len as usize).collect();
+            let mut decoded = vec![0.0; lengths.iter().sum()];
+            let done = self.codecs.push.decode_payload(lengths.iter().copied(), &payload, &mut decoded);
+            done.expect("what was encoded can be decoded");
+            let mut rest = decoded.as_slice();
+            for (slice, len) in slices.iter().zip(lengths) {
+                let (values, later) = rest.split_at(len);
+                let start = self.layout.range(slice.variable).start + slice.start as usize;
+                self.sent[start..start + len].copy_from_slice(values);
+                rest = later;
+            }
+        }
     }
 
     fn carry_out(&mut self, effect: Effect, wishes: &mut Vec<Wish>) {
         match effect {
+            Effect::Feedback(feedback) => self.encoder.settle(feedback, &self.gradient),
             Effect::Send { shard, push, pull } => wishes.push(self.request(shard, push, pull)),
             Effect::Ready { .. } | Effect::Taken(_) => {}
             Effect::Finished => {
@@ -353,15 +402,16 @@ impl Driver {
         let id = ShardId(shard as u32);
         let push = push.map(|push| {
             let (parts, floats) = self.cut(id);
-            let payload_bytes = floats.len() as u64 * 4;
+            let payload_bytes = self.payload_bytes[shard];
             let windlass_worker_core::Push { sequence, step, base, work } = push;
             let Work { client, examples, work, loss } = work;
-            let codec = Codec::F32;
+            let codec = self.codecs.push;
             let push =
                 Push { sequence, step, base, client, examples, work, loss, codec, parts, payload_bytes };
             (push, floats)
         });
-        let pull = pull.map(|p| Pull { step: p.step, have: p.have, slices: Vec::new(), codec: Codec::F32 });
+        let pull =
+            pull.map(|p| Pull { step: p.step, have: p.have, slices: Vec::new(), codec: self.codecs.pull });
         let request = shard::Request {
             term: Term(0),
             session: self.sessions[shard],
@@ -380,7 +430,7 @@ impl Driver {
         let (mut parts, mut floats) = (Vec::new(), Vec::new());
         for (number, slice) in (0_u32..).zip(self.placement.slices()).filter(|(_, s)| s.shard == shard) {
             let start = self.layout.range(slice.variable).start + slice.start as usize;
-            floats.extend_from_slice(&self.gradient[start..start + slice.len as usize]);
+            floats.extend_from_slice(&self.sent[start..start + slice.len as usize]);
             parts.push(Part { slice: number, values: slice.len });
         }
         (parts, floats)

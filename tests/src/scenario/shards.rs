@@ -9,8 +9,8 @@ use windlass_common::ids::{
 };
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::plan::{
-    Checkpoints, Clients, Cluster, Data, Every, FORMAT, Heterogeneity, Membership, Model, Partition, Plan,
-    Training,
+    Checkpoints, Clients, Cluster, Codecs, Data, Every, FORMAT, Heterogeneity, Membership, Model, Partition,
+    Plan, Training,
 };
 use windlass_common::wire::{Codec, Entry, Member, Order, Outcome, Part, Pull, Push, Report, Task};
 use windlass_ps_core::ledger::Row;
@@ -89,6 +89,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
             compute_threads: 1,
             evaluate_every: command.or("evaluate", 1 << 40)?,
         },
+        codecs: Codecs::default(),
         optimizer: command.optimizer()?,
         schedule: constant(command.or("rate", 0.5)?),
         checkpoints: Checkpoints { every: command.or("checkpoints", Every::Never)?, keep: 2 },

@@ -5,8 +5,8 @@ use std::fmt;
 use windlass_common::ids::{ClientId, ServerId, WorkerId};
 use windlass_common::optimizer::{Optimizer, Sgd};
 use windlass_common::plan::{
-    Checkpoints, Clients, Cluster, Data, Every, FORMAT, Heterogeneity, LEASE_S, Membership, Mode, Model,
-    Partition, Plan, STALL_DEADLINE_S, Training,
+    Checkpoints, Clients, Cluster, Codecs, Data, Every, FORMAT, Heterogeneity, LEASE_S, Membership, Mode,
+    Model, Partition, Plan, STALL_DEADLINE_S, Training,
 };
 use windlass_common::schedule::Schedule;
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub membership: Membership,
     /// What the shards do with a gradient.
     pub optimizer: Optimizer,
+    /// How values are written on the wire.
+    pub codecs: Codecs,
     /// The learning rate.
     pub schedule: Schedule,
     /// Examples at which the training ends; of no meaning in fedavg.
@@ -190,6 +192,7 @@ impl Config {
             dropout: 0.0,
             membership: Membership::Fixed,
             optimizer: Optimizer::Sgd(Sgd::default()),
+            codecs: Codecs::default(),
             schedule: constant(0.1),
             target,
             evaluate_every: 1 << 40,
@@ -270,6 +273,7 @@ impl Config {
                 compute_threads: 1,
                 evaluate_every: self.evaluate_every,
             },
+            codecs: self.codecs,
             optimizer: self.optimizer,
             schedule: self.schedule.clone(),
             checkpoints: self.checkpoints,
@@ -360,6 +364,9 @@ impl fmt::Display for Config {
             write!(f, ", {clients} clients")?;
         }
         write!(f, ", {optimizer}, rate {}, target {target}, ", self.schedule.rate)?;
+        if self.codecs != Codecs::default() {
+            write!(f, "{} up, {} down, ", self.codecs.push, self.codecs.pull)?;
+        }
         let Compute { mean, is_exponential, slow } = self.compute;
         write!(f, "steps {}{mean}us", if is_exponential { "exponential " } else { "" })?;
         if let Some((worker, factor)) = slow {

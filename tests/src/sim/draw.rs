@@ -1,9 +1,10 @@
 //! Draws a whole simulated run from a seed.
 
+use windlass_common::codec::Codec;
 use windlass_common::ids::{ServerId, WorkerId};
 use windlass_common::optimizer::{Adam, FedAdam, FedYogi, Momentum, Nesterov, Optimizer, Sgd};
 use windlass_common::plan::{
-    Checkpoints, Every, Fedavg, Hosting, Membership, Mode, Sampler, Stale, StalenessScaling, Weights,
+    Checkpoints, Codecs, Every, Fedavg, Hosting, Membership, Mode, Sampler, Stale, StalenessScaling, Weights,
 };
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::schedule::{Schedule, Shape};
@@ -112,6 +113,7 @@ impl Config {
         }
         keep_checkpoints(seed, deliveries, &mut config);
         keep_copies(seed, deliveries, &mut config);
+        config.codecs = codecs(seed);
         config
     }
 }
@@ -218,6 +220,20 @@ fn keep_copies(seed: u64, deliveries: u64, config: &mut Config) {
         }
     }
     config.faults.sort_by_key(|f| f.at);
+}
+
+/// In a third of the runs values are written otherwise than as f32; not as f16, whose range is left by runs that diverge.
+/// The numbers are of a stream of their own, too.
+fn codecs(seed: u64) -> Codecs {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(7)));
+    if !draw.once_in(3) {
+        return Codecs::default();
+    }
+    let mut all: Vec<Codec> = Codec::all().into_iter().filter(|codec| *codec != Codec::F16).collect();
+    all.push("topk:20%".parse().expect("it is a codec"));
+    let push = draw.one(&all);
+    all.retain(|codec| codec.is_for_values_alone());
+    Codecs { push, pull: draw.one(&all) }
 }
 
 fn scaling(draw: &mut Draw) -> StalenessScaling {

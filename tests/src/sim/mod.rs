@@ -110,6 +110,8 @@ struct World<'a> {
     lineage: Lineage,
     /// There is no coordinator: it goes on from what has been kept, or its process is away.
     is_restoring: bool,
+    /// Until then it is tried to write down that the run goes on.
+    writes_until: u64,
     /// A run that goes on from a checkpoint of another begins with this.
     resumed: Option<Era>,
     deadline: Option<Time>,
@@ -239,6 +241,7 @@ impl<'a> World<'a> {
             coordinator: Coordinator::new(plan.clone(), run, began),
             lineage: Lineage(0),
             is_restoring: false,
+            writes_until: 0,
             resumed: None,
             deadline: None,
             eras: BTreeMap::from([(Lineage(0), Era::new(config.shards()))]),

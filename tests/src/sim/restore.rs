@@ -20,6 +20,8 @@ use crate::cluster::{Gradients, History, Kept};
 const READINGS: u32 = 3;
 /// Whoever has ended well is started again within this time if the run goes back to before its end.
 const AGAIN_WITHIN: u64 = 1_000_000;
+/// The pause before the beginning of a lineage that could not be written down is tried again.
+const WRITE_AGAIN: u64 = 1_000_000;
 
 /// One history of the run, from its beginning or from a checkpoint on.
 #[derive(Debug, Default)]
@@ -148,6 +150,7 @@ impl World<'_> {
             self.end_life(ServerId(0));
         }
         self.gives_copies_up = !keeps;
+        self.writes_until = self.after(FIRST, self.config.rejoin_deadline_s * 1_000_000);
         for connection in
             self.connections_of(FIRST).into_iter().filter(|_| !self.has_replicas()).collect::<Vec<_>>()
         {
@@ -181,7 +184,12 @@ impl World<'_> {
         let lineage = Lineage(self.store.lineage().map_or(0, |last| last.0 + 1));
         if let Err(why) = self.store.begin_lineage(self.now, lineage) {
             self.counts.add("lineages not begun", 1);
-            self.end(FIRST, format!("lineage {lineage} cannot be begun: {why}"), false);
+            if self.now >= self.writes_until {
+                self.end(FIRST, format!("lineage {lineage} cannot be begun: {why}"), false);
+            } else {
+                let at = self.after(FIRST, WRITE_AGAIN);
+                self.queue.push(at, Happening::Restore { life });
+            }
             return;
         }
         assert!(self.eras.keys().all(|before| *before < lineage), "lineage {lineage} has been before");

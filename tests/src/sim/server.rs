@@ -79,6 +79,8 @@ impl World<'_> {
                     self.forget_connections(server);
                 }
                 if place == FIRST {
+                    // A process that nobody waits for yet says at once what is wrong, and is started again.
+                    self.writes_until = 0;
                     let at = self.after(FIRST, TICK);
                     self.queue.push(at, Happening::Tick(life));
                     if life == 1 && self.resumed.is_none() {

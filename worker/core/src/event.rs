@@ -83,12 +83,30 @@ pub enum Effect {
         /// The step.
         step: Step,
     },
+    /// Tell the encoder what has become of the push.
+    Feedback(Feedback),
     /// Every shard has taken the push: the gradient may be freed. Without a pull, the request is done.
     Taken(Taken),
     /// The training has all its examples.
     Finished,
     /// The worker cannot go on.
     Failed(Reject),
+}
+
+/// What becomes of that which a codec leaves out of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feedback {
+    /// The push does not count on this shard: all of it is left out there.
+    Unused {
+        /// Which, by number.
+        shard: usize,
+    },
+    /// The push is settled, or as good as that: what it left out goes into the next one of its client.
+    Taken,
+    /// The push is as if it had never been made; the next one of its client is computed anew.
+    Undone,
+    /// All that was left out so far belongs to a history that is no more.
+    Forget,
 }
 
 /// What a gradient was computed from.

@@ -3,14 +3,18 @@
 //! [`Worker`] takes events and gives effects. It holds no values and no gradients, opens no socket and reads no clock:
 //! whoever drives it moves the bytes.
 
+mod encoder;
 mod event;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
+
 use windlass_common::ids::{ClientId, Sequence, Step, Version};
 use windlass_common::wire::{Outcome, Resume};
 
-pub use event::{Effect, Event, Pull, Push, Reply, Taken, Until, Work};
+pub use encoder::{Encoder, Payload};
+pub use event::{Effect, Event, Feedback, Pull, Push, Reply, Taken, Until, Work};
 
 /// One gradient that is not acknowledged everywhere.
 #[derive(Clone, Copy, Debug)]
@@ -127,9 +131,10 @@ impl Worker {
         }
         self.is_ready = false;
         if self.until != Until::Settled {
-            // Whatever the shards held of this worker is void, and so is what was on its way.
+            // Whatever the shards held of this worker is void, and so is what was on its way: it is computed again.
             self.next = next;
             if self.in_flight.take().is_some() {
+                out.push(Effect::Feedback(Feedback::Undone));
                 out.push(Effect::Taken(Taken::Unused));
             }
             if busy && self.wants_values {
@@ -147,6 +152,11 @@ impl Worker {
         if let Some(pushed) = self.in_flight.take() {
             // It has been settled on every shard while this worker was away, or the others are beyond its step.
             let is_settled = pushed.sequence < next.sequence;
+            if !is_settled {
+                let all = 0..self.links.len();
+                out.extend(all.map(|shard| Effect::Feedback(Feedback::Unused { shard })));
+            }
+            out.push(Effect::Feedback(Feedback::Taken));
             out.push(Effect::Taken(if is_settled { Taken::Applied } else { Taken::Unused }));
         }
         if busy && self.wants_values {
@@ -162,7 +172,12 @@ impl Worker {
             link.taken = None;
         }
         (self.is_ready, self.finished) = (false, false);
-        self.next = next;
+        let last = std::mem::replace(&mut self.next, next);
+        out.push(Effect::Feedback(match next.sequence.cmp(&last.sequence) {
+            Ordering::Less => Feedback::Forget,
+            Ordering::Equal => Feedback::Undone,
+            Ordering::Greater => Feedback::Taken,
+        }));
         if self.in_flight.take().is_some() {
             out.push(Effect::Taken(Taken::Unused));
         }
@@ -209,6 +224,9 @@ impl Worker {
                 }
                 link.awaits_push = false;
                 let is_applied = matches!(outcome, Outcome::Applied { .. });
+                if !is_applied {
+                    out.push(Effect::Feedback(Feedback::Unused { shard }));
+                }
                 link.taken = Some(if is_applied { Taken::Applied } else { Taken::Unused });
                 self.taken_if_by_all(out);
             }
@@ -240,6 +258,7 @@ impl Worker {
         let is_same_step = self.until == Until::HeldInRound;
         let step = if is_same_step { pushed.step } else { pushed.step.next() };
         self.next = Resume { sequence: pushed.sequence.next(), step };
+        out.push(Effect::Feedback(Feedback::Taken));
         let is = |taken| self.links.iter().any(|l| l.taken == Some(taken));
         out.push(Effect::Taken(match (is(Taken::Applied), is(Taken::Unused)) {
             (true, _) => Taken::Applied,

@@ -2,10 +2,20 @@
 
 use super::*;
 
+/// What is asked for, beside what the encoder is told.
 fn handle(worker: &mut Worker, event: Event) -> Vec<Effect> {
     let mut out = Vec::new();
     worker.handle(event, &mut out);
+    out.retain(|effect| !matches!(effect, Effect::Feedback(_)));
     out
+}
+
+/// What the encoder is told.
+fn told(worker: &mut Worker, event: Event) -> Vec<Feedback> {
+    let mut out = Vec::new();
+    worker.handle(event, &mut out);
+    let told = |effect| if let Effect::Feedback(told) = effect { Some(told) } else { None };
+    out.into_iter().filter_map(told).collect()
 }
 
 fn reply(worker: &mut Worker, shard: usize, reply: Reply) -> Vec<Effect> {
@@ -128,6 +138,43 @@ fn one_shard_that_is_finished_ends_the_training() {
     reply(&mut worker, 0, Reply::Finished);
     reply(&mut worker, 1, applied(0));
     assert_eq!(reply(&mut worker, 1, values(1, 1)), [Effect::Finished]);
+}
+
+#[test]
+fn the_encoder_is_told_where_a_push_counts() {
+    let late = |sequence| {
+        let outcome = Outcome::Late { step: Step(1) };
+        Reply::Settled { sequence: Sequence(sequence), outcome }
+    };
+    let mut worker = ready();
+    handle(&mut worker, PUSH);
+    assert_eq!(told(&mut worker, Event::Reply { shard: 0, reply: applied(0) }), []);
+    let unused = Feedback::Unused { shard: 1 };
+    assert_eq!(told(&mut worker, Event::Reply { shard: 1, reply: late(0) }), [unused, Feedback::Taken]);
+    assert_eq!(told(&mut worker, Event::Reply { shard: 1, reply: late(0) }), [], "it has been told");
+}
+
+#[test]
+fn the_encoder_is_told_what_joining_again_means() {
+    let pushed = |until| {
+        let mut worker = ready();
+        (worker.until, worker.next) = (until, next(4, 4));
+        handle(&mut worker, PUSH);
+        worker
+    };
+    use Feedback::{Forget, Taken, Undone, Unused};
+    let all_unused = [Unused { shard: 0 }, Unused { shard: 1 }, Taken];
+    for (until, event, expected) in [
+        (Until::Settled, Event::Joined { next: next(4, 4) }, &[][..]),
+        (Until::Settled, Event::Joined { next: next(5, 5) }, &[Taken]),
+        (Until::Settled, Event::Joined { next: next(4, 9) }, &all_unused),
+        (Until::Held, Event::Joined { next: next(5, 5) }, &[Undone]),
+        (Until::Settled, Event::Restored { next: next(3, 3) }, &[Forget]),
+        (Until::Settled, Event::Restored { next: next(4, 4) }, &[Undone]),
+        (Until::Settled, Event::Restored { next: next(5, 5) }, &[Taken]),
+    ] {
+        assert_eq!(told(&mut pushed(until), event.clone()), expected, "{until:?} {event:?}");
+    }
 }
 
 /// Two shards, joined, with values for round 0 and these clients to train, by the account of either shard.

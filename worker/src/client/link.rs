@@ -1,15 +1,17 @@
 //! Carries requests and answers between a client and one shard.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytemuck::cast_slice_mut;
+use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
+use windlass_common::plan::Codecs;
 use windlass_common::wire::{self, Body, Codec, Envelope, Part, Values, Wait};
-use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority, bytes_of};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority};
 use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
@@ -19,7 +21,7 @@ use super::session::{brief, next, open_stream, send};
 pub(crate) type Place<'a> = (u32, &'a mut [f32]);
 
 /// A slice and where it lies in the flat buffer.
-pub(crate) type FlatPart = (Part, std::ops::Range<usize>);
+pub(crate) type FlatPart = (Part, Range<usize>);
 
 /// A stream to one shard.
 #[derive(Debug)]
@@ -33,6 +35,9 @@ pub(crate) struct Link {
     silence: Duration,
     /// Whether the last pull was made without any values at hand.
     has_nothing: bool,
+    codecs: Codecs,
+    /// Values as they came, before they are decoded.
+    encoded: Vec<u8>,
 }
 
 impl Link {
@@ -40,33 +45,33 @@ impl Link {
         connection: &Connection,
         shard: ShardId,
         envelope: Envelope,
+        codecs: Codecs,
         silence: Duration,
     ) -> Result<Self, ClientError> {
         let (mut sender, receiver) = open_stream(connection, Priority::Normal, shard, silence).await?;
         let mut buffer = AlignedVec::new();
         send(&mut sender, &mut buffer, envelope.header(Body::Open { shard }), shard).await?;
         let incoming = AlignedVec::new();
-        Ok(Self { shard, sender, receiver, buffer, incoming, silence, has_nothing: true })
+        let (has_nothing, encoded) = (true, Vec::new());
+        Ok(Self { shard, sender, receiver, buffer, incoming, silence, has_nothing, codecs, encoded })
     }
 
-    /// Sends a push, a pull or both; of the gradient, the parts that belong to this shard.
+    /// Sends a push with its payload, a pull or both.
     pub(crate) async fn request(
         &mut self,
         envelope: Envelope,
         parts: &[FlatPart],
-        push: Option<(Push, &Arc<Vec<f32>>)>,
+        push: Option<(Push, &[Bytes])>,
         pull: Option<Pull>,
     ) -> Result<(), ClientError> {
-        let codec = Codec::F32;
+        let codec = self.codecs.pull;
         self.has_nothing = pull.is_some_and(|p| p.have.is_none());
         let pull = pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec });
         let (body, payload) = match (push, pull) {
             (None, None) => return Ok(()),
             (None, Some(pull)) => (Body::Pull(pull), Vec::new()),
-            (Some((push, gradient)), pull) => {
-                let bytes = bytes_of(Arc::clone(gradient));
-                let payload: Vec<_> =
-                    parts.iter().map(|(_, range)| bytes.slice(range.start * 4..range.end * 4)).collect();
+            (Some((push, payload)), pull) => {
+                let codec = self.codecs.push;
                 let Push { sequence, step, base, work: Work { client, examples, work, loss } } = push;
                 let payload_bytes = payload.iter().map(|b| b.len() as u64).sum();
                 let parts = parts.iter().map(|(part, _)| *part).collect();
@@ -82,7 +87,7 @@ impl Link {
                     parts,
                     payload_bytes,
                 };
-                (Body::Push { push, pull }, payload)
+                (Body::Push { push, pull }, payload.to_vec())
             }
         };
         let header = envelope.header(body);
@@ -121,7 +126,11 @@ impl Link {
             let what = format!("{} slices of {} that were asked for", values.parts.len(), places.len());
             return Err(ClientError::protocol(self.shard, what));
         }
-        let announced: u64 = values.parts.iter().map(|p| values.codec.bytes(p.values)).sum();
+        if values.codec != self.codecs.pull {
+            let what = format!("values as {} where they are {} in this run", values.codec, self.codecs.pull);
+            return Err(ClientError::protocol(self.shard, what));
+        }
+        let (announced, _) = values.codec.payload_bytes(values.parts.iter().map(|p| p.values));
         if announced != values.payload_bytes {
             let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);
             return Err(ClientError::protocol(self.shard, what));
@@ -135,8 +144,18 @@ impl Link {
                     format!("slice {} with {} values, which was not asked for", part.slice, part.values);
                 return Err(ClientError::protocol(self.shard, what));
             };
-            let read = self.receiver.payload(cast_slice_mut(place)).await;
-            read.map_err(|e| ClientError::lost(self.shard, e))?;
+            if values.codec == Codec::F32 {
+                let read = self.receiver.payload(cast_slice_mut(place)).await;
+                read.map_err(|e| ClientError::lost(self.shard, e))?;
+                continue;
+            }
+            let (bytes, _) = values.codec.payload_bytes([part.values]);
+            let bytes = usize::try_from(bytes).expect("encoded values take no more than the values");
+            self.encoded.resize(self.encoded.len().max(bytes), 0);
+            let encoded = &mut self.encoded[..bytes];
+            self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
+            let decoded = values.codec.decode_payload([place.len()], encoded, place);
+            decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))?;
         }
         Ok(())
     }
@@ -173,6 +192,11 @@ impl Cuts {
         }
         flat.sort_unstable();
         Self { shards, flat: flat.into_iter().map(|(_, place)| place).collect() }
+    }
+
+    /// Something for each shard and each of its slices, made from where that lies.
+    pub(crate) fn ranges<T>(&self, make: impl Fn(&Range<usize>) -> T) -> Vec<Vec<T>> {
+        self.shards.iter().map(|parts| parts.iter().map(|(_, range)| make(range)).collect()).collect()
     }
 
     /// The slices of one shard.

@@ -6,6 +6,7 @@ mod blocking;
 mod error;
 mod gradient;
 pub(crate) mod link;
+mod outgoing;
 mod patience;
 pub(crate) mod session;
 
@@ -23,7 +24,7 @@ use windlass_common::wire::{Body, WorkerReport};
 use windlass_transport::{
     Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Role,
 };
-use windlass_worker_core::{Effect, Event, Pull, Push, Until, Worker};
+use windlass_worker_core::{Effect, Encoder, Event, Feedback, Pull, Push, Until, Worker};
 pub use windlass_worker_core::{Taken, Work};
 
 pub use blocking::BlockingClient;
@@ -33,6 +34,7 @@ pub use patience::{FAREWELL, LEAVE_WITHIN, Patience, SILENCE_MAX, STATUS_SILENCE
 
 use crate::client::gradient::Gradients;
 use crate::client::link::{Cuts, Link};
+use crate::client::outgoing::Outgoing;
 use crate::client::session::{COORDINATOR, Hosted, Session};
 
 /// How often one request is taken up again over new connections.
@@ -101,6 +103,7 @@ pub struct Client {
     placement: Placement,
     cuts: Cuts,
     gradients: Gradients,
+    encoder: Encoder,
 }
 
 impl Client {
@@ -125,6 +128,7 @@ impl Client {
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
         let gradients = Gradients::new(layout.total() as usize);
         let cuts = Cuts::new(&layout, &placement);
+        let encoder = Encoder::new(session.plan.codecs.push, session.plan.seed, &layout, &placement);
         let taken = Taken::Unused;
         Ok(Self {
             endpoint,
@@ -138,6 +142,7 @@ impl Client {
             placement,
             cuts,
             gradients,
+            encoder,
         })
     }
 
@@ -286,12 +291,19 @@ impl Client {
         if let Some(found) = lengths.into_iter().flatten().find(|&l| l != expected) {
             return Err(ClientError::Length { expected, found });
         }
-        let gradient = gradient.map(|g| self.gradients.lend(g));
+        let outgoing = match (gradient, &event) {
+            (Some(gradient), Event::Push { work, .. }) => {
+                let mut gradient = gradient;
+                let encoded = self.encoder.encode(&mut gradient, work.client, self.core.step());
+                Some(Outgoing::new(self.gradients.lend(gradient), encoded, &self.cuts))
+            }
+            _ => None,
+        };
         let mut effects = Vec::new();
         self.core.handle(event, &mut effects);
         let mut rejoins = 0;
         loop {
-            let mut answered = self.requests(&mut effects, gradient.as_ref(), values.as_deref_mut()).await;
+            let mut answered = self.requests(&mut effects, outgoing.as_ref(), values.as_deref_mut()).await;
             self.session.at(self.core.step());
             if answered.as_ref().is_err_and(ClientError::is_unheard) {
                 // The coordinator knows why, and is about to say so.
@@ -316,7 +328,7 @@ impl Client {
     async fn requests(
         &mut self,
         effects: &mut Vec<Effect>,
-        gradient: Option<&Arc<Vec<f32>>>,
+        outgoing: Option<&Outgoing>,
         values: Option<&mut [f32]>,
     ) -> Result<Option<Next>, ClientError> {
         let mut sends: Vec<(Option<Push>, Option<Pull>)> = vec![(None, None); self.links.len()];
@@ -327,6 +339,7 @@ impl Client {
                 Effect::Finished => return Ok(Some(Next::Finished)),
                 Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
                 Effect::Taken(taken) => self.taken = taken,
+                Effect::Feedback(feedback) => self.settle(feedback, outgoing),
             }
         }
         if sends.iter().all(|(push, pull)| push.is_none() && pull.is_none()) {
@@ -347,7 +360,8 @@ impl Client {
                     if push.is_none() && pull.is_none() {
                         return Ok::<(), ClientError>(());
                     }
-                    link.request(envelope, parts, push.zip(gradient), pull).await?;
+                    let payload = outgoing.map(|outgoing| outgoing.payload(shard));
+                    link.request(envelope, parts, push.zip(payload), pull).await?;
                     loop {
                         let Some(reply) = link.reply(&mut places).await? else { continue };
                         let (core, effects) = &mut *core.lock();
@@ -376,10 +390,15 @@ impl Client {
                 Effect::Ready { step } => last = Some(Next::Step(*step)),
                 Effect::Finished => last = Some(Next::Finished),
                 Effect::Taken(taken) => self.taken = *taken,
+                Effect::Feedback(feedback) => self.settle(*feedback, outgoing),
                 Effect::Failed(_) | Effect::Send { .. } => {}
             }
         }
         Ok(last)
+    }
+
+    fn settle(&mut self, feedback: Feedback, outgoing: Option<&Outgoing>) {
+        self.encoder.settle(feedback, outgoing.map(Outgoing::gradient).unwrap_or_default());
     }
 
     /// Joins again, and once more where the network breaks meanwhile, as long as [`REJOINS_MAX`] allows.
@@ -447,7 +466,8 @@ async fn connect(
 ) -> Result<(Vec<Connection>, Vec<Link>), ClientError> {
     let (connections, of_shards) = session.connect_to_servers(endpoint, placement.shards(), within).await?;
     let links = (0..).map(ShardId).zip(&of_shards);
-    let links = links.map(|(shard, connection)| Link::open(connection, shard, session.envelope, silence));
+    let (envelope, codecs) = (session.envelope, session.plan.codecs);
+    let links = links.map(|(shard, connection)| Link::open(connection, shard, envelope, codecs, silence));
     let links = try_join_all(links).await?;
     Ok((connections, links))
 }

@@ -50,6 +50,7 @@ pub(crate) fn plan(shards: u32) -> Plan {
             stall_deadline_s: STALL_DEADLINE_S,
         },
         clients: Clients::one_per_worker(2),
+        codecs: Default::default(),
         heterogeneity: Heterogeneity::default(),
         training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 100 },
         optimizer: "sgd".parse().unwrap(),

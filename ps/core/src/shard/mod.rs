@@ -140,7 +140,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let mut shard = Self {
             run,
             lineage,
-            shape: Shape::new(&placement, id),
+            shape: Shape::new(&placement, id, plan.codecs),
             apply,
             release,
             rejoin: rules::rejoin(plan),

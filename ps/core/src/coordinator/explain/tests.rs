@@ -1,16 +1,12 @@
 //! Brings a coordinator into each situation and reads what it says.
 
 use windlass_common::ids::{ClientId, Incarnation, RunId, Sequence, Step, Version};
-use windlass_common::layout::{Initial, Variable};
-use windlass_common::optimizer::Optimizer;
-use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Fedavg, Hosting, LocalWork, Mode, Model, Plan, Sampler, Training, Weights,
-};
+use windlass_common::plan::{Clients, Fedavg, Hosting, LocalWork, Mode, Plan, Sampler, Weights};
 use windlass_common::wire::{Entry, Order, Report, Resume, Standing, Wait, WorkerReport};
 
 use super::*;
 use crate::coordinator::{Effect, Event};
-use crate::{SessionId, Time};
+use crate::{SessionId, Time, sample};
 
 const FIXED: Membership = Membership::Fixed;
 const ELASTIC: Membership = Membership::Elastic { workers_max: 6 };
@@ -19,40 +15,9 @@ const OBSERVER: SessionId = SessionId(900);
 
 fn plan(membership: Membership, mode: Mode) -> Plan {
     let clients = if membership == FIXED { 3 } else { 6 };
-    let plan = Plan {
-        format: FORMAT,
-        name: "run".into(),
-        seed: 1,
-        mode,
-        cluster: Cluster {
-            servers: SERVERS,
-            shards_per_server: 1,
-            replicas: 0,
-            workers: 3,
-            membership,
-            join_deadline_s: 60,
-            rejoin_deadline_s: 30,
-            lease_s: 5,
-            stall_deadline_s: 600,
-        },
-        clients: Clients::one_per_worker(clients),
-        heterogeneity: Default::default(),
-        training: Training { batch: 1, passes: 1000.0, compute_threads: 1, evaluate_every: 1 << 40 },
-        optimizer: Optimizer::default(),
-        schedule: Default::default(),
-        checkpoints: Default::default(),
-        data: Data {
-            path: String::new(),
-            label_column: String::new(),
-            validation: 0,
-            train_examples: 1000,
-            fingerprint: "0".repeat(16),
-        },
-        model: Model {
-            name: "line".into(),
-            variables: vec![Variable::new("weight", &[8192], Initial::Zeros)],
-        },
-    };
+    let mut plan = sample::plan(mode, SERVERS, 3);
+    plan.cluster.membership = membership;
+    plan.clients = Clients::one_per_worker(clients);
     plan.check().unwrap();
     plan
 }

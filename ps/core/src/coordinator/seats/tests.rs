@@ -1,52 +1,18 @@
 //! Lets servers join with copies of all kinds, and reads where the shards are put.
 
 use windlass_common::ids::{Incarnation, RunId, Sequence, Term, Version, WorkerId};
-use windlass_common::layout::{Initial, Variable};
-use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Membership, Model, Plan, StalenessScaling, Training,
-};
+use windlass_common::plan::{Membership, Plan, StalenessScaling};
 
 use super::*;
 use crate::coordinator::Event;
 use crate::ledger::Row;
+use crate::sample;
 
 const SERVERS: u32 = 3;
 
 fn plan() -> Plan {
-    let plan = Plan {
-        format: FORMAT,
-        name: "copied".into(),
-        seed: 1,
-        mode: Mode::Async { scaling: StalenessScaling::None },
-        cluster: Cluster {
-            servers: SERVERS,
-            shards_per_server: 1,
-            replicas: 1,
-            workers: 2,
-            membership: Membership::Fixed,
-            join_deadline_s: 60,
-            rejoin_deadline_s: 30,
-            lease_s: 5,
-            stall_deadline_s: 600,
-        },
-        clients: Clients::one_per_worker(2),
-        heterogeneity: Default::default(),
-        training: Training { batch: 1, passes: 1000.0, compute_threads: 1, evaluate_every: 1 << 40 },
-        optimizer: Default::default(),
-        schedule: Default::default(),
-        checkpoints: Default::default(),
-        data: Data {
-            path: String::new(),
-            label_column: String::new(),
-            validation: 0,
-            train_examples: 1000,
-            fingerprint: "0".repeat(16),
-        },
-        model: Model {
-            name: "line".into(),
-            variables: vec![Variable::new("weight", &[8192], Initial::Zeros)],
-        },
-    };
+    let mut plan = sample::plan(Mode::Async { scaling: StalenessScaling::None }, SERVERS, 2);
+    plan.cluster.replicas = 1;
     plan.check().unwrap();
     plan
 }

@@ -5,59 +5,25 @@ use windlass_common::ids::{
 };
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::{Adam, Optimizer};
-use windlass_common::plan::{
-    Clients, Cluster, Data, FORMAT, Fedavg, Hosting, LocalWork, Membership, Mode, Model, Plan, Sampler,
-    StalenessScaling, Training, Weights,
-};
+use windlass_common::plan::{Fedavg, Hosting, LocalWork, Mode, Plan, Sampler, StalenessScaling, Weights};
 use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::{Codec, Entry, Feed, Member, Order, Pull, Push, Record, Task};
 
 use super::*;
 use crate::replica::{Gate, Refused, Standby};
 use crate::shard::{Event, Request};
-use crate::{SessionId, Time};
+use crate::{SessionId, Time, sample};
 
 const WORKERS: u32 = 3;
 const SHARD: ShardId = ShardId(0);
 
 fn plan(mode: Mode) -> Plan {
-    let plan = Plan {
-        format: FORMAT,
-        name: "copied".into(),
-        seed: 1,
-        mode,
-        cluster: Cluster {
-            servers: 2,
-            shards_per_server: 1,
-            replicas: 1,
-            workers: WORKERS,
-            membership: Membership::Fixed,
-            join_deadline_s: 60,
-            rejoin_deadline_s: 30,
-            lease_s: 5,
-            stall_deadline_s: 600,
-        },
-        clients: Clients::one_per_worker(WORKERS),
-        heterogeneity: Default::default(),
-        training: Training { batch: 1, passes: 1000.0, compute_threads: 1, evaluate_every: 1 << 40 },
-        optimizer: Optimizer::Adam(Adam::default()),
-        schedule: Default::default(),
-        checkpoints: Default::default(),
-        data: Data {
-            path: String::new(),
-            label_column: String::new(),
-            validation: 0,
-            train_examples: 1_000_000,
-            fingerprint: "0".repeat(16),
-        },
-        model: Model {
-            name: "line".into(),
-            variables: vec![
-                Variable::new("weight", &[512], Initial::Zeros),
-                Variable::new("bias", &[512], Initial::Zeros),
-            ],
-        },
-    };
+    let mut plan = sample::plan(mode, 2, WORKERS);
+    plan.cluster.replicas = 1;
+    plan.optimizer = Optimizer::Adam(Adam::default());
+    plan.data.train_examples = 1_000_000;
+    let variable = |name| Variable::new(name, &[512], Initial::Zeros);
+    plan.model.variables = vec![variable("weight"), variable("bias")];
     plan.check().unwrap();
     plan
 }

@@ -1,0 +1,357 @@
+//! Writes values as bytes, each block of 64 with a scale of its own.
+//!
+//! A block's scale is its largest magnitude divided by 127, and a value becomes the whole number next to value / scale,
+//! or one of the two next to it by chance, so that its mean is the value (the stochastic rounding of QSGD, Alistarh et al.
+//! 2017, with the largest magnitude in place of the norm). So the error is at most half a scale, or one scale.
+//!
+//! ```text
+//! ceil(n / 64) scales as f32, then n bytes from -127 to 127
+//! ```
+//!
+//! A block whose magnitudes are all below 127 times the smallest normal f32, about 1.5e-36, has scale 0 and bytes 0.
+//! One with a value that is not finite has [`NOT_FINITE`] for its scale and bytes 0; it is decoded to NaN throughout.
+
+use super::dither::{BLOCK, Dither};
+use super::error::CodecError;
+use super::{NOT_FINITE, is_scale};
+
+/// The largest scale: 127 times the next one is infinite.
+const SCALE_MAX: f32 = f32::from_bits(0x7c01_0203);
+/// 1.5 * 2^23: in what is added to it, the last digit stands for 1. Its last byte is 0.
+const WHOLE: f32 = 12_582_912.0;
+
+type Block = [f32; BLOCK];
+
+/// Bytes of so many values.
+pub fn bytes(values: u64) -> u64 {
+    values.div_ceil(BLOCK as u64).saturating_mul(4).saturating_add(values)
+}
+
+/// Appends the encoding of the slice that begins at value `start` of its variable. With a `dither` it is rounded by
+/// chance, without to nearest.
+///
+/// # Panics
+/// If `start` is not a multiple of 64.
+pub fn encode(values: &[f32], start: u64, dither: Option<Dither>, out: &mut Vec<u8>) {
+    run(values, start, dither, out, |_, _, _, _| ());
+}
+
+/// As [`encode`], and writes into `residual` what is lost of each value.
+///
+/// # Panics
+/// As [`encode`], and if `residual` is not as long as `values`.
+pub fn encode_with_residual(
+    values: &[f32],
+    start: u64,
+    dither: Option<Dither>,
+    residual: &mut [f32],
+    out: &mut Vec<u8>,
+) {
+    assert_eq!(values.len(), residual.len(), "values and their residuals");
+    run(values, start, dither, out, |at, values, scale, codes| {
+        for ((residual, &value), &code) in residual[at..].iter_mut().zip(values).zip(codes) {
+            *residual = value - f32::from(code as i8) * scale;
+        }
+    });
+}
+
+/// `after` is given the place of a block, its values, its scale and its bytes.
+fn run(
+    values: &[f32],
+    start: u64,
+    dither: Option<Dither>,
+    out: &mut Vec<u8>,
+    mut after: impl FnMut(usize, &Block, f32, &[u8]),
+) {
+    assert!(start.is_multiple_of(BLOCK as u64), "slices start at multiples of {BLOCK}");
+    out.reserve(bytes(values.len() as u64) as usize);
+    let mut scale_at = out.len();
+    out.resize(scale_at + 4 * values.len().div_ceil(BLOCK), 0);
+    let mut number = start / BLOCK as u64;
+    let mut one = |at: usize, block: &Block, len: usize| {
+        let (scale, inverse) = scale(block);
+        let codes = match (scale.is_finite(), dither) {
+            (false, _) => [0; BLOCK],
+            (true, None) => nearest(block, inverse),
+            (true, Some(dither)) => by_chance(block, inverse, &dither.block(number)),
+        };
+        out[scale_at..scale_at + 4].copy_from_slice(&scale.to_le_bytes());
+        out.extend_from_slice(&codes[..len]);
+        after(at, block, scale, &codes[..len]);
+        (scale_at, number) = (scale_at + 4, number + 1);
+    };
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    for (i, block) in blocks.iter().enumerate() {
+        one(i * BLOCK, block, BLOCK);
+    }
+    if !rest.is_empty() {
+        let mut block = [0.0; BLOCK];
+        block[..rest.len()].copy_from_slice(rest);
+        one(values.len() - rest.len(), &block, rest.len());
+    }
+}
+
+/// The scale, and its inverse or a number just below it: no magnitude times that is above 127.
+fn scale(block: &Block) -> (f32, f32) {
+    const LANES: usize = 8;
+    let (mut largest, mut wrong) = ([0_f32; LANES], [0_u32; LANES]);
+    for row in block.as_chunks::<LANES>().0 {
+        for ((largest, wrong), &value) in largest.iter_mut().zip(&mut wrong).zip(row) {
+            let magnitude = value.abs();
+            *largest = larger(*largest, magnitude);
+            // An infinity is the largest; a NaN is larger than nothing.
+            *wrong |= u32::from(value.is_nan());
+        }
+    }
+    // By halves, as they lie in the processor's vectors: one after the other they would all be waited for.
+    for half in [LANES / 2, LANES / 4, LANES / 8] {
+        for i in 0..half {
+            largest[i] = larger(largest[i], largest[i + half]);
+            wrong[i] |= wrong[i + half];
+        }
+    }
+    let largest = largest[0];
+    if largest == f32::INFINITY || wrong[0] != 0 {
+        return (NOT_FINITE, 0.0);
+    }
+    let scale = (largest / 127.0).min(SCALE_MAX);
+    if scale < f32::MIN_POSITIVE {
+        return (0.0, 0.0);
+    }
+    let mut inverse = 1.0 / scale;
+    // Three roundings can make a little more of it: once for the block is cheaper than a minimum for each value.
+    while largest * inverse > 127.0 {
+        inverse = inverse.next_down();
+    }
+    (scale, inverse)
+}
+
+/// As an instruction of the processor has it; `f32::max` takes several to mind NaN.
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+fn nearest(block: &Block, inverse: f32) -> [u8; BLOCK] {
+    block.map(|value| (value * inverse + WHOLE).to_bits() as u8)
+}
+
+/// A whole number stays what it is, since the numbers added to it are below 1/2 and the sum is exact. So 127 does not
+/// become 128, which is no signed byte.
+fn by_chance(block: &Block, inverse: f32, dither: &Block) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    for ((code, &value), &dither) in codes.iter_mut().zip(block).zip(dither) {
+        *code = (value * inverse + dither + WHOLE).to_bits() as u8;
+    }
+    codes
+}
+
+/// Whether `bytes` are an encoding of so many values.
+///
+/// # Errors
+/// If their number is another one, or a scale or a byte is none that [`encode`] writes.
+pub fn check(bytes: &[u8], values: usize) -> Result<(), CodecError> {
+    let (found, expected) = (bytes.len(), self::bytes(values as u64));
+    if found as u64 != expected {
+        return Err(CodecError::Length { codec: "int8", values, expected, found });
+    }
+    let (scales, codes) = bytes.split_at(4 * values.div_ceil(BLOCK));
+    for (index, scale) in scales.as_chunks().0.iter().enumerate() {
+        let scale = f32::from_le_bytes(*scale);
+        if !is_scale(scale, SCALE_MAX) {
+            return Err(CodecError::Scale { index, bits: scale.to_bits() });
+        }
+    }
+    for (number, codes) in codes.chunks(BLOCK).enumerate() {
+        // All of them are looked at, for a loop that may end early is not vectorised.
+        if codes.iter().fold(false, |found, &code| found | (code == 0x80)) {
+            let index = codes.iter().position(|&code| code == 0x80).unwrap_or_default();
+            return Err(CodecError::Code { index: number * BLOCK + index });
+        }
+    }
+    Ok(())
+}
+
+/// Writes all values into `out`.
+///
+/// # Errors
+/// As [`check`]; then `out` is as it was.
+pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
+    check(bytes, out.len())?;
+    part(bytes, out.len(), 0, out);
+    Ok(())
+}
+
+/// Writes the values from number `start`, a multiple of 64, into `out`, of bytes of `values` values that have passed
+/// [`check`].
+pub(super) fn part(bytes: &[u8], values: usize, start: usize, out: &mut [f32]) {
+    let (scales, codes) = bytes.split_at(4 * values.div_ceil(BLOCK));
+    let scales = &scales.as_chunks().0[start / BLOCK..];
+    for ((out, codes), scale) in out.chunks_mut(BLOCK).zip(codes[start..].chunks(BLOCK)).zip(scales) {
+        let scale = f32::from_le_bytes(*scale);
+        for (value, &code) in out.iter_mut().zip(codes) {
+            *value = f32::from(code as i8) * scale;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::numbers;
+    use super::*;
+    use crate::rng::Purpose;
+
+    fn dither(step: u64) -> Dither {
+        Dither::new(1, Purpose::PushRounding { source: 0, variable: 0, step })
+    }
+
+    fn encoded(values: &[f32], dither: Option<Dither>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(values, 0, dither, &mut bytes);
+        bytes
+    }
+
+    fn round_trip(values: &[f32], dither: Option<Dither>) -> Vec<f32> {
+        let mut decoded = vec![f32::NAN; values.len()];
+        decode(&encoded(values, dither), &mut decoded).unwrap();
+        decoded
+    }
+
+    /// 1/127 of the largest magnitude in each value's block.
+    fn scales(values: &[f32]) -> Vec<f64> {
+        let largest = |block: &[f32]| block.iter().fold(0.0, |most: f32, value| most.max(value.abs()));
+        values.chunks(64).flat_map(|block| vec![f64::from(largest(block)) / 127.0; block.len()]).collect()
+    }
+
+    #[test]
+    fn scales_come_first_then_bytes() {
+        let mut values = [0.0; 66];
+        values[..4].copy_from_slice(&[127.0, -2.5, 1.4, -127.0]);
+        values[64..].copy_from_slice(&[-254.0, 3.0]);
+        let bytes = encoded(&values, None);
+        assert_eq!(bytes.len() as u64, bytes_of(66));
+        assert_eq!(bytes[..8], [1.0_f32.to_le_bytes(), 2.0_f32.to_le_bytes()].concat());
+        assert_eq!(bytes[8..12], [127, 0xfe, 1, 0x81]); // -2.5 goes to the even -2
+        assert!(bytes[12..72].iter().all(|&byte| byte == 0));
+        assert_eq!(bytes[72..], [0x81, 2]); // 1.5 goes to the even 2
+    }
+
+    fn bytes_of(values: u64) -> u64 {
+        values + 4 * values.div_ceil(64)
+    }
+
+    #[test]
+    fn the_error_is_half_a_scale_to_nearest_and_a_scale_by_chance() {
+        for seed in 0..20 {
+            let values = numbers(seed, 5_003);
+            for (dither, most) in [(None, 0.5), (Some(dither(seed)), 1.0)] {
+                let (mut largest, decoded) = (0.0_f64, round_trip(&values, dither));
+                for ((value, decoded), scale) in values.iter().zip(decoded).zip(scales(&values)) {
+                    let error = (f64::from(*value) - f64::from(decoded)).abs();
+                    // f32 rounds the scale, its inverse and two products: each by 2^-24 of up to 127 scales.
+                    assert!(
+                        error <= scale * (most + 4.0 * 127.0 / f64::from(1 << 24)),
+                        "{value} became {decoded}"
+                    );
+                    largest = largest.max(error / scale);
+                }
+                assert!(largest > 0.95 * most, "{largest}: it gets that large");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_by_chance_has_the_value_for_its_mean() {
+        const DRAWS: u64 = 4_000;
+        let mut values = numbers(3, 192);
+        values[70] = f32::MAX; // among very different sizes too
+        let (mut sums, mut squares) = (vec![0.0_f64; 192], vec![0.0_f64; 192]);
+        for step in 0..DRAWS {
+            let decoded = round_trip(&values, Some(dither(step)));
+            for (((sum, square), value), decoded) in
+                sums.iter_mut().zip(&mut squares).zip(&values).zip(decoded)
+            {
+                let error = f64::from(decoded) - f64::from(*value);
+                *sum += error;
+                *square += error * error;
+            }
+        }
+        let (mut total, mut beyond_two) = (0.0, 0);
+        for (i, scale) in scales(&values).into_iter().enumerate() {
+            // The variance of a value with the fraction f of a scale is f (1 - f) scales squared.
+            let fraction = f64::from(values[i]) / scale;
+            let variance = (fraction - fraction.floor()) * (fraction.ceil() - fraction) * scale * scale;
+            // What the numbers cannot express: half a 65,536th, and f32's rounding of a whole scale.
+            let error = (variance / DRAWS as f64).sqrt() + scale / 30_000.0;
+            let mean = sums[i] / DRAWS as f64;
+            assert!(mean.abs() < 4.5 * error, "value {i}: {mean:e} is {} standard errors", mean / error);
+            beyond_two += u32::from(mean.abs() > 2.0 * error);
+            assert!(
+                squares[i] / DRAWS as f64 <= 1.3 * variance + scale * scale / 100.0,
+                "value {i} varies more"
+            );
+            total += mean / error;
+        }
+        assert!(total.abs() < 4.5 * 192_f64.sqrt(), "all of them together: {total}");
+        assert!(beyond_two < 24, "{beyond_two} of 192 are beyond two standard errors");
+    }
+
+    #[test]
+    fn whole_numbers_of_scales_are_not_moved_by_chance() {
+        let values: Vec<f32> = (0..64).map(|i| [127.0, -127.0, 126.0, -1.0][i % 4] * 0.25).collect();
+        for step in 0..500 {
+            assert_eq!(round_trip(&values, Some(dither(step))), values);
+        }
+    }
+
+    #[test]
+    fn the_largest_magnitude_keeps_its_sign_whatever_its_digits() {
+        // 127 times a rounded scale is not always the largest magnitude: no byte may wrap around to -128.
+        for seed in 0..2_000_u64 {
+            let most = f32::from_bits((seed as u32).wrapping_mul(0x9e37_79b9) >> 1 & 0x7eff_ffff).max(1e-30);
+            let values = [most, -most, most / 2.0];
+            for dither in [None, Some(dither(seed))] {
+                let bytes = encoded(&values, dither);
+                // By chance, what is a rounding below 127 may now and then go to 126.
+                let codes = [bytes[4] as i8, -(bytes[5] as i8)];
+                assert!(codes.iter().all(|code| [126, 127].contains(code)), "{most:e} became {codes:?}");
+                assert!(dither.is_some() || codes == [127; 2], "{most:e} became {codes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_end_where_they_would_not_do() {
+        let scale_of = |value: f32| f32::from_le_bytes(encoded(&[value], None)[..4].try_into().unwrap());
+        assert_eq!(scale_of(f32::MAX).to_bits(), SCALE_MAX.to_bits());
+        assert!((127.0 * SCALE_MAX).is_finite());
+        assert_eq!(127.0 * f32::from_bits(SCALE_MAX.to_bits() + 1), f32::INFINITY);
+        assert_eq!(scale_of(127.0 * f32::MIN_POSITIVE), f32::MIN_POSITIVE);
+        for small in [126.9 * f32::MIN_POSITIVE, f32::from_bits(1), 0.0, -0.0] {
+            assert_eq!(encoded(&[small, -small], None), [0; 6], "{small:e}");
+            assert_eq!(encoded(&[small, -small], Some(dither(0))), [0; 6], "{small:e}");
+        }
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(encoded(&[1.0, wrong], None), [0, 0, 0xc0, 0x7f, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn a_scale_or_byte_that_nobody_writes_is_an_error() {
+        let bytes = encoded(&numbers(1, 130), None);
+        let mut out = [0.0; 130];
+        for wrong in
+            [-0.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, -NOT_FINITE, f32::from_bits(0x7fc0_0001), f32::MAX]
+        {
+            let mut bytes = bytes.clone();
+            bytes[8..12].copy_from_slice(&wrong.to_le_bytes());
+            assert_eq!(decode(&bytes, &mut out), Err(CodecError::Scale { index: 2, bits: wrong.to_bits() }));
+        }
+        for index in [0, 63, 64, 129] {
+            let mut bytes = bytes.clone();
+            bytes[12 + index] = 0x80;
+            assert_eq!(decode(&bytes, &mut out), Err(CodecError::Code { index }));
+        }
+        let error = decode(&bytes[1..], &mut out).unwrap_err().to_string();
+        assert_eq!(error, "130 values as int8 take 142 bytes; there are 141");
+    }
+}

@@ -1,0 +1,174 @@
+//! Lays the encoded slices of a shard end to end, as a payload holds them, and takes them apart again.
+//!
+//! Where the bytes of a slice do not follow from the number of its values, their number precedes them, in 8 bytes.
+
+use super::{Chosen, Codec, CodecError, Rounding};
+
+/// Bytes that precede a slice whose length nobody could tell.
+const LENGTH_BYTES: usize = size_of::<u64>();
+
+impl Codec {
+    /// Whether values can be written by themselves, by [`encode_alone`](Self::encode_alone): where neither chance nor
+    /// other parts of the variable have a say.
+    pub fn is_for_values_alone(self) -> bool {
+        self.alone().is_some()
+    }
+
+    /// Appends values that are written by themselves.
+    ///
+    /// # Panics
+    /// If this codec does not.
+    pub fn encode_alone(self, values: &[f32], out: &mut Vec<u8>) {
+        let chosen = self.alone().expect("a plan has none for values that needs more than those");
+        chosen.append(self, (0, values), None, out);
+    }
+
+    fn alone(self) -> Option<Chosen> {
+        match self {
+            Self::F32 => Some(Chosen::F32),
+            Self::Bf16 => Some(Chosen::Bf16),
+            Self::F16 => Some(Chosen::F16),
+            Self::Int8 { rounding: Rounding::Nearest } => Some(Chosen::Int8 { dither: None }),
+            Self::Int8 { rounding: Rounding::Stochastic } | Self::TopK { .. } | Self::Sign => None,
+        }
+    }
+
+    /// Bytes of a payload of slices with so many values each: the fewest and the most.
+    pub fn payload_bytes(self, slices: impl IntoIterator<Item = u64>) -> (u64, u64) {
+        let (mut least, mut most) = (0_u64, 0_u64);
+        for values in slices {
+            let (shortest, longest) = match self.fixed_bytes(values) {
+                Some(bytes) => (bytes, bytes),
+                None => {
+                    let length = LENGTH_BYTES as u64;
+                    (length, length.saturating_add(self.bytes_max(values)))
+                }
+            };
+            (least, most) = (least.saturating_add(shortest), most.saturating_add(longest));
+        }
+        (least, most)
+    }
+
+    /// Decodes a payload of slices with so many values each into `out`, end to end.
+    ///
+    /// # Errors
+    /// If it is no such payload. Then some of `out` may have been written.
+    ///
+    /// # Panics
+    /// If `out` is not as long as the slices together.
+    pub fn decode_payload(
+        self,
+        slices: impl IntoIterator<Item = usize>,
+        mut bytes: &[u8],
+        mut out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        for values in slices {
+            let (slice, rest) = self.first_slice(values, bytes)?;
+            let (place, later) = std::mem::take(&mut out).split_at_mut(values);
+            self.decode(slice, place)?;
+            (bytes, out) = (rest, later);
+        }
+        assert!(out.is_empty(), "every value has its place in a slice");
+        match bytes.is_empty() {
+            true => Ok(()),
+            false => Err(CodecError::Payload { expected: 0, found: bytes.len() }),
+        }
+    }
+
+    /// The bytes of the first slice, which has so many values, and those after it.
+    fn first_slice(self, values: usize, bytes: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
+        let (expected, bytes) = match self.fixed_bytes(values as u64) {
+            Some(expected) => (expected, bytes),
+            None => {
+                let short = CodecError::Payload { expected: LENGTH_BYTES as u64, found: bytes.len() };
+                let (length, rest) = bytes.split_first_chunk().ok_or(short)?;
+                (u64::from_le_bytes(*length), rest)
+            }
+        };
+        let split = usize::try_from(expected).ok().and_then(|expected| bytes.split_at_checked(expected));
+        split.ok_or(CodecError::Payload { expected, found: bytes.len() })
+    }
+}
+
+impl Chosen {
+    /// Appends to a payload the slice that begins at value `start` of its variable; with `residual`, writes there each
+    /// value minus what is decoded of it. `codec` is the one that this was chosen for.
+    ///
+    /// # Panics
+    /// As [`Chosen::encode_with_residual`].
+    pub fn append(
+        &self,
+        codec: Codec,
+        (start, values): (u64, &[f32]),
+        residual: Option<&mut [f32]>,
+        out: &mut Vec<u8>,
+    ) {
+        let begins = out.len();
+        let has_length = codec.fixed_bytes(values.len() as u64).is_none();
+        if has_length {
+            out.extend_from_slice(&[0; LENGTH_BYTES]);
+        }
+        match residual {
+            Some(residual) => self.encode_with_residual(start, values, residual, out),
+            None => self.encode(start, values, out),
+        }
+        if has_length {
+            let length = (out.len() - begins - LENGTH_BYTES) as u64;
+            out[begins..][..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Scratch;
+    use super::*;
+    use crate::rng::Purpose;
+
+    /// Three slices of one variable, encoded with what is left over of each value.
+    fn payload(codec: Codec, values: &[f32], residual: &mut [f32]) -> Vec<u8> {
+        let purpose = Purpose::PushRounding { source: 0, variable: 0, step: 0 };
+        let chosen = codec.prepare(values, 1, purpose, &mut Scratch::default());
+        let mut bytes = Vec::new();
+        for range in [0..64, 64..320, 320..values.len()] {
+            let slice = (range.start as u64, &values[range.clone()]);
+            chosen.append(codec, slice, Some(&mut residual[range]), &mut bytes);
+        }
+        bytes
+    }
+
+    fn values() -> Vec<f32> {
+        (0..400_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 8.0).collect()
+    }
+
+    #[test]
+    fn what_is_decoded_and_what_is_left_are_what_was_encoded() {
+        let values = values();
+        for codec in Codec::all() {
+            let mut residual = vec![f32::NAN; values.len()];
+            let bytes = payload(codec, &values, &mut residual);
+            let (least, most) = codec.payload_bytes([64, 256, 80]);
+            assert!((least..=most).contains(&(bytes.len() as u64)), "{codec}");
+            let mut decoded = vec![0.0; values.len()];
+            codec.decode_payload([64, 256, 80], &bytes, &mut decoded).unwrap();
+            for ((value, decoded), left) in values.iter().zip(&decoded).zip(&residual) {
+                assert_eq!(value - decoded, *left, "{codec}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_too_short_or_too_long_is_refused() {
+        let values = values();
+        for codec in Codec::all() {
+            let mut bytes = payload(codec, &values, &mut vec![0.0; values.len()]);
+            let mut decoded = vec![0.0; values.len()];
+            bytes.push(0);
+            assert!(codec.decode_payload([64, 256, 80], &bytes, &mut decoded).is_err(), "{codec}");
+            for length in 0..bytes.len() - 1 {
+                let short = codec.decode_payload([64, 256, 80], &bytes[..length], &mut decoded);
+                assert!(short.is_err(), "{codec} takes {length} bytes");
+            }
+        }
+    }
+}

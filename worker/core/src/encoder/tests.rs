@@ -1,0 +1,134 @@
+//! Tests of what is sent of gradients, and of what is left out until later.
+
+use windlass_common::layout::{Initial, Variable};
+
+use super::*;
+
+const SHARDS: [u32; 3] = [1, 2, 5];
+const CLIENT: ClientId = ClientId(3);
+
+fn layout() -> Layout {
+    let variable = |name, values| Variable::new(name, &[values], Initial::Zeros);
+    Layout::new(vec![variable("a", 5000), variable("b", 10), variable("c", 3000)]).unwrap()
+}
+
+fn encoder(codec: &str, shards: u32) -> (Encoder, Placement, Codec) {
+    let layout = layout();
+    let placement = Placement::new(&layout, shards).unwrap();
+    let codec = codec.parse().unwrap();
+    (Encoder::new(codec, 1, &layout, &placement), placement, codec)
+}
+
+/// Whole numbers, so that nothing is rounded in sums; those of one call differ from those of another.
+fn gradient(step: u64) -> Vec<f32> {
+    (0..8010_u64).map(|i| ((i * 2_654_435_761 + step * 40_503) % 511) as f32 - 255.0).collect()
+}
+
+/// What shards decode, in the order of the flat buffer.
+fn decoded(payloads: &[Payload], placement: &Placement, codec: Codec) -> Vec<f32> {
+    let layout = layout();
+    let mut flat = vec![f32::NAN; layout.total() as usize];
+    for (shard, payload) in (0..).map(ShardId).zip(payloads) {
+        let slices = placement.of_shard(shard);
+        let lengths = || slices.iter().map(|slice| slice.len as usize);
+        let mut values = vec![0.0; lengths().sum()];
+        codec.decode_payload(lengths(), payload, &mut values).unwrap();
+        let mut values = values.into_iter();
+        for slice in slices {
+            let start = layout.range(slice.variable).start + slice.start as usize;
+            flat[start..start + slice.len as usize].fill_with(|| values.next().unwrap());
+        }
+    }
+    flat
+}
+
+#[test]
+fn shards_decode_the_same_however_many_they_are() {
+    for codec in Codec::all().map(|codec| codec.to_string()) {
+        let sent = SHARDS.map(|shards| {
+            let (mut encoder, placement, codec) = encoder(&codec, shards);
+            let steps = (0..3).map(|step| {
+                let mut gradient = gradient(step);
+                let payloads = encoder.encode(&mut gradient, CLIENT, Step(step));
+                let sent = payloads.map_or_else(|| gradient.clone(), |p| decoded(&p, &placement, codec));
+                encoder.settle(Feedback::Taken, &gradient);
+                sent.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            });
+            steps.collect::<Vec<_>>()
+        });
+        assert!(sent.iter().all(|of| *of == sent[0]), "{codec}");
+    }
+}
+
+#[test]
+fn whatever_is_left_out_is_sent_later_or_still_there() {
+    let (mut encoder, placement, codec) = encoder("topk:1%", 2);
+    let mut owed = vec![0.0; 8010];
+    for step in 0..40 {
+        let mut p = gradient(step);
+        owed.iter_mut().zip(&p).for_each(|(owed, g)| *owed += g);
+        let payloads = encoder.encode(&mut p, CLIENT, Step(step)).unwrap();
+        assert_eq!(p, owed, "what was left out is added");
+        let sent = decoded(&payloads, &placement, codec);
+        assert!(sent.iter().filter(|v| **v != 0.0).count() <= 81, "a hundredth of each variable is sent");
+        if step % 3 == 2 {
+            // Of a push that does not count on the second shard all is left out there.
+            encoder.settle(Feedback::Unused { shard: 1 }, &p);
+            let of = placement.of_shard(ShardId(0));
+            for slice in of {
+                let from = layout().range(slice.variable).start + slice.start as usize;
+                for i in from..from + slice.len as usize {
+                    owed[i] -= sent[i];
+                }
+            }
+        } else {
+            owed.iter_mut().zip(&sent).for_each(|(owed, sent)| *owed -= sent);
+        }
+        encoder.settle(Feedback::Taken, &p);
+    }
+}
+
+#[test]
+fn what_is_left_out_belongs_to_the_client_and_to_the_history() {
+    let (mut encoder, ..) = encoder("sign", 2);
+    let push = |encoder: &mut Encoder, client, feedback| {
+        let mut p = gradient(0);
+        encoder.encode(&mut p, ClientId(client), Step(0));
+        encoder.settle(feedback, &p);
+        p
+    };
+    let first = push(&mut encoder, 0, Feedback::Taken);
+    assert_eq!(first, gradient(0));
+    assert_eq!(push(&mut encoder, 1, Feedback::Taken), first, "another client has left nothing out");
+    let second = push(&mut encoder, 0, Feedback::Undone);
+    assert_ne!(second, first);
+    assert_eq!(push(&mut encoder, 0, Feedback::Taken), second, "a push that is made again is the same");
+    assert_ne!(push(&mut encoder, 0, Feedback::Forget), second);
+    assert_eq!(push(&mut encoder, 0, Feedback::Taken), first, "a history that is no more has left nothing");
+}
+
+#[test]
+fn codecs_without_bias_add_nothing() {
+    for codec in ["bf16", "f16", "int8-stochastic"] {
+        let (mut encoder, ..) = encoder(codec, 2);
+        for step in 0..2 {
+            let mut p = gradient(step);
+            encoder.encode(&mut p, CLIENT, Step(step)).unwrap();
+            encoder.settle(Feedback::Taken, &p);
+            assert_eq!(p, gradient(step), "{codec}");
+        }
+    }
+}
+
+#[test]
+fn memory_of_payloads_is_used_again_when_nobody_reads_them() {
+    let (mut encoder, ..) = encoder("int8", 2);
+    let addresses = |payloads: &[Payload]| payloads.iter().map(|p| p.as_ptr() as usize).collect::<Vec<_>>();
+    let first = encoder.encode(&mut gradient(0), CLIENT, Step(0)).unwrap();
+    let kept = addresses(&first);
+    let second = encoder.encode(&mut gradient(1), CLIENT, Step(1)).unwrap();
+    assert!(addresses(&second).iter().all(|a| !kept.contains(a)), "the first is still read");
+    drop(first);
+    let third = encoder.encode(&mut gradient(2), CLIENT, Step(2)).unwrap();
+    assert!(addresses(&third).iter().all(|a| kept.contains(a)));
+}
