@@ -26,8 +26,9 @@ const SHARE: f64 = 0.7;
 /// Measures every optimizer on one variable beyond the last cache beside the triad of STREAM, in turn, and on 2NN in the
 /// cache.
 ///
-/// As STREAM does, a round takes the best of several runs; a figure is the median of the rounds. A run takes its
-/// processor time divided by the threads, which on an idle machine is the wall's, and on a busy one what it would be.
+/// As STREAM does, a round takes the best of several runs; a figure is the median of the rounds. On one thread a run takes
+/// its processor time, so that it counts nothing of what others do meanwhile; on two it takes the wall's, since one thread
+/// may end up doing the work of both where the other finds no free core.
 #[derive(Debug, Parser)]
 struct Flags {
     /// Rounds of each measurement.
@@ -50,28 +51,19 @@ struct Flags {
     millis: u64,
 }
 
-/// Bytes per nanosecond, by processor time per thread and by the wall.
-#[derive(Clone, Copy, Default)]
-struct Speed {
-    processor: f64,
-    wall: f64,
-}
-
-/// The best of as many runs as there is time for, at least two.
-fn best(bytes: u64, threads: u64, millis: u64, mut run: impl FnMut()) -> Speed {
-    let (begun, mut best) = (Instant::now(), Speed::default());
+/// GB/s of the best of as many runs as there is time for, at least five.
+fn best(bytes: u64, crew: Option<&Crew>, millis: u64, mut run: impl FnMut()) -> f64 {
+    let (begun, mut best) = (Instant::now(), Duration::MAX);
     for runs in 0.. {
-        if runs > 1 && begun.elapsed() > Duration::from_millis(millis) {
+        if runs > 4 && begun.elapsed() > Duration::from_millis(millis) {
             break;
         }
         let (processor, wall) = (processor_time(), Instant::now());
         run();
-        let (wall, processor) = (wall.elapsed(), processor_time() - processor);
-        let speed = |took: Duration| bytes as f64 / took.as_secs_f64() / 1e9;
-        best.processor = best.processor.max(speed(processor) * threads as f64);
-        best.wall = best.wall.max(speed(wall));
+        let took = if crew.is_some() { wall.elapsed() } else { processor_time() - processor };
+        best = best.min(took);
     }
-    best
+    bytes as f64 / best.as_secs_f64() / 1e9
 }
 
 /// a[i] = b[i] + s c[i] (McCalpin 1995, "Memory Bandwidth and Machine Balance in Current High Performance Computers").
@@ -87,11 +79,11 @@ impl Triad {
     }
 
     /// At 12 bytes a value, which is what STREAM counts.
-    fn run(&mut self, crew: Option<&Crew>, millis: u64) -> Speed {
+    fn run(&mut self, crew: Option<&Crew>, millis: u64) -> f64 {
         let s = black_box(3.0_f32);
         let Self { a, b, c } = self;
         let bytes = 12 * a.len() as u64;
-        best(bytes, crew.map_or(1, |crew| crew.count() as u64), millis, || {
+        best(bytes, crew, millis, || {
             let half = a.len() / 2;
             match crew {
                 None => triad(a, b, c, s),
@@ -153,7 +145,7 @@ impl Setting {
     }
 
     /// A store that has all its buffers.
-    fn run(&self, case: Case, crew: Option<&Arc<Crew>>, millis: u64) -> Speed {
+    fn run(&self, case: Case, crew: Option<&Arc<Crew>>, millis: u64) -> f64 {
         let Self { layout, placement, gradients } = self;
         let mut store = Store::new(layout, placement, ShardId(0), case.optimizer, 1, Every::Never);
         crew.into_iter().for_each(|crew| store.lend(crew.clone()));
@@ -162,9 +154,9 @@ impl Setting {
         // Several in one run where one would be too short for the clock.
         let repeats = (1 << 20) / layout.total() + 1;
         let mut run = || (0..repeats).for_each(|_| store.apply(Combined::Mean(&pushes), 1e-6));
-        run();
-        let threads = crew.map_or(1, |crew| crew.count() as u64);
-        best(case.bytes() * layout.total() * repeats, threads, millis, run)
+        // Memory is there only once it has been written to: the values' two buffers after two updates.
+        (0..3).for_each(|_| run());
+        best(case.bytes() * layout.total() * repeats, crew.map(Arc::as_ref), millis, run)
     }
 }
 
@@ -188,22 +180,18 @@ fn measure(flags: &Flags, cases: &[Case], values: u64, threads: u64) -> anyhow::
             found.push((bare, setting.run(case, crew.as_ref(), flags.millis)));
         }
     }
-    let column = |found: &[(Speed, Speed)], of: fn(&(Speed, Speed)) -> f64| -> Vec<f64> {
-        found.iter().map(of).collect()
-    };
-    let all = found.concat();
-    let (processor, wall) = (column(&all, |f| f.0.processor), column(&all, |f| f.0.wall));
-    println!("  triad: GB/s {}, by the wall {:.1}", spread(&processor), median(&wall));
+    let column =
+        |found: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| -> Vec<f64> { found.iter().map(of).collect() };
+    println!("  triad: GB/s {}", spread(&column(&found.concat(), |&(bare, _)| bare)));
     for (case, found) in cases.iter().zip(&found) {
-        let shares = column(found, |(bare, own)| own.processor / bare.processor);
+        let shares = column(found, |(bare, own)| own / bare);
         println!(
-            "  {:22} {:2} bytes a value, GB/s {:24} by the wall {:5.1}, of the triad {} {}",
+            "  {:22} {:2} bytes a value, GB/s {:24} of the triad {}{}",
             case.name(),
             case.bytes(),
-            spread(&column(found, |f| f.1.processor)),
-            median(&column(found, |f| f.1.wall)),
+            spread(&column(found, |&(_, own)| own)),
             spread(&shares),
-            if median(&shares) < SHARE { "BELOW" } else { "" }
+            if median(&shares) < SHARE { "  BELOW" } else { "" }
         );
     }
     Ok(())
@@ -226,7 +214,7 @@ fn main() -> anyhow::Result<()> {
     let small = Setting::new(None, flags.pushes.iter().copied().max().unwrap_or(1))?;
     println!("\n2NN ({} values, in the cache), 1 thread", small.layout.total());
     for case in cases {
-        let round = |_| small.run(case, None, flags.millis / 4).processor;
+        let round = |_| small.run(case, None, flags.millis / 4);
         println!("  {:22} GB/s {}", case.name(), spread(&(0..flags.rounds).map(round).collect::<Vec<f64>>()));
     }
     if let Some(share) = stolen_share(before) {
