@@ -43,6 +43,9 @@ struct Flags {
     program: Program,
 }
 
+/// Gradients of each thread in one measurement.
+const GRADIENTS: u64 = 500;
+
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let cores = match flags.cores {
@@ -53,7 +56,8 @@ fn main() -> anyhow::Result<()> {
     let before = stolen();
     let mut rows = Vec::new();
     for round in 0..flags.rounds {
-        let c = gradient(&flags)?;
+        let alone = gradient(&flags, 1)?;
+        let c = gradient(&flags, cores)?;
         let identities = Identities::new(flags.workers)?;
         let address = bare::serve(identities.server, windlass_ps::limits(), values)?;
         let q = bare::exchange(address, &identities.workers, values, 1000)?.core_seconds();
@@ -61,9 +65,10 @@ fn main() -> anyhow::Result<()> {
         let (steps, launch) = train(&flags)?;
         let bound = cores as f64 / (c + q + a);
         println!(
-            "round {round}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
+            "round {round}: c {:.3} ms ({:.3} with the other cores idle), q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
              {:.0} % of it; {launch:.2} s from launch to the first step",
             c * 1e3,
+            alone * 1e3,
             q * 1e3,
             a * 1e3,
             steps / bound * 100.0
@@ -86,22 +91,21 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Processor seconds of one gradient on one thread.
-fn gradient(flags: &Flags) -> anyhow::Result<f64> {
-    let mut model = models::by_name(&flags.model)?;
-    let plan = plan(&flags.model, 1, 1)?;
-    let values = plan.layout()?.initial_values(1);
-    let mut gradient = vec![0.0; values.len()];
-    let features = vec![0.25; flags.batch * model.input().features];
-    let labels: Vec<u32> = (0..flags.batch as u32).map(|i| i % model.input().classes as u32).collect();
-    let mut one = || model.gradient(&values, Batch::new(&features, &labels), &mut gradient);
-    one();
-    let (before, mut count) = (processor_time(), 0);
-    while count < 20 || processor_time() - before < std::time::Duration::from_millis(500) {
-        one();
-        count += 1;
-    }
-    Ok((processor_time() - before).as_secs_f64() / f64::from(count))
+/// Processor seconds of one gradient, while so many threads compute one each.
+fn gradient(flags: &Flags, threads: usize) -> anyhow::Result<f64> {
+    let values = plan(&flags.model, 1, 1)?.layout()?.initial_values(1);
+    let took = bare::at_once(threads, GRADIENTS, |_| {
+        let mut model = models::by_name(&flags.model)?;
+        let mut gradient = vec![0.0; values.len()];
+        let features = vec![0.25; flags.batch * model.input().features];
+        let labels: Vec<u32> = (0..flags.batch as u32).map(|i| i % model.input().classes as u32).collect();
+        let values = &values;
+        Ok(move || {
+            model.gradient(values, Batch::new(&features, &labels), &mut gradient);
+            Ok(())
+        })
+    })?;
+    Ok(took.core_seconds())
 }
 
 /// Processor seconds of applying one gradient to one shard.

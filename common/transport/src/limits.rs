@@ -164,7 +164,10 @@ mod tests {
                 "could hold 16512 MiB, and the limit window_memory is 16384",
             ),
             (Limits { mtu: 6_551, ..Limits::default() }, "mtu is 6551, and must be from 1200 to 6550"),
-            (Limits { local_mtu: 65_508, ..Limits::default() }, "local_mtu is 65508, and must be from 1200 to"),
+            (
+                Limits { local_mtu: 65_508, ..Limits::default() },
+                "local_mtu is 65508, and must be from 1200 to",
+            ),
             (Limits { stream_window: 128 * MIB, ..Limits::default() }, "more than receive_window"),
             (Limits { send_window: 0, ..Limits::default() }, "send_window is 0"),
             (Limits { receive_window: u64::MAX, ..Limits::default() }, "receive_window is"),
