@@ -8,17 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use mimalloc::MiMalloc;
 use windlass_common::exit::{self, Exit};
 use windlass_common::plan::Plan;
 use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report};
 use windlass_ps::{Options, Part, serve};
 use windlass_transport::Identity;
-
-/// Every datagram that comes in is an allocation of quinn's; the system's allocator gives such memory back to the kernel again
-/// and again.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Holds a part of a model's variables and applies what workers push.
 ///

@@ -5,17 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
 use windlass_common::exit::{self, Exit};
 use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report};
 use windlass_transport::Identity;
 use windlass_worker::client::{JoinOptions, Patience};
 use windlass_worker::training::{TrainingOptions, train};
-
-/// Every datagram that comes in is an allocation of quinn's; the system's allocator gives such memory back to the kernel again
-/// and again.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Computes gradients on its share of the data and trains a model together with others.
 ///

@@ -66,7 +66,7 @@ fn best(bytes: u64, crew: Option<&Crew>, millis: u64, mut run: impl FnMut()) -> 
     bytes as f64 / best.as_secs_f64() / 1e9
 }
 
-/// a[i] = b[i] + s c[i] (McCalpin 1995, "Memory Bandwidth and Machine Balance in Current High Performance Computers").
+/// `a[i] = b[i] + s c[i]` (McCalpin 1995, "Memory Bandwidth and Machine Balance in Current High Performance Computers").
 struct Triad {
     a: Vec<f32>,
     b: Vec<f32>,
