@@ -87,21 +87,19 @@ impl Ledger {
         Self { outcomes_max, term: Term(0), entries }
     }
 
-    /// What a checkpoint remembers. A push that is held is as if it had not been taken, for the step in `held`; where workers
-    /// make it again under a new number it is void.
-    pub fn rows(&self, is_made_again: bool, held: impl Fn(WorkerId) -> Option<Step>) -> Vec<Row> {
+    /// What a checkpoint remembers. The last pushes of a worker, if they are held, are as if they had not been taken, for the
+    /// step in `held`: how many of them have arrived may differ from shard to shard. One that is held while a later one is
+    /// settled is void.
+    pub fn rows(&self, held: impl Fn(WorkerId) -> Option<Step>) -> Vec<Row> {
         let row = |(&worker, entry): (&WorkerId, &Entry)| {
-            let open = entry.outcomes.iter().take_while(|o| o.is_some()).count();
-            let (kept, taken_back) = match is_made_again {
-                true => (entry.outcomes.len(), 0),
-                false => (open, (entry.outcomes.len() - open) as u64),
-            };
+            let taken_back = entry.outcomes.iter().rev().take_while(|o| o.is_none()).count();
+            let kept = entry.outcomes.len() - taken_back;
             let outcomes = entry.outcomes.iter().take(kept).map(|o| o.unwrap_or(Outcome::Void)).collect();
             Row {
                 worker,
                 member: entry.member,
                 incarnation: entry.incarnation,
-                sequence: Sequence(entry.next.sequence.0 - taken_back),
+                sequence: Sequence(entry.next.sequence.0 - taken_back as u64),
                 step: held(worker).unwrap_or(entry.next.step),
                 clock: entry.clock,
                 outcomes,
@@ -399,6 +397,26 @@ mod tests {
         ledger.take(W, Step(1));
         ledger.settle(W, Sequence(0), applied(1), Step(1));
         ledger.settle(W, Sequence(0), applied(2), Step(1));
+    }
+
+    #[test]
+    fn a_checkpoint_does_not_tell_whether_the_last_pushes_are_held() {
+        let mut ledger = ledger();
+        let settled = |ledger: &mut Ledger, n| {
+            ledger.take(W, Step(1));
+            ledger.settle(W, Sequence(n), applied(n + 1), Step(1));
+        };
+        settled(&mut ledger, 0);
+        let rows = ledger.rows(|_| Some(Step(1)));
+        assert_eq!(rows[0].sequence, Sequence(1));
+        for _ in 0..2 {
+            ledger.take(W, Step(1));
+            assert_eq!(ledger.rows(|_| Some(Step(1))), rows);
+        }
+        settled(&mut ledger, 3);
+        let row = ledger.rows(|_| None).remove(0);
+        assert_eq!(row.sequence, Sequence(4));
+        assert_eq!(row.outcomes, [applied(1), Outcome::Void, Outcome::Void, applied(4)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use windlass_process_tests::ledger::Ledger;
 use windlass_process_tests::schedule::{Draws, seeds};
 use windlass_process_tests::{
@@ -54,6 +55,28 @@ fn since_restored(run: &Path) -> usize {
     all.iter().rev().take_while(|l| l["event"] != "restored").filter(|l| l["sequence"].is_u64()).count()
 }
 
+/// The run that was killed has ended in the same bytes and counts as the other.
+fn same(whole: &Path, killed: &Path, counts: &[&str]) {
+    assert_eq!(model(whole), model(killed));
+    for count in counts {
+        if summary(whole)[count] != summary(killed)[count] {
+            let unusual = |l: &Value| {
+                !["applied", "opened", "closed", "checkpoint"]
+                    .contains(&l["event"].as_str().unwrap_or_default())
+            };
+            let unusual: Vec<String> =
+                lines(killed).iter().filter(|l| unusual(l)).map(Value::to_string).collect();
+            let [whole, killed] = [whole, killed].map(summary);
+            panic!(
+                "{count}: {} and {}; {whole}; {killed}; {}",
+                whole[count],
+                killed[count],
+                unusual.join("\n")
+            );
+        }
+    }
+}
+
 /// A run that is killed as a whole, again and again, and goes on each time. `pushes` is how many it makes in all, on both
 /// shards together.
 fn killed_again_and_again(folder: &Path, flags: &str, roles: &[&str], every: &str, pushes: u64) -> PathBuf {
@@ -83,10 +106,7 @@ fn a_sync_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     train(&whole, SYNC).end(WITHIN).well();
     let roles = ["server-0", "server-1", "worker-0", "worker-1"];
     let killed = killed_again_and_again(folder.path(), SYNC, &roles, "40steps", 3700);
-    assert_eq!(model(&whole), model(&killed));
-    for count in ["steps", "pushes", "examples"] {
-        assert_eq!(summary(&whole)[count], summary(&killed)[count], "{count}");
-    }
+    same(&whole, &killed, &["steps", "pushes", "examples"]);
 }
 
 #[test]
@@ -96,10 +116,7 @@ fn a_federated_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     train(&whole, FEDAVG).end(WITHIN).well();
     let roles = ["server-0", "server-1", "worker-0", "worker-1"];
     let killed = killed_again_and_again(folder.path(), FEDAVG, &roles, "4steps", 480);
-    assert_eq!(model(&whole), model(&killed));
-    for count in ["rounds", "steps", "pushes", "client_tallies"] {
-        assert_eq!(summary(&whole)[count], summary(&killed)[count], "{count}");
-    }
+    same(&whole, &killed, &["rounds", "steps", "pushes", "client_tallies"]);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use crate::cluster::Kept;
 /// Outcomes that are remembered of a worker, beside those of what is held.
 const OUTCOMES: usize = 8;
 
-/// What becomes of pushes that are held when a checkpoint is taken.
-fn are_void(plan: &Plan) -> bool {
+/// Whether a worker that comes back makes what it had open again under new numbers.
+fn are_redone(plan: &Plan) -> bool {
     match plan.mode {
         Mode::Sync { backup } => backup > 0 || plan.cluster.membership != Membership::Fixed,
         Mode::Softsync { .. } | Mode::Fedavg(_) | Mode::Fedbuff { .. } => true,
@@ -36,7 +36,7 @@ pub(super) fn verify(what: &str, ledger: &Ledger<'_>, kept: &Kept) {
     let state = &kept.state;
     assert_eq!(state.version.0, version, "{what} keeps in {checkpoint:?} another version than it has");
     assert_eq!(state.examples.0, examples, "{what} keeps in {checkpoint:?} other examples than it has");
-    if !are_void(plan) {
+    if !are_redone(plan) {
         assert_eq!(state.partial, void, "{what} keeps in {checkpoint:?} other void pushes than it has");
     }
     for row in &state.workers {
@@ -47,10 +47,7 @@ pub(super) fn verify(what: &str, ledger: &Ledger<'_>, kept: &Kept) {
             }
             panic!("{what} keeps in {checkpoint:?} a worker that nobody knows: {row:?}")
         };
-        let next = match are_void(plan) {
-            true => worker.next,
-            false => worker.next - worker.held.len() as u64,
-        };
+        let next = worker.next - worker.held_last();
         assert_eq!(row.sequence.0, next, "{what} keeps in {checkpoint:?} another next push: {row:?}");
         let expected: Vec<Outcome> = (0..next).rev().map(|number| outcome(worker, number)).collect();
         let found: Vec<Outcome> = row.outcomes.iter().rev().copied().collect();
@@ -60,7 +57,7 @@ pub(super) fn verify(what: &str, ledger: &Ledger<'_>, kept: &Kept) {
         let is_right = (least..=OUTCOMES + held_most(plan)).contains(&found.len());
         assert!(is_right, "{what} keeps in {checkpoint:?} {} outcomes of {:?}", found.len(), row.worker);
         match &plan.mode {
-            Mode::Sync { .. } if !are_void(plan) => {
+            Mode::Sync { .. } if !are_redone(plan) => {
                 let is_right = (row.step, row.clock) == (state.open, state.open) && state.open.0 == version;
                 assert!(is_right, "{what} keeps in {checkpoint:?} at version {version} {row:?}");
             }
@@ -76,7 +73,7 @@ pub(super) fn verify(what: &str, ledger: &Ledger<'_>, kept: &Kept) {
     assert!(forgotten.is_none(), "{what} forgets in {checkpoint:?} {:?}", forgotten.map(|(id, _)| id));
 }
 
-/// What has become of a push; what is held will be made again under another number.
+/// What has become of a push; one that is held while a later one is settled is void.
 fn outcome(worker: &Worker, number: u64) -> Outcome {
     worker.outcomes.get(&number).copied().unwrap_or(Outcome::Void)
 }

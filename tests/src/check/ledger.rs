@@ -67,6 +67,14 @@ pub(super) struct Worker {
     pub(super) examples: u64,
 }
 
+impl Worker {
+    /// How many pushes are held after the last that is settled.
+    pub(super) fn held_last(&self) -> u64 {
+        let settled = self.outcomes.last_key_value().map(|(number, _)| *number);
+        self.held.keys().filter(|held| settled.is_none_or(|settled| **held > settled)).count() as u64
+    }
+}
+
 /// What is known of a shard.
 pub(super) struct Ledger<'a> {
     what: String,
@@ -271,7 +279,7 @@ impl Ledger<'_> {
             if is_given_on {
                 continue;
             }
-            // What was held and is not void is made again under its number.
+            // What was held last is made again under its number; the rest has been told to be void.
             worker.next -= worker.held.len() as u64;
             worker.held.clear();
         }

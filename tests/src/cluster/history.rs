@@ -215,9 +215,13 @@ impl History {
         self.cut_at(at + 1)
     }
 
-    /// The shard is made anew, from what it was when this history ends. Where workers make again what was held, it is void.
-    pub(crate) fn restore(&mut self, lineage: Lineage, kept: Option<Kept>, is_made_again: bool) {
-        let held = if is_made_again { self.held() } else { Vec::new() };
+    /// The shard is made anew, from what it was when this history ends. What was held is void where a later push of its worker
+    /// is settled, and as if it had never come otherwise.
+    pub(crate) fn restore(&mut self, lineage: Lineage, kept: Option<Kept>) {
+        let mut held = self.held();
+        let is_before =
+            |of: &Asked, r: &Record| r.worker == of.worker && of.push.is_some_and(|p| p.0 < r.sequence);
+        held.retain(|of| self.records().any(|r| is_before(of, r)));
         let examples_applied = self.records().map(|r| r.examples_applied).max().unwrap_or_default();
         for asked in held {
             let Some((sequence, step, client)) = asked.push else { continue };

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use windlass_common::ids::{Lineage, ServerId, ShardId, WorkerId};
 use windlass_common::wire::{Begins, Order, Report};
 use windlass_ps_core::coordinator::{Complete, Coordinator, Event, Restore, RunState};
-use windlass_ps_core::rules::{self, Rejoin};
 use windlass_ps_core::shard::{self, Image, Shard, ShardState};
 
 use super::delivery::How;
@@ -336,7 +335,6 @@ impl World<'_> {
     }
 
     pub(super) fn make_shards(&mut self, server: ServerId, lineage: Lineage, images: Option<Vec<Image>>) {
-        let is_made_again = rules::rejoin(&self.plan) == Rejoin::Redo;
         self.drop_shards(server);
         (self.followers[server.index()].lineage, self.followers[server.index()].serves) = (lineage, true);
         for id in self.plan.cluster.shards_of(server) {
@@ -350,7 +348,7 @@ impl World<'_> {
             let era = self.eras.get_mut(&lineage).expect("a lineage has a history");
             if lineage > Lineage(0) {
                 let kept = era.base.map(|checkpoint| Kept::of(checkpoint, &shard.image()));
-                era.histories[id.index()].restore(lineage, kept, is_made_again);
+                era.histories[id.index()].restore(lineage, kept);
             }
             self.hosted.insert((server, id), Hosted::new(shard, lineage, None));
         }

@@ -16,7 +16,7 @@ use windlass_common::wire::Report;
 use super::{Effect, Request, Shard};
 use crate::Time;
 use crate::ledger::{Ledger, Row};
-use crate::rules::{self, Apply, Rejoin};
+use crate::rules::{self, Apply};
 use crate::store::{Made, SliceState, Store};
 
 /// A shard's part of a checkpoint.
@@ -95,7 +95,6 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
 
     /// The same, but for the values.
     pub fn state(&self) -> ShardState {
-        let is_made_again = self.rejoin == Rejoin::Redo;
         // What was for the open step alone is made for it again.
         let held = |worker| match self.apply {
             Apply::Buffer { .. } => None,
@@ -108,7 +107,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             pushes: self.made.pushes,
             made_us: self.made.at.0,
             partial: self.partial,
-            workers: self.ledger.rows(is_made_again, held),
+            workers: self.ledger.rows(held),
         }
     }
 
