@@ -1,12 +1,15 @@
 //! Runs whole trainings, as a user would, and reads what they came to.
 
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::Value;
+use windlass_common::wire::Codec;
 
 /// Flags of `windlass train` with which nothing is evaluated in between.
 pub const UNEVALUATED: [&str; 2] = ["--evaluate-every", "1000000000"];
@@ -68,5 +71,36 @@ impl Program {
         let events = events.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
         let checkpoints = events.iter().filter(|event| event["event"] == "checkpoint").count();
         Ok(Trained { summary, checkpoints })
+    }
+}
+
+/// How a training writes what workers push and what they pull, as in `topk:1%/int8`.
+#[derive(Clone, Debug)]
+pub struct CodecPair {
+    push: String,
+    pull: String,
+}
+
+impl CodecPair {
+    /// The flags of `windlass train` for it.
+    pub fn flags(&self) -> [&str; 4] {
+        ["--push-codec", &self.push, "--pull-codec", &self.pull]
+    }
+}
+
+impl FromStr for CodecPair {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (push, pull) =
+            text.split_once('/').context("a pair of codecs is PUSH/PULL, such as topk:1%/int8")?;
+        let known = |name: &str| name.parse::<Codec>().map(|_| name.to_owned()).map_err(anyhow::Error::msg);
+        Ok(Self { push: known(push)?, pull: known(pull)? })
+    }
+}
+
+impl Display for CodecPair {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.push, self.pull)
     }
 }
