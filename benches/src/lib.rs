@@ -1,6 +1,5 @@
-//! What the benchmarks share: a plan for the model at hand, bare QUIC, and a clock of processor time.
+//! What the benchmarks share: a plan for the model at hand, whole trainings, and figures of the machine.
 
-pub mod bare;
 pub mod machine;
 pub mod setting;
 pub mod training;

@@ -1,14 +1,4 @@
-//! Reads processor time and stolen time, and takes medians.
-
-use std::time::Duration;
-
-use rustix::time::{ClockId, clock_gettime};
-
-/// Processor time that this process has used, over all its threads.
-pub fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
+//! Reads stolen time, and takes medians.
 
 /// Processor time of the whole machine so far, and what of it the hypervisor gave to others, in clock ticks.
 /// `None` where the system does not tell.

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::Value;
+use windlass_common::plan::Codecs;
 use windlass_common::wire::Codec;
 
 /// Flags of `windlass train` with which nothing is evaluated in between.
@@ -79,6 +80,8 @@ impl Program {
 pub struct CodecPair {
     push: String,
     pull: String,
+    /// The same in a plan.
+    pub codecs: Codecs,
 }
 
 impl CodecPair {
@@ -94,8 +97,9 @@ impl FromStr for CodecPair {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         let (push, pull) =
             text.split_once('/').context("a pair of codecs is PUSH/PULL, such as topk:1%/int8")?;
-        let known = |name: &str| name.parse::<Codec>().map(|_| name.to_owned()).map_err(anyhow::Error::msg);
-        Ok(Self { push: known(push)?, pull: known(pull)? })
+        let codec = |name: &str| name.parse::<Codec>().map_err(anyhow::Error::msg);
+        let codecs = Codecs { push: codec(push)?, pull: codec(pull)? };
+        Ok(Self { push: push.to_owned(), pull: pull.to_owned(), codecs })
     }
 }
 

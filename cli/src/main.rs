@@ -13,6 +13,7 @@ mod flags;
 mod identities;
 mod judge;
 mod lookout;
+mod machine;
 mod model_file;
 mod plan;
 mod problem;
@@ -36,7 +37,7 @@ use tracing_subscriber::EnvFilter;
 use windlass_common::exit::Exit;
 
 use crate::failure::{Failure, OrExit, Outcome};
-use crate::flags::Command;
+use crate::flags::{BenchCommand, BenchFlags, Command};
 
 fn main() -> ExitCode {
     let began = SystemTime::now();
@@ -64,6 +65,7 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Checkpoint(flags) => checkpoint::run(flags),
         Command::Drain(flags) => on_runtime(drain::run(flags)),
         Command::Top(flags) => on_runtime(top::run(flags)),
+        Command::Bench(BenchFlags { what: BenchCommand::Machine(flags) }) => machine::run(&flags),
     }
 }
 

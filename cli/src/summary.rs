@@ -11,6 +11,7 @@ use windlass_common::exit::Exit;
 use crate::evaluator::Evaluation;
 use crate::failure::{OrExit, Outcome};
 use crate::figures::{bytes, grouped, percent};
+use crate::machine::Limit;
 use crate::run_directory::SUMMARY_FILE;
 
 /// A summary as it is in its file.
@@ -33,6 +34,8 @@ pub(crate) struct Addition {
     pub(crate) client_accuracy: Vec<Option<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) client_accuracy_spread: Option<Spread>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limit: Option<Limit>,
     pub(crate) evaluations: Vec<Evaluation>,
 }
 
@@ -163,8 +166,16 @@ pub(crate) fn table(summary: &Summary) -> String {
     );
     let both =
         |up: &str, down: &str| format!("{} up, {} down", bytes(count(up) as f64), bytes(count(down) as f64));
-    rows.push(("payload", both("payload_bytes_up", "payload_bytes_down")));
+    let per_second = match number("training_s") {
+        Some(seconds) if seconds > 0.0 => {
+            let all = count("payload_bytes_up") + count("payload_bytes_down");
+            format!(" ({}/s)", bytes(all as f64 / seconds))
+        }
+        _ => String::new(),
+    };
+    rows.push(("payload", both("payload_bytes_up", "payload_bytes_down") + &per_second));
     rows.push(("wire", both("wire_bytes_up", "wire_bytes_down")));
+    rows.extend(limit(summary).map(|text| ("beside the limit", text)));
     if let Some(mean) = number("staleness_mean") {
         rows.push(("staleness", format!("mean {mean:.2}, 95th percentile {}", count("staleness_p95"))));
     }
@@ -185,6 +196,23 @@ pub(crate) fn table(summary: &Summary) -> String {
     }
     rows.extend(number("stolen_cpu_share").map(|share| ("stolen processor time", percent(share))));
     rows.into_iter().map(|(label, value)| format!("  {label:<22} {value}\n")).collect()
+}
+
+/// How near the run came to what its machine or its links allow, if that is known.
+fn limit(summary: &Summary) -> Option<String> {
+    let limit = summary.get("limit")?;
+    let number = |name: &str| limit.get(name).and_then(Value::as_f64);
+    let (share, pushes) = (number("share")?, number("pushes_per_s")?);
+    let ms = |name: &str| limit.pointer(&format!("/costs/{name}")).and_then(Value::as_f64).map(|s| s * 1e3);
+    let of = match (number("cores"), ms("gradient_s"), ms("wire_s"), ms("apply_s")) {
+        (Some(cores), Some(gradient), Some(wire), Some(apply)) => {
+            format!(
+                "{cores} cores: gradient {gradient:.2} ms, wire {wire:.2} ms, codecs and update {apply:.2} ms"
+            )
+        }
+        _ => "the links".into(),
+    };
+    Some(format!("{} of {pushes:.1} pushes/s ({of})", percent(share)))
 }
 
 #[cfg(test)]
@@ -212,6 +240,7 @@ mod tests {
             restarts_servers: vec![2, 0],
             client_accuracy: Vec::new(),
             client_accuracy_spread: None,
+            limit: None,
             evaluations: vec![evaluation],
         }
     }

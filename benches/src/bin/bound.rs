@@ -1,22 +1,14 @@
 //! Sets a whole training beside what this machine could do at best: cores / (c + q + a).
 //!
-//! c is the processor time of one gradient, q that of one bare push-pull of the same bytes, and a that of applying one
-//! gradient. On one machine all three share the cores, so that their sum bounds the steps per second.
-
-use std::sync::Arc;
+//! c is the processor time of one gradient, q that of one bare push-pull of the same bytes, and a that of the codecs and of
+//! applying one gradient. On one machine all three share the cores, so that their sum bounds the steps per second.
 
 use anyhow::ensure;
-
 use clap::Parser;
-use windlass_benches::bare;
-use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
-use windlass_benches::setting::{Identities, plan};
-use windlass_benches::training::{Program, UNEVALUATED};
-use windlass_common::ids::ShardId;
-use windlass_common::plan::Every;
-use windlass_common::reduce::Contribution;
-use windlass_ps_core::store::{Combined, Store};
-use windlass_worker::models::{self, Batch};
+use windlass_benches::machine::{median, spread, stolen, stolen_share};
+use windlass_benches::setting::plan;
+use windlass_benches::training::{CodecPair, Program, UNEVALUATED};
+use windlass_limit::measure;
 
 /// Measures async training with one server beside cores / (c + q + a), everything in turn.
 #[derive(Debug, Parser)]
@@ -26,10 +18,13 @@ struct Flags {
     model: String,
     /// Examples per step.
     #[arg(long, default_value_t = 64)]
-    batch: usize,
+    batch: u32,
     /// Workers.
     #[arg(long, default_value_t = 2)]
     workers: u32,
+    /// Pairs of codecs, PUSH/PULL.
+    #[arg(long, value_delimiter = ',', default_value = "f32/f32,bf16/bf16,int8/int8")]
+    codecs: Vec<CodecPair>,
     /// Passes over the data in each training.
     #[arg(long, default_value_t = 4.0)]
     passes: f64,
@@ -43,92 +38,59 @@ struct Flags {
     program: Program,
 }
 
-/// Gradients of each thread in one measurement.
-const GRADIENTS: u64 = 500;
-
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let cores = match flags.cores {
         Some(cores) => cores,
         None => std::thread::available_parallelism()?.get(),
     };
-    let values = usize::try_from(plan(&flags.model, 1, 1)?.layout()?.total())?;
     let before = stolen();
-    let mut rows = Vec::new();
+    let mut rows: Vec<Vec<[f64; 4]>> = flags.codecs.iter().map(|_| Vec::new()).collect();
     for round in 0..flags.rounds {
-        let alone = gradient(&flags, 1)?;
-        let c = gradient(&flags, cores)?;
-        let identities = Identities::new(flags.workers)?;
-        let address = bare::serve(identities.server, windlass_ps::limits(), values)?;
-        let q = bare::exchange(address, &identities.workers, values, 1000)?.core_seconds();
-        let a = apply(&flags)?;
-        let (steps, launch) = train(&flags)?;
-        let bound = cores as f64 / (c + q + a);
+        for (codecs, rows) in flags.codecs.iter().zip(&mut rows) {
+            let mut plan = plan(&flags.model, flags.workers, 1)?;
+            plan.training.batch = flags.batch;
+            plan.codecs = codecs.codecs;
+            let costs = measure(&plan, cores)?;
+            let (steps, launch) = train(&flags, codecs)?;
+            let bound = costs.pushes_per_s(cores);
+            println!(
+                "round {round}, {codecs}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} \
+                 steps/s, {:.0} % of it; {launch:.2} s from launch to the first step",
+                costs.gradient_s * 1e3,
+                costs.wire_s * 1e3,
+                costs.apply_s * 1e3,
+                steps / bound * 100.0
+            );
+            rows.push([steps, bound, steps / bound, launch]);
+        }
+    }
+    for (codecs, rows) in flags.codecs.iter().zip(&rows) {
+        let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f64>>();
         println!(
-            "round {round}: c {:.3} ms ({:.3} with the other cores idle), q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} steps/s, \
-             {:.0} % of it; {launch:.2} s from launch to the first step",
-            c * 1e3,
-            alone * 1e3,
-            q * 1e3,
-            a * 1e3,
-            steps / bound * 100.0
+            "\n{} batch {}, async, 1 server, {} workers, {codecs}, {cores} cores",
+            flags.model, flags.batch, flags.workers
         );
-        rows.push([steps, bound, steps / bound, launch]);
+        println!("  steps/s            {}", spread(&column(0)));
+        println!("  bound, steps/s     {}", spread(&column(1)));
+        println!("  share of the bound {}", spread(&column(2)));
+        println!("  launch to step, s  {}", spread(&column(3)));
+        ensure!(median(&column(0)) > 0.0, "no training ran");
     }
-    let column = |i: usize| rows.iter().map(|r| r[i]).collect::<Vec<f64>>();
-    println!(
-        "\n{} batch {}, async, 1 server, {} workers, f32, {cores} cores",
-        flags.model, flags.batch, flags.workers
-    );
-    println!("  steps/s            {}", spread(&column(0)));
-    println!("  bound, steps/s     {}", spread(&column(1)));
-    println!("  share of the bound {}", spread(&column(2)));
-    println!("  launch to step, s  {}", spread(&column(3)));
     if let Some(share) = stolen_share(before) {
-        println!("  stolen time        {:.1} %", share * 100.0);
+        println!("stolen time {:.1} %", share * 100.0);
     }
-    ensure!(median(&column(0)) > 0.0, "no training ran");
     Ok(())
 }
 
-/// Processor seconds of one gradient, while so many threads compute one each.
-fn gradient(flags: &Flags, threads: usize) -> anyhow::Result<f64> {
-    let values = plan(&flags.model, 1, 1)?.layout()?.initial_values(1);
-    let took = bare::at_once(threads, GRADIENTS, |_| {
-        let mut model = models::by_name(&flags.model)?;
-        let mut gradient = vec![0.0; values.len()];
-        let features = vec![0.25; flags.batch * model.input().features];
-        let labels: Vec<u32> = (0..flags.batch as u32).map(|i| i % model.input().classes as u32).collect();
-        let values = &values;
-        Ok(move || {
-            model.gradient(values, Batch::new(&features, &labels), &mut gradient);
-            Ok(())
-        })
-    })?;
-    Ok(took.core_seconds())
-}
-
-/// Processor seconds of applying one gradient to one shard.
-fn apply(flags: &Flags) -> anyhow::Result<f64> {
-    let plan = plan(&flags.model, 1, 1)?;
-    let (layout, placement) = (plan.layout()?, plan.placement()?);
-    let mut store = Store::new(&layout, &placement, ShardId(0), plan.optimizer, 1, Every::Never);
-    let gradient = Arc::new(vec![1e-3; layout.total() as usize]);
-    let before = processor_time();
-    const COUNT: u32 = 2000;
-    for _ in 0..COUNT {
-        store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 64 }]), 1e-6);
-    }
-    Ok((processor_time() - before).as_secs_f64() / f64::from(COUNT))
-}
-
 /// Steps per second of a whole training, and seconds from its launch to its first step.
-fn train(flags: &Flags) -> anyhow::Result<(f64, f64)> {
+fn train(flags: &Flags, codecs: &CodecPair) -> anyhow::Result<(f64, f64)> {
     let [batch, workers, passes] =
         [flags.batch.to_string(), flags.workers.to_string(), flags.passes.to_string()];
     let mut arguments = vec!["--mode", "async", "--servers", "1", "--model", &flags.model];
     arguments.extend(["--batch", &batch, "--workers", &workers, "--passes", &passes]);
     arguments.extend(UNEVALUATED);
+    arguments.extend(codecs.flags());
     let trained = flags.program.train(&arguments)?;
     Ok((trained.figure("steps_per_s")?, trained.figure("launch_to_first_step_s")?))
 }

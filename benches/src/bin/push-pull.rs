@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Parser;
-use windlass_benches::bare::{self, Took};
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::setting::{Identities, plan, serve};
+use windlass_limit::bare::{self, Payload, Took};
 use windlass_worker::client::{BlockingClient, JoinOptions, Patience};
 
 /// Measures push-pull over QUIC beside bare quinn, interleaved.
@@ -37,8 +37,9 @@ fn main() -> anyhow::Result<()> {
         let (mut ours, mut bares) = (Vec::new(), Vec::new());
         for _ in 0..flags.pairs {
             let identities = Identities::new(clients)?;
-            let address = bare::serve(identities.server, windlass_ps::limits(), values)?;
-            bares.push(bare::exchange(address, &identities.workers, values, flags.exchanges)?);
+            let payload = Payload { up: 4 * values, down: 4 * values };
+            let address = bare::serve(identities.server, windlass_ps::limits(), payload)?;
+            bares.push(bare::exchange(address, &identities.workers, payload, flags.exchanges)?);
             ours.push(windlass(&flags, clients)?);
         }
         let of = |took: &[Took], f: fn(&Took) -> f64| took.iter().map(f).collect::<Vec<f64>>();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 use multiversion::multiversion;
-use windlass_benches::machine::{last_cache_bytes, median, processor_time, spread, stolen, stolen_share};
+use windlass_benches::machine::{last_cache_bytes, median, spread, stolen, stolen_share};
 use windlass_benches::setting::plan;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::{Initial, Layout, Variable};
@@ -15,6 +15,7 @@ use windlass_common::optimizer::Optimizer;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Every;
 use windlass_common::reduce::Contribution;
+use windlass_limit::processor_time;
 use windlass_ps::Crew;
 use windlass_ps_core::store::{Combined, Hands, Store};
 

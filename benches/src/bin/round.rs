@@ -2,11 +2,12 @@
 
 use anyhow::ensure;
 use clap::Parser;
-use windlass_benches::machine::{median, processor_time, spread, stolen, stolen_share};
+use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::training::Program;
 use windlass_common::ids::ClientId;
 use windlass_common::layout::Layout;
 use windlass_common::plan::LocalWork;
+use windlass_limit::processor_time;
 use windlass_worker::data::{Owned, deal_iid, load, score};
 use windlass_worker::emulation::Emulation;
 use windlass_worker::federated::LocalTraining;

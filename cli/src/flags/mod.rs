@@ -38,11 +38,15 @@ pub(crate) fn parse<T: Into<OsString> + Clone>(
 ) -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     let matches = command.try_get_matches_from_mut(arguments)?;
-    if let Some((name @ ("train" | "plan"), given)) = matches.subcommand() {
-        let command = command.find_subcommand_mut(name).expect("it was found");
-        if let Some(text) = contradiction(command, given) {
-            return Err(command.error(ErrorKind::ArgumentConflict, text));
+    // Those that take a recipe, as commands or below one.
+    let (mut chosen, mut found) = (&mut command, matches.subcommand());
+    while let Some((name, given)) = found {
+        chosen = chosen.find_subcommand_mut(name).expect("it was found");
+        let takes_recipe = ["plan", "model"].iter().all(|id| given.try_contains_id(id).is_ok());
+        if takes_recipe && let Some(text) = contradiction(chosen, given) {
+            return Err(chosen.error(ErrorKind::ArgumentConflict, text));
         }
+        found = given.subcommand();
     }
     let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     if let (Command::Train(train), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
@@ -121,6 +125,11 @@ Examples:
   windlass drain 1 runs/2nn-sync-1
   windlass drain 2 host0:7171 --identity ids/observer.pem
 ";
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  windlass bench machine --model 2nn --mode async --workers 2
+  windlass bench machine --plan runs/2nn-async-1/plan.toml
+";
 const TOP_EXAMPLES: &str = "\
 Examples:
   windlass top runs/2nn-sync-1
@@ -164,6 +173,26 @@ pub(crate) enum Command {
     /// Show a run live: its workers and shards, who waits for whom, what is wrong and what to do. The key q ends it
     #[command(after_help = help(TOP_EXAMPLES))]
     Top(TopFlags),
+    /// Measure what this machine can do at best, for runs to be set beside it
+    #[command(after_help = help(BENCH_EXAMPLES))]
+    Bench(BenchFlags),
+}
+
+/// `windlass bench`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchFlags {
+    #[command(subcommand)]
+    pub(crate) what: BenchCommand,
+}
+
+/// What is measured.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure for some seconds, with every core, the processor time that a push of such a training costs at least: its
+    /// gradient, its bytes over bare QUIC, its codecs and the update. The figures are kept, and trainings with the same flags say
+    /// at their end how near they came to them
+    #[command(after_help = help(BENCH_EXAMPLES))]
+    Machine(Box<SourceFlags>),
 }
 
 /// `windlass drain`

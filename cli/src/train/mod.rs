@@ -21,6 +21,7 @@ use crate::failure::{Failure, OrExit, Outcome};
 use crate::figures::{counted, time};
 use crate::flags::TrainFlags;
 use crate::judge::{self, Judge};
+use crate::machine;
 use crate::programs::Programs;
 use crate::run_directory::{self, LOGS, MODEL_FILE, PLAN_FILE, Place};
 use crate::signals::{Interrupts, interrupted};
@@ -126,6 +127,7 @@ pub(crate) async fn carry_out(
         restarts_servers: seen.restarts.servers.clone(),
         client_accuracy: Vec::new(),
         client_accuracy_spread: None,
+        limit: None,
         evaluations: seen.evaluations.clone(),
     };
     if let Err(failure) = outcome {
@@ -222,6 +224,7 @@ fn report(
             addition.evaluations.push(result);
         }
     }
+    addition.limit = machine::limit(plan, &summary);
     summary::merge(&mut summary, began, addition, None);
     summary::write(directory, &summary)?;
     Ok(summary)
@@ -245,9 +248,13 @@ fn farewell(
         false => String::new(),
     };
     let program = own_worker.map_or_else(String::new, |file| format!(" --worker-program {}", file.display()));
+    let unmeasured = match !summary.contains_key("limit") && machine::has_limit(plan) {
+        true => format!("Its limit here:  windlass bench machine --plan {path}/{PLAN_FILE}\n"),
+        false => String::new(),
+    };
     format!(
         "{model}, {mode}, {servers}, {workers}: done in {took}\n{table}\nEverything is in {path}\n{score}\
-         Repeat it:       windlass train --plan {path}/{PLAN_FILE}{program}\n"
+         Repeat it:       windlass train --plan {path}/{PLAN_FILE}{program}\n{unmeasured}"
     )
 }
 

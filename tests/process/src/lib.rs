@@ -69,7 +69,16 @@ pub struct Ended {
 /// # Panics
 /// If it cannot be started.
 pub fn start(name: &str, arguments: &[&str], folder: &Path) -> Running {
+    start_with(&[], name, arguments, folder)
+}
+
+/// The same, with environment variables.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn start_with(environment: &[(&str, &str)], name: &str, arguments: &[&str], folder: &Path) -> Running {
     let mut command = Command::new(program(name));
+    command.envs(environment.iter().copied());
     // With --exit-with-stdin it ends with this process, however that ends.
     command.args(arguments).current_dir(folder).stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is a program");

@@ -1,16 +1,15 @@
 //! The same bytes over bare quinn: the same endpoints, windows and MTU, and nothing of Windlass above them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use windlass_common::ids::ServerId;
 use windlass_transport::bare::{self, quinn};
-use windlass_transport::{Identity, Limits, Role, bytes_of};
+use windlass_transport::{Identity, Limits, Role};
 
-use crate::machine::processor_time;
+use crate::processor::processor_time;
 
 /// What a series of exchanges took.
 #[derive(Clone, Copy, Debug)]
@@ -35,11 +34,20 @@ impl Took {
     }
 }
 
-/// Starts a server that takes `values` floats on each stream and gives as many back, again and again.
+/// Bytes of a push and of what is pulled for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// From the worker.
+    pub up: usize,
+    /// To the worker.
+    pub down: usize,
+}
+
+/// Starts a server that takes the bytes of a push on each stream and gives those of a pull back, again and again.
 ///
 /// # Errors
 /// If the endpoint cannot be made.
-pub fn serve(identity: Identity, limits: Limits, values: usize) -> anyhow::Result<SocketAddr> {
+pub fn serve(identity: Identity, limits: Limits, payload: Payload) -> anyhow::Result<SocketAddr> {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -47,7 +55,7 @@ pub fn serve(identity: Identity, limits: Limits, values: usize) -> anyhow::Resul
             let endpoint = bare::endpoint(SocketAddr::from(([127, 0, 0, 1], 0)), &identity, &limits)?;
             tell.send(endpoint.local_addr()?)?;
             while let Some(incoming) = endpoint.accept().await {
-                tokio::spawn(async move { echo(incoming.await?, values).await });
+                tokio::spawn(async move { echo(incoming.await?, payload).await });
             }
             Ok(())
         })
@@ -55,12 +63,12 @@ pub fn serve(identity: Identity, limits: Limits, values: usize) -> anyhow::Resul
     told.recv_timeout(Duration::from_secs(10)).context("the bare server did not start")
 }
 
-async fn echo(connection: quinn::Connection, values: usize) -> anyhow::Result<()> {
+async fn echo(connection: quinn::Connection, payload: Payload) -> anyhow::Result<()> {
     let (mut send, mut receive) = connection.accept_bi().await?;
-    let mut gradient = vec![0.0_f32; values];
-    let fresh: Bytes = bytes_of(Arc::new(vec![0.0_f32; values]));
+    let mut gradient = vec![0; payload.up];
+    let fresh = Bytes::from(vec![0; payload.down]);
     loop {
-        receive.read_exact(bytemuck::cast_slice_mut(&mut gradient)).await?;
+        receive.read_exact(&mut gradient).await?;
         send.write_chunk(fresh.clone()).await?;
     }
 }
@@ -72,7 +80,7 @@ async fn echo(connection: quinn::Connection, values: usize) -> anyhow::Result<()
 pub fn exchange(
     server: SocketAddr,
     identities: &[Identity],
-    values: usize,
+    payload: Payload,
     exchanges: u64,
 ) -> anyhow::Result<Took> {
     let clients = identities.len();
@@ -87,13 +95,13 @@ pub fn exchange(
             let (send, receive) = connection.open_bi().await?;
             anyhow::Ok((endpoint, send, receive))
         })?;
-        let gradient: Bytes = bytes_of(Arc::new(vec![0.0_f32; values]));
-        let mut fresh = vec![0.0_f32; values];
+        let gradient = Bytes::from(vec![0; payload.up]);
+        let mut fresh = vec![0; payload.down];
         Ok(move || {
             let _open = &endpoint;
             runtime.block_on(async {
                 send.write_chunk(gradient.clone()).await?;
-                receive.read_exact(bytemuck::cast_slice_mut(&mut fresh)).await?;
+                receive.read_exact(&mut fresh).await?;
                 anyhow::Ok(())
             })
         })

@@ -1,0 +1,211 @@
+//! Measures what a push costs at least: its gradient, its bytes over bare QUIC, and its codecs and update.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use windlass_common::codec::Scratch;
+use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::layout::Layout;
+use windlass_common::plan::{Every, Mode, Plan};
+use windlass_common::reduce::Contribution;
+use windlass_common::rng::Purpose;
+use windlass_common::wire::Codec;
+use windlass_ps_core::store::{Combined, Store};
+use windlass_transport::{Role, RunAuthority};
+use windlass_worker::models::{self, Batch};
+
+use crate::bare::{self, Payload};
+use crate::processor::processor_time;
+
+/// Processor seconds of one push, all processes together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// Its gradient, while every core computes one.
+    pub gradient_s: f64,
+    /// Its bytes and those pulled for it, over bare QUIC with the endpoints of a run.
+    pub wire_s: f64,
+    /// Writing and reading both as their codecs do, and the update.
+    pub apply_s: f64,
+}
+
+impl Costs {
+    /// Pushes per second on so many cores that workers and servers share: no run can be faster.
+    pub fn pushes_per_s(&self, cores: usize) -> f64 {
+        cores as f64 / (self.gradient_s + self.wire_s + self.apply_s)
+    }
+}
+
+/// Pushes per second that emulated links allow, if the plan has any: each worker's link carries so many bytes of a push up
+/// and of what is pulled down, both at once.
+pub fn links_pushes_per_s(plan: &Plan, up: f64, down: f64) -> Option<f64> {
+    let rate = plan.heterogeneity.link_rate?;
+    let most = up.max(down);
+    (most > 0.0).then(|| f64::from(plan.cluster.workers) * rate.0 as f64 / 8.0 / most)
+}
+
+/// How long each of the costs is measured.
+const MEASURED: Duration = Duration::from_millis(1500);
+/// Fewest and most times that something is done to measure it.
+const TIMES: (f64, f64) = (10.0, 4000.0);
+
+/// Measures the costs of a push of this plan on a machine of so many cores. It takes some seconds and every core.
+///
+/// # Errors
+/// If workers of the plan train by themselves between pushes, its model is not built in, or a socket cannot be had.
+pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
+    ensure!(
+        plan.mode.local().is_none(),
+        "a push of {} is a whole training, not one gradient: there is no limit by this formula",
+        plan.mode
+    );
+    let layout = plan.layout()?;
+    let values = layout.initial_values(plan.seed);
+    let (gradient_s, gradient) = gradient(plan, cores, &values)?;
+    let (apply_s, payload) = codecs_and_update(plan, &layout, &values, &gradient)?;
+    let wire_s = wire(plan, payload)?;
+    Ok(Costs { gradient_s, wire_s, apply_s })
+}
+
+/// Processor seconds of a gradient, and one.
+fn gradient(plan: &Plan, cores: usize, values: &[f32]) -> anyhow::Result<(f64, Vec<f32>)> {
+    let per_worker = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
+    let per_worker = per_worker.unwrap_or(NonZeroUsize::MIN);
+    let batch = plan.training.batch as usize;
+    let prepare = || -> anyhow::Result<_> {
+        let mut model = models::with_threads(&plan.model.name, per_worker)?;
+        let input = model.input();
+        let features: Vec<f32> = (0..batch * input.features).map(|i| (i % 17) as f32 / 17.0).collect();
+        let labels: Vec<u32> = (0..batch).map(|i| (i % input.classes) as u32).collect();
+        Ok(move |gradient: &mut [f32]| {
+            black_box(model.gradient(values, Batch::new(&features, &labels), gradient));
+        })
+    };
+    let mut once = prepare()?;
+    let mut one = vec![0.0; values.len()];
+    let begun = Instant::now();
+    once(&mut one);
+    let times = times(begun.elapsed());
+    let workers = (cores / per_worker).max(1);
+    let took = bare::at_once(workers, times, |_| {
+        let mut once = prepare()?;
+        let mut gradient = vec![0.0; values.len()];
+        Ok(move || {
+            once(&mut gradient);
+            Ok(())
+        })
+    })?;
+    Ok((took.core_seconds(), one))
+}
+
+/// Processor seconds of writing and reading a gradient and values as they travel, and of the update; and their bytes.
+fn codecs_and_update(
+    plan: &Plan,
+    layout: &Layout,
+    values: &[f32],
+    gradient: &[f32],
+) -> anyhow::Result<(f64, Payload)> {
+    let placement = plan.placement()?;
+    let shards = (0..placement.shards()).map(ShardId);
+    let mut stores: Vec<Store> = shards
+        .clone()
+        .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
+        .collect();
+    let parts: Vec<Vec<f32>> = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
+    let mut wires = [Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false)];
+    let mut once = || -> anyhow::Result<[usize; 2]> {
+        let up = wires[0].there(layout, gradient)?;
+        for (store, part) in stores.iter_mut().zip(&parts) {
+            store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), 1e-9);
+        }
+        Ok([up, wires[1].there(layout, values)?])
+    };
+    let begun = Instant::now();
+    let [up, down] = once()?;
+    let times = times(begun.elapsed());
+    for _ in 0..times / 10 {
+        once()?;
+    }
+    let before = processor_time();
+    for _ in 0..times {
+        once()?;
+    }
+    Ok(((processor_time() - before).as_secs_f64() / times as f64, Payload { up, down }))
+}
+
+/// Values on their way from one process to another.
+struct Travel {
+    codec: Codec,
+    is_pushed: bool,
+    scratch: Scratch,
+    bytes: Vec<u8>,
+    residual: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Travel {
+    fn new(codec: Codec, is_pushed: bool) -> Self {
+        Self {
+            codec,
+            is_pushed,
+            scratch: Scratch::default(),
+            bytes: Vec::new(),
+            residual: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Writes and reads all variables; returns the bytes between. What travels as it is in memory is neither written nor read.
+    fn there(&mut self, layout: &Layout, values: &[f32]) -> anyhow::Result<usize> {
+        if self.codec == Codec::F32 {
+            return Ok(size_of_val(values));
+        }
+        self.residual.resize(values.len(), 0.0);
+        self.out.resize(values.len(), 0.0);
+        let mut sum = 0;
+        for (number, _) in (0_u32..).zip(layout.variables()) {
+            let range = layout.range(windlass_common::ids::VariableId(number));
+            let range = range.start as usize..range.end as usize;
+            let variable = &values[range.clone()];
+            self.bytes.clear();
+            let purpose = Purpose::PushRounding { source: 0, variable: number, step: 0 };
+            let chosen = self.codec.prepare(variable, 1, purpose, &mut self.scratch);
+            match self.is_pushed && self.codec.is_biased() {
+                true => {
+                    let residual = &mut self.residual[range.clone()];
+                    chosen.append(self.codec, (0, variable), Some(residual), &mut self.bytes);
+                }
+                false => chosen.append(self.codec, (0, variable), None, &mut self.bytes),
+            }
+            self.codec.decode_payload([variable.len()], &self.bytes, &mut self.out[range])?;
+            sum += self.bytes.len();
+        }
+        Ok(sum)
+    }
+}
+
+/// Processor seconds of an exchange of so many bytes over bare QUIC, by as many workers at once as the plan has.
+fn wire(plan: &Plan, payload: Payload) -> anyhow::Result<f64> {
+    let authority = RunAuthority::new("limit")?;
+    let workers = (0..plan.cluster.workers).map(|w| authority.issue(Role::Worker(WorkerId(w))));
+    let workers = workers.collect::<Result<Vec<_>, _>>()?;
+    let address = bare::serve(authority.issue(Role::Server(ServerId(0)))?, windlass_ps::limits(), payload)?;
+    let probe = bare::exchange(address, &workers[..1], payload, 20)?;
+    let times = times(probe.wall / 20) / u64::from(plan.cluster.workers).max(1);
+    let took = bare::exchange(address, &workers, payload, times.max(TIMES.0 as u64));
+    Ok(took.context("bytes could not be exchanged over loopback")?.core_seconds())
+}
+
+/// How often something that takes so long is done in the time there is.
+fn times(took: Duration) -> u64 {
+    (MEASURED.as_secs_f64() / took.as_secs_f64().max(1e-9)).clamp(TIMES.0, TIMES.1) as u64
+}
+
+/// Whether the costs of a push bound the pushes of this plan: not where workers train by themselves between pushes, or their
+/// computing is emulated.
+pub fn has_limit(plan: &Plan) -> bool {
+    let is_emulated = plan.heterogeneity.step_time.is_some();
+    !is_emulated && !matches!(plan.mode, Mode::Fedavg(_) | Mode::Fedbuff { .. } | Mode::Fedasync { .. })
+}
