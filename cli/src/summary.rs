@@ -187,6 +187,14 @@ pub(crate) fn table(summary: &Summary) -> String {
     if idle.iter().any(|share| share != "-") {
         rows.push(("idle, per worker", idle.join(", ")));
     }
+    let share = |name: &str| summary.get("time_shares")?.get(name)?.as_f64().map(percent);
+    if let (Some(compute), Some(encode), Some(exchange), Some(shards)) =
+        (share("compute"), share("encode"), share("exchange"), share("shards"))
+    {
+        let text =
+            format!("compute {compute}, encode {encode}, wire and waiting {exchange}; shards busy {shards}");
+        rows.push(("time of workers", text));
+    }
     for (label, name) in [("restarts, per worker", "restarts"), ("restarts, per server", "restarts_servers")]
     {
         if list(name).iter().any(|times| times.as_u64() != Some(0)) {

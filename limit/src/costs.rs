@@ -167,7 +167,6 @@ impl Travel {
         let mut sum = 0;
         for (number, _) in (0_u32..).zip(layout.variables()) {
             let range = layout.range(windlass_common::ids::VariableId(number));
-            let range = range.start as usize..range.end as usize;
             let variable = &values[range.clone()];
             self.bytes.clear();
             let purpose = Purpose::PushRounding { source: 0, variable: number, step: 0 };

@@ -84,9 +84,9 @@ pub(crate) async fn follow(
         id,
         coordinator,
         joining,
+        meters: Arc::clone(&host.meters),
         host,
         silence,
-        meters: Arc::default(),
         sessions: Arc::new(AtomicU64::new(1)),
         interrupted: std::pin::pin!(interrupted),
     };

@@ -17,6 +17,7 @@ use windlass_ps_core::shard::{Effect, Shard};
 use windlass_transport::Endpoint;
 
 use crate::crew::Crew;
+use crate::meter::Meters;
 use crate::replication::{self, Route};
 use crate::restore;
 use crate::shard::{self, Gradient, ShardLink, ShardMessage};
@@ -47,6 +48,7 @@ pub(crate) struct Host {
     feeding: Vec<AbortHandle>,
     /// Threads that help every shard of which this server is the primary.
     crew: Option<Arc<Crew>>,
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// The shards of a server in one life of the run, as its sessions see them.
@@ -76,7 +78,7 @@ impl Life<'_> {
 impl Host {
     pub(crate) fn new(id: ServerId, crew: Option<Arc<Crew>>) -> Self {
         let (kept, primaries, standbys, feeding) = Default::default();
-        Self { id, kept, primaries, standbys, feeding, crew }
+        Self { id, kept, primaries, standbys, feeding, crew, meters: Arc::default() }
     }
 
     /// The copies that may be gone on with.
@@ -111,7 +113,8 @@ impl Host {
             let mut early = Vec::new();
             let mut shard = shard_of(life, id, kept.remove(&id), &mut early)?;
             self.crew.iter().for_each(|crew| shard.lend(crew.clone()));
-            let (link, thread) = shard::spawn(id, shard, early, tell(id)).or_exit(Exit::System)?;
+            let (link, thread) =
+                shard::spawn(id, shard, early, Arc::clone(&self.meters), tell(id)).or_exit(Exit::System)?;
             self.primaries.push((id, thread));
             shards.push((id, link));
         }

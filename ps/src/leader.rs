@@ -84,7 +84,7 @@ pub(crate) async fn lead(
     let directory = RunDirectory::create(lead.run_directory, &lead.plan).or_exit(Exit::System)?;
     let mut guests = Guest {
         endpoint,
-        meters: Arc::default(),
+        meters: Arc::clone(&host.meters),
         sessions: Arc::new(AtomicU64::new(1)),
         interrupted: std::pin::pin!(interrupted),
         is_interrupted: false,

@@ -17,6 +17,7 @@ use windlass_ps_core::store::{Shape, Snapshot};
 use windlass_transport::{Connection, PooledFloats, bytes_of};
 
 use crate::clock;
+use crate::meter::Meters;
 use crate::replication::Told;
 
 /// Requests that may wait for a shard; a session that finds no place stops reading its stream.
@@ -157,6 +158,7 @@ pub(crate) fn spawn(
     id: ShardId,
     shard: Shard<Gradient>,
     early: Vec<Effect>,
+    meters: Arc<Meters>,
     tell: impl FnMut(ShardMessage) + Send + 'static,
 ) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
     let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
@@ -170,6 +172,7 @@ pub(crate) fn spawn(
         gate: Gate::default(),
         standby: None,
         full_at: None,
+        meters,
         tell,
     };
     let thread = std::thread::Builder::new().name(format!("shard-{}", id.0)).spawn(move || thread.run())?;
@@ -187,6 +190,7 @@ struct Thread<F> {
     standby: Option<mpsc::UnboundedSender<Told>>,
     /// The standby has all when it has confirmed this.
     full_at: Option<u64>,
+    meters: Arc<Meters>,
     tell: F,
 }
 
@@ -198,11 +202,13 @@ impl<F: FnMut(ShardMessage)> Thread<F> {
         loop {
             match inputs.recv_deadline(next_tick) {
                 Ok(first) => {
+                    let begun = Instant::now();
                     for input in std::iter::once(first).chain(inputs.try_iter().take(BATCH_MAX - 1)) {
                         if !self.take(input) {
                             return self.shard;
                         }
                     }
+                    self.meters.worked(begun.elapsed());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.shard,

@@ -131,7 +131,7 @@ pub(super) fn line(status: &Status, plan: &Plan) -> Outcome<String> {
 }
 
 fn view<'a>(status: &'a Status, plan: &'a Plan) -> View<'a> {
-    let Meter { payload_up, payload_down, wire_up, wire_down } = status.meter;
+    let Meter { payload_up, payload_down, wire_up, wire_down, shards_us: _ } = status.meter;
     View {
         format: FORMAT,
         run: &plan.name,

@@ -406,11 +406,15 @@ pub struct WorkerReport {
     pub work: u64,
     /// Microseconds in computation, from the first values to the last acknowledgement.
     pub compute_us: u64,
+    /// Microseconds of that time in which it encoded what it pushed.
+    pub encode_us: u64,
+    /// Microseconds of that time in which it waited for shards: for the wire, for them, and for others.
+    pub exchange_us: u64,
     /// Microseconds in all of that time.
     pub active_us: u64,
 }
 
-/// Bytes that a server has exchanged with workers and observers.
+/// Bytes that a server has exchanged with workers and observers, and how much its shards have worked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Meter {
     /// Gradient bytes received, after the codec.
@@ -421,6 +425,8 @@ pub struct Meter {
     pub wire_up: u64,
     /// UDP payload bytes sent.
     pub wire_down: u64,
+    /// Microseconds in which its shards took in pushes, updated values and answered.
+    pub shards_us: u64,
 }
 
 /// Why a run ended.

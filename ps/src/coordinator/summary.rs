@@ -112,6 +112,35 @@ pub(crate) struct Summary {
     staleness_p95: Option<u64>,
     /// Per worker the share of its time in which it computed nothing; null if it was lost.
     idle_share: Vec<Option<f64>>,
+    /// On what the workers' time went, and that of the shards.
+    time_shares: Option<TimeShares>,
+}
+
+/// Shares of the workers' time together, and of the shards'.
+#[derive(Debug, Serialize)]
+struct TimeShares {
+    compute: f64,
+    encode: f64,
+    /// The wire, the shards, and waiting for others.
+    exchange: f64,
+    /// Of the time of all shards, that in which they had something to do.
+    shards: f64,
+}
+
+impl TimeShares {
+    /// None if no worker has measured itself.
+    fn of(workers: &[(WorkerId, WorkerReport)], shards: u32, shards_us: u64) -> Option<Self> {
+        let measured = || workers.iter().map(|(_, r)| r).filter(|r| r.active_us > 0);
+        let sum = |part: fn(&WorkerReport) -> u64| measured().map(part).sum::<u64>() as f64;
+        let all = sum(|r| r.active_us);
+        let longest = workers.iter().map(|(_, r)| r.active_us).max().unwrap_or(0);
+        (all > 0.0).then(|| Self {
+            compute: sum(|r| r.compute_us) / all,
+            encode: sum(|r| r.encode_us) / all,
+            exchange: sum(|r| r.exchange_us) / all,
+            shards: shards_us as f64 / (longest as f64 * f64::from(shards)),
+        })
+    }
 }
 
 impl Tally {
@@ -266,6 +295,7 @@ impl Tally {
             staleness_mean: self.staleness_mean(),
             staleness_p95: self.staleness_p95(),
             idle_share: workers.iter().map(|(_, r)| idle(r)).collect(),
+            time_shares: TimeShares::of(workers, plan.cluster.shards(), status.meter.shards_us),
         }
     }
 

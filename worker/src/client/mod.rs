@@ -12,7 +12,7 @@ pub(crate) mod session;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -104,6 +104,9 @@ pub struct Client {
     cuts: Cuts,
     gradients: Gradients,
     encoder: Encoder,
+    /// How long gradients were encoded, and how long shards were waited for since the first values were there.
+    encoding: Duration,
+    exchanging: Option<Duration>,
 }
 
 impl Client {
@@ -143,6 +146,8 @@ impl Client {
             cuts,
             gradients,
             encoder,
+            encoding: Duration::ZERO,
+            exchanging: None,
         })
     }
 
@@ -259,6 +264,9 @@ impl Client {
     /// If the coordinator could not be told within [`Patience::farewell`].
     pub async fn leave(mut self, report: WorkerReport) -> Result<(), ClientError> {
         let within = self.options.patience.leave;
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (encode_us, exchange_us) = (us(self.encoding), us(self.exchanging.unwrap_or_default()));
+        let report = WorkerReport { encode_us, exchange_us, ..report };
         let told = self.session.say_last(Body::Leave(report), within).await;
         self.endpoint.shutdown(self.options.patience.farewell).await;
         told
@@ -284,6 +292,19 @@ impl Client {
         &mut self,
         event: Event,
         gradient: Option<Gradient>,
+        values: Option<&mut [f32]>,
+    ) -> Result<Next, ClientError> {
+        let (begun, encoded) = (Instant::now(), self.encoding);
+        let next = self.exchange_all(event, gradient, values).await;
+        let took = begun.elapsed().saturating_sub(self.encoding - encoded);
+        self.exchanging = Some(self.exchanging.map_or(Duration::ZERO, |before| before + took));
+        next
+    }
+
+    async fn exchange_all(
+        &mut self,
+        event: Event,
+        gradient: Option<Gradient>,
         mut values: Option<&mut [f32]>,
     ) -> Result<Next, ClientError> {
         let expected = self.layout.total() as usize;
@@ -294,7 +315,9 @@ impl Client {
         let outgoing = match (gradient, &event) {
             (Some(gradient), Event::Push { work, .. }) => {
                 let mut gradient = gradient;
+                let begun = Instant::now();
                 let encoded = self.encoder.encode(&mut gradient, work.client, self.core.step());
+                self.encoding += begun.elapsed();
                 Some(Outgoing::new(self.gradients.lend(gradient), encoded, &self.cuts))
             }
             _ => None,

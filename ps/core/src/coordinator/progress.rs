@@ -111,6 +111,7 @@ impl Progress {
                 payload_down: sum(|m| m.payload_down),
                 wire_up: sum(|m| m.wire_up),
                 wire_down: sum(|m| m.wire_down),
+                shards_us: sum(|m| m.shards_us),
             },
             workers: Vec::new(),
             shards: Vec::new(),
