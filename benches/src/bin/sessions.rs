@@ -57,6 +57,8 @@ struct Served {
     least: f64,
     /// Those of the fastest.
     most: f64,
+    /// Packets to the server that were given up as lost, as a share of those sent since joining.
+    lost: f64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -100,7 +102,8 @@ fn main() -> anyhow::Result<()> {
         println!("  over {} s of push-pulls in async", flags.seconds);
         println!("    push-pulls/s, all     {}", of(|s| s.per_second));
         println!("    slowest / mean        {}", of(|s| s.least));
-        println!("    fastest / mean        {}\n", of(|s| s.most));
+        println!("    fastest / mean        {}", of(|s| s.most));
+        println!("    packets lost, %       {}\n", of(|s| s.lost * 100.0));
     }
     if let Some(share) = stolen_share(before) {
         println!("stolen time {:.1} %", share * 100.0);
@@ -195,9 +198,11 @@ fn work(flags: &Flags, runtime: &Runtime, model: &str) -> anyhow::Result<Served>
     let over = Arc::new(AtomicBool::new(false));
     let tasks = sessions.into_iter().enumerate().map(|(session, exchanging)| {
         let (done, over) = (Arc::clone(&done), Arc::clone(&over));
-        // Asked before each push-pull, it counts the pull that comes first, too: in warming up.
+        let mut has_pushed = 0;
         runtime.spawn(exchanging.exchange(move || {
-            done[session].fetch_add(1, Ordering::Relaxed);
+            // It is asked before each push-pull; before the first there was a pull alone.
+            done[session].fetch_add(has_pushed, Ordering::Relaxed);
+            has_pushed = 1;
             !over.load(Ordering::Relaxed)
         }))
     });
@@ -208,11 +213,15 @@ fn work(flags: &Flags, runtime: &Runtime, model: &str) -> anyhow::Result<Served>
     std::thread::sleep(Duration::from_secs(flags.seconds));
     let (wall, after) = (start.elapsed(), counts());
     over.store(true, Ordering::Relaxed);
-    all(runtime, tasks)?;
+    let sessions = all(runtime, tasks)?;
+    let meters = || sessions.iter().flat_map(|session| session.client.meters());
+    let [lost, sent] =
+        [meters().map(|m| m.packets_lost).sum::<u64>(), meters().map(|m| m.packets_sent).sum()];
     let pushes: Vec<f64> = after.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
     let mean = pushes.iter().sum::<f64>() / pushes.len() as f64;
     ensure!(mean > 0.0, "nothing was pushed in {} s", flags.seconds);
     let (least, most) = pushes.iter().fold((f64::MAX, 0.0_f64), |(a, b), &n| (a.min(n), b.max(n)));
     let per_second = mean * pushes.len() as f64 / wall.as_secs_f64();
-    Ok(Served { per_second, least: least / mean, most: most / mean })
+    let lost = lost as f64 / sent as f64;
+    Ok(Served { per_second, least: least / mean, most: most / mean, lost })
 }
