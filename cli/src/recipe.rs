@@ -201,10 +201,10 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
     }
     Ok(match name {
         ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
-        ModeName::Async => Mode::Async { scaling },
+        ModeName::Async => Mode::Async { scaling, compensation: None },
         ModeName::Ssp => {
             let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
-            Mode::Ssp { staleness, scaling }
+            Mode::Ssp { staleness, scaling, compensation: None }
         }
         _ => unreachable!("the others have been made"),
     })
@@ -328,13 +328,13 @@ mod tests {
     fn modes_take_their_own_flags() {
         let mode = |flags: &[&str]| plan(flags).unwrap().mode;
         let none = StalenessScaling::None;
-        assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none });
+        assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none, compensation: None });
         assert_eq!(
             mode(&["--mode", "ssp", "--staleness", "inf"]),
-            Mode::Ssp { staleness: None, scaling: none }
+            Mode::Ssp { staleness: None, scaling: none, compensation: None }
         );
         assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
-        let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
+        let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
         let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 } };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "hinge:10:4"]), hinge);

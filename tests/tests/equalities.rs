@@ -17,10 +17,10 @@ use windlass_tests::seeds::{all_seeds, seeds};
 
 const SHARDS: [u32; 3] = [1, 2, 5];
 const SYNC: Mode = Mode::Sync { backup: 0 };
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
 
 fn ssp(staleness: Option<u64>) -> Mode {
-    Mode::Ssp { staleness, scaling: StalenessScaling::None }
+    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None }
 }
 
 fn optimizers() -> [Optimizer; 4] {
@@ -151,7 +151,7 @@ fn a_bound_that_never_binds_is_async() {
 #[test]
 fn one_worker_is_sequential_sgd_in_every_mode() {
     let problem = Network::new(4, 10);
-    let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
+    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
     for optimizer in optimizers() {
         let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
         let expected = oracle::sequential(&base.plan(&problem), &problem);
@@ -176,7 +176,7 @@ fn async_is_what_the_records_say() {
                     shards,
                     optimizer,
                     schedule: cosine(),
-                    ..Config::new(seed, Mode::Async { scaling }, 5, 900)
+                    ..Config::new(seed, Mode::Async { scaling, compensation: None }, 5, 900)
                 };
                 let run = completed(&config, &problem);
                 assert_replays(&run, &problem);

@@ -81,8 +81,8 @@ impl Command {
         let scaling = self.or("scaling", StalenessScaling::None)?;
         match self.need::<String>("mode")?.as_str() {
             "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
-            "async" => Ok(Mode::Async { scaling }),
-            "ssp" => Ok(Mode::Ssp { staleness: self.find("staleness")?, scaling }),
+            "async" => Ok(Mode::Async { scaling, compensation: None }),
+            "ssp" => Ok(Mode::Ssp { staleness: self.find("staleness")?, scaling, compensation: None }),
             "softsync" => Ok(Mode::Softsync {
                 buffer: self.need("buffer")?,
                 scaling,

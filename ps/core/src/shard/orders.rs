@@ -20,6 +20,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 for Member { worker, incarnation } in self.ledger.set_members(term, &members, &departed) {
                     // What the earlier life of this worker waited for, nobody waits for any more.
                     self.parked.remove(&worker);
+                    self.bases.remove(&worker);
                     if self.rejoin == Rejoin::Redo {
                         self.void_held(now, worker, out);
                     }

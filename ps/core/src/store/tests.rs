@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::reduce::{Contribution, Scaled};
 
 use super::hands::PART_MIN;
 use super::*;

@@ -42,8 +42,8 @@ fn modes() -> [Mode; 4] {
     };
     [
         Mode::Sync { backup: 0 },
-        Mode::Async { scaling: StalenessScaling::Inverse },
-        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation: None },
+        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None, compensation: None },
         Mode::Fedavg(fedavg),
     ]
 }
