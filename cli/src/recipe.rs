@@ -328,7 +328,10 @@ mod tests {
     fn modes_take_their_own_flags() {
         let mode = |flags: &[&str]| plan(flags).unwrap().mode;
         let none = StalenessScaling::None;
-        assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none, compensation: None });
+        assert_eq!(
+            mode(&["--mode", "ssp"]),
+            Mode::Ssp { staleness: Some(4), scaling: none, compensation: None }
+        );
         assert_eq!(
             mode(&["--mode", "ssp", "--staleness", "inf"]),
             Mode::Ssp { staleness: None, scaling: none, compensation: None }

@@ -114,6 +114,7 @@ impl Config {
         keep_checkpoints(seed, deliveries, &mut config);
         keep_copies(seed, deliveries, &mut config);
         config.codecs = codecs(seed);
+        compensate(seed, &mut config);
         config
     }
 }
@@ -234,6 +235,20 @@ fn codecs(seed: u64) -> Codecs {
     let push = draw.one(&all);
     all.retain(|codec| codec.is_for_values_alone());
     Codecs { push, pull: draw.one(&all) }
+}
+
+/// Half of the runs in which it is possible are compensated. A velocity that is driven by high rates swings further and further
+/// here, and the square of its gradients would soon be infinite. The numbers are of a stream of their own, too.
+fn compensate(seed: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(8)));
+    let drawn = draw.one(&[None, None, None, Some(0.0), Some(0.04), Some(0.04), Some(0.2), Some(0.2)]);
+    let swings = matches!(config.optimizer, Optimizer::Momentum(_) | Optimizer::Nesterov(_));
+    if swings && config.schedule.rate > 0.1 {
+        return;
+    }
+    if let Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } = &mut config.mode {
+        *compensation = drawn;
+    }
 }
 
 fn scaling(draw: &mut Draw) -> StalenessScaling {

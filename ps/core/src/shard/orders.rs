@@ -20,13 +20,17 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 for Member { worker, incarnation } in self.ledger.set_members(term, &members, &departed) {
                     // What the earlier life of this worker waited for, nobody waits for any more.
                     self.parked.remove(&worker);
-                    self.bases.remove(&worker);
                     if self.rejoin == Rejoin::Redo {
                         self.void_held(now, worker, out);
                     }
                     let next = self.ledger.next(worker).unwrap_or_default();
                     let slowest = self.ledger.slowest_beside(worker);
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next, slowest }));
+                }
+                // One that comes back may push once more what it had computed before.
+                if let Apply::Immediate { .. } = self.apply {
+                    let ledger = &self.ledger;
+                    self.bases.retain(|&worker, _| ledger.is_member(worker));
                 }
                 self.release_parked(now, out);
             }
