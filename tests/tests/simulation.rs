@@ -25,7 +25,6 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "retransmissions",
         "late",
         "compensated",
-        "stale without their values",
         "void",
         "joined again",
         "server crashes",
