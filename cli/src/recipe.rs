@@ -196,15 +196,23 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
             name.name()
         )));
     }
+    let compensation = recipe.compensate;
+    if compensation.is_some() && !matches!(name, ModeName::Async | ModeName::Ssp) {
+        return Err(Failure::usage(format!(
+            "--compensate is for modes in which each gradient is applied at once; {} does not: leave it out, or train with \
+             --mode async or ssp",
+            name.name()
+        )));
+    }
     if let Some(mode) = federated::mode(recipe, scaling)? {
         return Ok(mode);
     }
     Ok(match name {
         ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
-        ModeName::Async => Mode::Async { scaling },
+        ModeName::Async => Mode::Async { scaling, compensation },
         ModeName::Ssp => {
             let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
-            Mode::Ssp { staleness, scaling }
+            Mode::Ssp { staleness, scaling, compensation }
         }
         _ => unreachable!("the others have been made"),
     })
@@ -328,16 +336,43 @@ mod tests {
     fn modes_take_their_own_flags() {
         let mode = |flags: &[&str]| plan(flags).unwrap().mode;
         let none = StalenessScaling::None;
-        assert_eq!(mode(&["--mode", "ssp"]), Mode::Ssp { staleness: Some(4), scaling: none });
+        assert_eq!(
+            mode(&["--mode", "ssp"]),
+            Mode::Ssp { staleness: Some(4), scaling: none, compensation: None }
+        );
         assert_eq!(
             mode(&["--mode", "ssp", "--staleness", "inf"]),
-            Mode::Ssp { staleness: None, scaling: none }
+            Mode::Ssp { staleness: None, scaling: none, compensation: None }
         );
         assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
-        let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
+        let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
         let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 } };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "hinge:10:4"]), hinge);
+    }
+
+    #[test]
+    fn compensation_is_a_number_of_async_and_ssp() {
+        let none = StalenessScaling::None;
+        let with = |mode: &str, lambda: &str| plan(&["--mode", mode, "--compensate", lambda]);
+        let compensation = Some(0.04);
+        assert_eq!(with("async", "0.04").unwrap().mode, Mode::Async { scaling: none, compensation });
+        let ssp = with("ssp", "0.04").unwrap();
+        assert_eq!(ssp.mode, Mode::Ssp { staleness: Some(4), scaling: none, compensation });
+        assert_eq!(Plan::parse(&ssp.to_text()).unwrap(), ssp);
+        assert_eq!(with("async", "0").unwrap().mode.compensation(), None);
+        for lambda in ["-1", "nan", "inf", "1e39"] {
+            let sentence = with("async", lambda).unwrap_err().sentence();
+            assert!(sentence.starts_with("--compensate is"), "{sentence}");
+            assert!(sentence.contains("a finite number from 0 on"), "{sentence}");
+        }
+        let many = |workers, more: &[&'static str]| {
+            let flags = ["--mode", "async", "--workers", workers];
+            plan(&flags.iter().chain(more).copied().collect::<Vec<_>>())
+        };
+        assert!(many("256", &["--compensate", "1"]).is_ok() && many("257", &[]).is_ok());
+        let sentence = many("257", &["--compensate", "1"]).unwrap_err().sentence();
+        assert!(sentence.contains("each shard keeps a version for each of them, 256 at most"), "{sentence}");
     }
 
     #[test]
@@ -347,6 +382,11 @@ mod tests {
         assert!(refusal(&["--mode", "async", "--backup", "1"]).starts_with("--backup"));
         assert!(refusal(&["--mode", "ssp", "--backup", "0"]).starts_with("--backup"));
         assert!(refusal(&["--staleness-rate", "inverse"]).starts_with("--staleness-rate"));
+        assert!(refusal(&["--compensate", "0.04"]).starts_with("--compensate is for modes"));
+        assert!(refusal(&["--mode", "softsync", "--compensate", "0"]).contains("softsync does not"));
+        assert!(
+            refusal(&["--mode", "fedasync", "--clients", "3", "--compensate", "1"]).contains("fedasync does")
+        );
         assert!(refusal(&["--backup", "3"]).contains("with 3 workers at most 2 may be left out"));
         let both = ["--optimizer", "sgd:weight_decay=0.1", "--weight-decay", "0.2"];
         assert!(refusal(&both).contains("contradict each other"));

@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod cohort;
+pub mod compensate;
 pub mod exit;
 pub mod ids;
 pub mod layout;

@@ -17,10 +17,20 @@ use windlass_tests::seeds::{all_seeds, seeds};
 
 const SHARDS: [u32; 3] = [1, 2, 5];
 const SYNC: Mode = Mode::Sync { backup: 0 };
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
 
 fn ssp(staleness: Option<u64>) -> Mode {
-    Mode::Ssp { staleness, scaling: StalenessScaling::None }
+    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None }
+}
+
+/// Async and ssp with this lambda.
+fn compensated(lambda: Option<f32>) -> [Mode; 3] {
+    let (scaling, compensation) = (StalenessScaling::None, lambda);
+    [
+        Mode::Async { scaling, compensation },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation },
+        Mode::Ssp { staleness: Some(2), scaling, compensation },
+    ]
 }
 
 fn optimizers() -> [Optimizer; 4] {
@@ -151,11 +161,13 @@ fn a_bound_that_never_binds_is_async() {
 #[test]
 fn one_worker_is_sequential_sgd_in_every_mode() {
     let problem = Network::new(4, 10);
-    let inverse = Mode::Async { scaling: StalenessScaling::Inverse };
+    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
     for optimizer in optimizers() {
         let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
         let expected = oracle::sequential(&base.plan(&problem), &problem);
-        for mode in [SYNC, ASYNC, inverse.clone(), ssp(None), ssp(Some(0)), ssp(Some(3))] {
+        let usual = [SYNC, ASYNC, inverse.clone(), ssp(None), ssp(Some(0)), ssp(Some(3))];
+        // Nothing changes between a pull and the push that comes of it, so that there is nothing to make up for.
+        for mode in usual.into_iter().chain(compensated(Some(0.5))) {
             for (seed, shards) in each(3) {
                 let run = completed(&Config { seed, shards, mode: mode.clone(), ..base.clone() }, &problem);
                 assert_same(&run.values, &expected, &format!("{optimizer} in {mode} on {shards} shards"));
@@ -176,11 +188,45 @@ fn async_is_what_the_records_say() {
                     shards,
                     optimizer,
                     schedule: cosine(),
-                    ..Config::new(seed, Mode::Async { scaling }, 5, 900)
+                    ..Config::new(seed, Mode::Async { scaling, compensation: None }, 5, 900)
                 };
                 let run = completed(&config, &problem);
                 assert_replays(&run, &problem);
                 assert_eq!(run.partial, vec![0; shards as usize]);
+            }
+        }
+    }
+}
+
+#[test]
+fn compensated_pushes_are_what_the_records_say() {
+    let problem = Network::uneven(5, 10, 3);
+    for optimizer in [Optimizer::Sgd(Sgd::default()), Optimizer::Adam(Adam::default())] {
+        for (seed, shards) in each(5) {
+            for (plain, mode) in compensated(None).into_iter().zip(compensated(Some(0.5))) {
+                let config =
+                    Config { shards, optimizer, schedule: cosine(), ..Config::new(seed, mode, 5, 900) };
+                let run = completed(&config, &problem);
+                assert_replays(&run, &problem);
+                let without = completed(&Config { mode: plain, ..config.clone() }, &problem);
+                assert!(run.values != without.values, "{} makes a difference", config.mode);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lambda_of_0_is_none() {
+    let problem = Network::uneven(5, 10, 3);
+    for optimizer in optimizers() {
+        for (seed, shards) in each(3) {
+            for (plain, mode) in compensated(None).into_iter().zip(compensated(Some(0.0))) {
+                let config =
+                    Config { shards, optimizer, schedule: cosine(), ..Config::new(seed, plain, 5, 900) };
+                let expected = completed(&config, &problem);
+                let run = completed(&Config { mode, ..config.clone() }, &problem);
+                assert_same(&run.values, &expected.values, &format!("{} on {shards} shards", config.mode));
+                assert!(run.histories == expected.histories, "the same things happen in the same order");
             }
         }
     }

@@ -163,8 +163,8 @@ fn every_mode_goes_on_over_connections_that_break() {
         for mode in [
             Mode::Sync { backup: 0 },
             Mode::Sync { backup: 1 },
-            Mode::Async { scaling: none },
-            Mode::Ssp { staleness: Some(1), scaling: none },
+            Mode::Async { scaling: none, compensation: None },
+            Mode::Ssp { staleness: Some(1), scaling: none, compensation: None },
             Mode::Fedasync { scaling: none, local: local(0.1) },
             Mode::Fedavg(rounds),
             kept,
@@ -363,8 +363,10 @@ fn mixing_is_what_the_records_say() {
 fn one_worker_is_sequential_whatever_the_mode() {
     let problem = Quadratic { workers: 1, batch: 32 };
     let none = StalenessScaling::None;
-    let gradients =
-        Config { schedule: constant(0.5), ..Config::new(0, Mode::Async { scaling: none }, 1, 32 * 6) };
+    let gradients = Config {
+        schedule: constant(0.5),
+        ..Config::new(0, Mode::Async { scaling: none, compensation: None }, 1, 32 * 6)
+    };
     let expected = oracle::sequential(&gradients.plan(&problem), &problem);
     let with = |mode, rate| Config { mode, schedule: constant(rate), ..gradients.clone() };
     for (seed, shards) in each(4) {

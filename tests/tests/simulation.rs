@@ -24,6 +24,7 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "probes",
         "retransmissions",
         "late",
+        "compensated",
         "void",
         "joined again",
         "server crashes",

@@ -72,6 +72,9 @@ impl ModeSpec {
         if matches!(self.mode, ModeName::Sync | ModeName::Fedavg) {
             recipe.staleness_rate = None;
         }
+        if !matches!(self.mode, ModeName::Async | ModeName::Ssp) {
+            recipe.compensate = None;
+        }
         let buffer = recipe.federated.buffer;
         if self.is_federated() {
             recipe.federated.local_rate = rate;

@@ -83,6 +83,10 @@ pub(crate) struct RecipeFlags {
     /// [default: none; fedbuff and fedasync polynomial]
     #[arg(long, value_name = "RULE", help_heading = "Mode")]
     pub(crate) staleness_rate: Option<StalenessScaling>,
+    /// async and ssp: add LAMBDA g g (w - v) to a gradient g that was computed on v, where the values are w by now; each
+    /// shard then keeps a version for each worker [default: none]
+    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true, help_heading = "Mode")]
+    pub(crate) compensate: Option<f32>,
 
     /// Number of server processes
     #[arg(long, value_name = "COUNT", default_value_t = 2, help_heading = "Cluster")]

@@ -16,7 +16,7 @@ pub use heterogeneity::{
     Heterogeneity, LINK_RATE_RANGE, LinkRate, SIGMA_MAX, SLOW_FACTOR_MAX, STEP_TIME_MAX_US, SlowPattern,
     StepTime,
 };
-pub use mode::{Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
+pub use mode::{COMPENSATED_MAX, Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
 pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
 use crate::codec::Codec;
@@ -399,23 +399,27 @@ impl Plan {
         self.check_memory()
     }
 
-    /// Whether the pushes that may be held for one step fit into a server's memory.
+    /// Whether the pushes that may be held for one step, or the versions that are kept, fit into a server's memory.
     fn check_memory(&self) -> Result<(), PlanError> {
-        let (flag, held) = match &self.mode {
-            Mode::Sync { .. } => ("--workers", self.cluster.workers),
-            Mode::Fedavg(fedavg) => ("--ask", fedavg.asked),
-            Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => ("--buffer", *buffer),
+        let pushes = "pushes of one step";
+        let (flag, held, what) = match &self.mode {
+            Mode::Sync { .. } => ("--workers", self.cluster.workers, pushes),
+            Mode::Fedavg(fedavg) => ("--ask", fedavg.asked, pushes),
+            Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => ("--buffer", *buffer, pushes),
+            mode if mode.compensation().is_some() => {
+                ("the number of workers", self.cluster.workers_max(), "versions for --compensate")
+            }
             Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => return Ok(()),
         };
-        let push = self.layout()?.total().saturating_mul(4) / u64::from(self.cluster.servers);
-        let most = HELD_BYTES_MAX / push.max(1);
+        let bytes = self.layout()?.total().saturating_mul(4) / u64::from(self.cluster.servers);
+        let most = HELD_BYTES_MAX / bytes.max(1);
         if u64::from(held) > most {
             return Err(PlanError::Range {
                 flag,
                 found: held.to_string(),
                 possible: format!(
-                    "a server would hold as many pushes of {push} bytes for one step, and has room for {most}; take \
-                     fewer, or more servers"
+                    "a server would hold as many {what}, of {bytes} bytes each, and has room for {most}; take fewer, or \
+                     more servers"
                 ),
             });
         }
@@ -474,7 +478,10 @@ impl Plan {
 
     fn check_mode(&self) -> Result<(), PlanError> {
         match &self.mode {
-            Mode::Sync { .. } | Mode::Async { .. } | Mode::Ssp { .. } => Ok(()),
+            Mode::Sync { .. } => Ok(()),
+            Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } => {
+                self.check_compensation(*compensation)
+            }
             Mode::Softsync { buffer, .. } => {
                 federated::whole("--buffer", (*buffer).into(), 1, COHORT_MAX.into())
             }
@@ -514,6 +521,27 @@ impl Plan {
                 local.check()
             }
         }
+    }
+
+    fn check_compensation(&self, lambda: Option<f32>) -> Result<(), PlanError> {
+        if let Some(lambda) = lambda.filter(|lambda| !lambda.is_finite() || *lambda < 0.0) {
+            return Err(PlanError::Range {
+                flag: "--compensate",
+                found: lambda.to_string(),
+                possible: "a finite number from 0 on is possible".into(),
+            });
+        }
+        let workers = self.cluster.workers_max();
+        if self.mode.compensation().is_some() && workers > COMPENSATED_MAX {
+            return Err(PlanError::Range {
+                flag: "the number of workers",
+                found: workers.to_string(),
+                possible: format!(
+                    "with --compensate each shard keeps a version for each of them, {COMPENSATED_MAX} at most"
+                ),
+            });
+        }
+        Ok(())
     }
 
     /// The model's variables end to end.

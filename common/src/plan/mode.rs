@@ -23,6 +23,10 @@ pub enum Mode {
         /// What staleness does to the learning rate.
         #[serde(default)]
         scaling: StalenessScaling,
+        /// How much of what has changed since a gradient's values is made up for: the lambda of
+        /// [`compensate`](crate::compensate::compensate), finite and not negative. `None`, as 0, is nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        compensation: Option<f32>,
     },
     /// As async, but no worker is more than `staleness` steps ahead of the slowest (Ho et al. 2013).
     Ssp {
@@ -32,6 +36,9 @@ pub enum Mode {
         /// What staleness does to the learning rate.
         #[serde(default)]
         scaling: StalenessScaling,
+        /// As in async.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        compensation: Option<f32>,
     },
     /// Every so many gradients make one step, whoever computed them, and nobody waits (Zhang et al. 2016,
     /// "Staleness-aware Async-SGD", n-softsync; Dutta et al. 2018, "Slow and Stale Gradients Can Win the Race",
@@ -169,7 +176,20 @@ impl<'de> Deserialize<'de> for StalenessScaling {
     }
 }
 
+/// Most workers of a run with compensation: each shard keeps the version that it sent each of them last.
+pub const COMPENSATED_MAX: u32 = 256;
+
 impl Mode {
+    /// The lambda of a run that makes up for what has changed since a gradient's values; 0 makes up for nothing.
+    pub fn compensation(&self) -> Option<f32> {
+        match self {
+            Self::Async { compensation, .. } | Self::Ssp { compensation, .. } => {
+                compensation.filter(|lambda| *lambda != 0.0)
+            }
+            _ => None,
+        }
+    }
+
     /// The mode's name without its parameters.
     pub fn name(&self) -> &'static str {
         match self {
@@ -275,14 +295,29 @@ mod tests {
         for scaling in ["none", "inverse", "polynomial:0.5", "hinge:10:4"] {
             let text = format!("name = \"async\"\nscaling = \"{scaling}\"\n");
             let mode: Mode = toml::from_str(&text).unwrap();
-            assert_eq!(mode, Mode::Async { scaling: scaling.parse().unwrap() });
+            assert_eq!(mode, Mode::Async { scaling: scaling.parse().unwrap(), compensation: None });
             assert_eq!(toml::to_string(&mode).unwrap(), text);
         }
-        assert_eq!(toml::from_str("name = \"async\""), Ok(Mode::Async { scaling: StalenessScaling::None }));
+        let none = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+        assert_eq!(toml::from_str("name = \"async\""), Ok(none));
         assert!(toml::from_str::<Mode>("name = \"async\"\nscaling = \"hinge\"").is_err());
     }
 
     proptest! {
+        #[test]
+        fn every_lambda_is_read_as_it_was_written(lambda in 0.0_f32..=f32::MAX, small in 0.0_f32..1.0, bound: Option<u32>) {
+            for lambda in [lambda, small, small * 1e-38, 0.0, f32::MIN_POSITIVE] {
+                let (scaling, compensation) = (StalenessScaling::Inverse, Some(lambda));
+                let staleness = bound.map(u64::from);
+                for mode in [Mode::Async { scaling, compensation }, Mode::Ssp { staleness, scaling, compensation }] {
+                    let text = toml::to_string(&mode).unwrap();
+                    let read: Mode = toml::from_str(&text).unwrap();
+                    prop_assert_eq!(&read, &mode, "{}", text);
+                    prop_assert_eq!(read.compensation().is_some(), lambda != 0.0);
+                }
+            }
+        }
+
         #[test]
         fn the_staler_the_less(exponent in 0.0..4.0_f64, a in 0.0..100.0_f64, b in 0.0..50.0_f64, staleness in 0_u64..1000) {
             use StalenessScaling as S;

@@ -33,7 +33,11 @@ impl Feed {
     pub fn payload_bytes(&self) -> u64 {
         match self {
             Self::Whole(whole) => whole.payload_bytes,
-            Self::Held(fed) | Self::Push { fed, .. } => fed.push.payload_bytes,
+            // However the push was written, its gradient is not.
+            Self::Held(fed) | Self::Push { fed, .. } => {
+                let values = fed.push.parts.iter().map(|part| part.values);
+                values.fold(0, u64::saturating_add).saturating_mul(4)
+            }
             Self::Step { payload_bytes, .. } => *payload_bytes,
             Self::Order { .. } | Self::Digest { .. } | Self::Full => 0,
         }

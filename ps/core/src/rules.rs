@@ -23,6 +23,8 @@ pub enum Apply {
     Immediate {
         /// What staleness does to the learning rate.
         scaling: StalenessScaling,
+        /// By which lambda a push is compensated for what has changed since its values, if it is.
+        compensation: Option<f32>,
     },
     /// Each push is mixed with the newest values at once.
     Mix {
@@ -93,11 +95,12 @@ pub fn rules(plan: &Plan) -> (Apply, Release) {
             (Apply::HoldAll, Release::StepApplied)
         }
         &Mode::Sync { backup } => (Apply::Hold { backup }, Release::StepApplied),
-        &Mode::Async { scaling } | &Mode::Ssp { staleness: None, scaling } => {
-            (Apply::Immediate { scaling }, Release::AtOnce)
+        &Mode::Async { scaling, .. } | &Mode::Ssp { staleness: None, scaling, .. } => {
+            (Apply::Immediate { scaling, compensation: plan.mode.compensation() }, Release::AtOnce)
         }
-        &Mode::Ssp { staleness: Some(bound), scaling } => {
-            (Apply::Immediate { scaling }, Release::SlowestClock { bound })
+        &Mode::Ssp { staleness: Some(bound), scaling, .. } => {
+            let compensation = plan.mode.compensation();
+            (Apply::Immediate { scaling, compensation }, Release::SlowestClock { bound })
         }
         &Mode::Softsync { buffer, scaling, stale } => {
             (Apply::Buffer { size: buffer, scaling, stale }, Release::AtOnce)
@@ -120,7 +123,18 @@ pub fn outcomes_max(plan: &Plan) -> usize {
     held as usize + OUTCOMES_MAX
 }
 
+/// Versions beside the newest that a shard keeps at most for pushes that are yet to come: the one that each worker was
+/// sent last, where a push is applied by what it was computed on. A worker has one gradient in flight.
+pub fn versions_kept(plan: &Plan) -> usize {
+    if rules(plan).0.keeps_bases() { plan.cluster.workers_max() as usize } else { 0 }
+}
+
 impl Apply {
+    /// Whether a push is applied by the values that it was computed on, too.
+    pub fn keeps_bases(self) -> bool {
+        matches!(self, Self::Mix { .. } | Self::Immediate { compensation: Some(_), .. })
+    }
+
     /// Where nobody waits for others: a worker with so many pushes held gets its next values when some of them have been
     /// taken out. By itself it has filled the buffer then, and only the coordinator's word is missing; without a limit,
     /// one that is faster than that word would fill the shard's memory.

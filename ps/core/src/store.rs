@@ -4,6 +4,7 @@
 //! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
 //! again. The optimizer's state changes in place, unless a checkpoint refers to it: then the next one is written apart.
 
+mod combined;
 mod hands;
 
 #[cfg(test)]
@@ -18,9 +19,9 @@ use windlass_common::mix::mix;
 use windlass_common::optimizer::{Gradient, Optimizer, State, Update};
 use windlass_common::placement::{Placement, Slice};
 use windlass_common::plan::{BATCH_MAX, Codecs, Every, WORK_MAX};
-use windlass_common::reduce::{self, Contribution, Scaled};
 use windlass_common::wire::{Codec, Part, Pull, Push, Reject};
 
+pub use combined::{Combined, Compensated};
 pub use hands::Hands;
 
 use crate::Time;
@@ -207,32 +208,6 @@ pub struct Made {
     pub at: Time,
 }
 
-/// Pushes that make one step, in order. Each holds the shard's slices end to end.
-#[derive(Clone, Copy, Debug)]
-pub enum Combined<'a> {
-    /// Their mean, weighted by counts.
-    Mean(&'a [Contribution<'a>]),
-    /// Their sum, each times its scale, divided by this number.
-    Sum(&'a [Scaled<'a>], f32),
-}
-
-impl Combined<'_> {
-    /// Writes what these values of the shard combine to.
-    fn write(self, range: Range<usize>, block: &mut [f32]) {
-        let written = match self {
-            Self::Mean(pushes) => {
-                let parts = pushes.iter().map(|g| Contribution { values: &g.values[range.clone()], ..*g });
-                reduce::weighted_mean(parts, block)
-            }
-            Self::Sum(pushes, divisor) => {
-                let parts = pushes.iter().map(|g| Scaled { values: &g.values[range.clone()], ..*g });
-                reduce::scaled_mean(parts, divisor, block)
-            }
-        };
-        written.expect("pushes are checked when they arrive");
-    }
-}
-
 #[derive(Debug)]
 struct Stored {
     part: Part,
@@ -265,6 +240,8 @@ pub struct Store {
     shown: Option<Snapshot>,
     /// Spare buffers that each slice is to have before the next update.
     room: usize,
+    /// Earlier versions that are kept elsewhere, at most: so many more spare buffers are not given back.
+    kept_elsewhere: usize,
     hands: Option<Arc<dyn Hands>>,
 }
 
@@ -300,7 +277,8 @@ impl Store {
             })
             .collect();
         let room = if every == Every::Never { 0 } else { room_for_checkpoints(&optimizer) };
-        Self { optimizer, version: Version(0), slices, shown: None, room, hands: None }
+        let version = Version(0);
+        Self { optimizer, version, slices, shown: None, room, kept_elsewhere: 0, hands: None }
     }
 
     /// The slices of a checkpoint, in the order of the shape; so often had something been applied. It sets memory aside
@@ -334,12 +312,17 @@ impl Store {
         };
         let slices: Vec<Stored> = parts.iter().zip(slices).map(stored).collect();
         let room = room_for_checkpoints(&optimizer);
-        Self { optimizer, version, slices, shown: None, room, hands: None }
+        Self { optimizer, version, slices, shown: None, room, kept_elsewhere: 0, hands: None }
     }
 
     /// Large slices are updated by these threads from now on, with the same bits. Without them the caller's does it all.
     pub fn lend(&mut self, hands: Arc<dyn Hands>) {
         self.hands = Some(hands);
+    }
+
+    /// So many earlier versions are kept by whoever has shown them, so that as many buffers may come back for use.
+    pub fn expect_kept(&mut self, versions: usize) {
+        self.kept_elsewhere = versions;
     }
 
     /// All slices with what the optimizer remembers of them, in order. Nothing is copied, and nothing that is applied
@@ -404,11 +387,17 @@ impl Store {
     /// If there is no push, or one is not as long as the shard.
     pub fn apply(&mut self, pushes: Combined<'_>, rate: f32) {
         let (optimizer, hands) = (self.optimizer, self.hands.clone());
+        let mut bases = match pushes {
+            Combined::Compensated(push) => Some(push.pulled.values()),
+            Combined::Mean(_) | Combined::Sum(..) => None,
+        };
         self.next_version(|slice, next| {
             let Stored { offset, current, state, spares, .. } = slice;
-            let (from, len) = (*offset, current.len());
+            let (from, len, current) = (*offset, current.len(), current.as_slice());
+            let pulled = bases.as_mut().map(|values| values.next().expect("a snapshot has every slice"));
+            let pulled = pulled.map(|values| values.as_slice()).unwrap_or_default();
             let combine = |range: Range<usize>, block: &mut [f32]| {
-                pushes.write(from + range.start..from + range.end, block);
+                pushes.write(from, current, pulled, range, block);
             };
             let gradient = match pushes {
                 // The mean of one is that one; there is nothing to combine.
@@ -428,6 +417,17 @@ impl Store {
         });
     }
 
+    /// Writes a compensated push as [`apply`](Self::apply) applies it now, the shard's slices end to end.
+    ///
+    /// # Panics
+    /// If the push, what it was computed on or `written` is not as long as the shard.
+    pub fn write_compensated(&self, push: Compensated<'_>, written: &mut [f32]) {
+        for (slice, pulled) in self.slices.iter().zip(push.pulled.values()) {
+            let (from, len) = (slice.offset, slice.current.len());
+            push.write(from, &slice.current, pulled, 0..len, &mut written[from..from + len]);
+        }
+    }
+
     /// Mixes the newest values with those that this push leads to from `base`, in this share.
     ///
     /// # Panics
@@ -443,8 +443,10 @@ impl Store {
     fn next_version(&mut self, mut make: impl FnMut(&mut Stored, &mut [f32])) {
         self.version = self.version.next();
         self.shown = None;
-        let (room, spares_max) =
-            (std::mem::take(&mut self.room), SPARES_MAX + self.optimizer.state_vectors());
+        let (room, spares_max) = (
+            std::mem::take(&mut self.room),
+            SPARES_MAX + self.optimizer.state_vectors() + self.kept_elsewhere,
+        );
         for slice in &mut self.slices {
             while slice.spares.len() < room {
                 // Not zeros: memory of zeros is there only once it is written to.

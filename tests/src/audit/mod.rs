@@ -1,6 +1,7 @@
 //! Judges a finished run by what its shards wrote down.
 
 mod aside;
+mod compensated;
 mod replay;
 mod rounds;
 
@@ -12,6 +13,7 @@ use windlass_common::wire::{Order, Outcome, Record};
 use windlass_ps_core::SessionId;
 
 pub(crate) use aside::Aside;
+pub(crate) use compensated::stale;
 pub use replay::assert_replays;
 pub use rounds::assert_closed_as_logged;
 

@@ -8,6 +8,7 @@ use windlass_common::plan::{Mode, StalenessScaling, Weights};
 use windlass_common::wire::{Outcome, Record};
 
 use super::assert_same;
+use super::compensated::{lambda, stale};
 use crate::cluster::{Entry, Pushed, Run, Source};
 use crate::oracle::{self, Model, mean};
 use crate::problem::{Problem, train};
@@ -66,6 +67,8 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
     let model = Model::new(run.part_of(shard, initial), run.plan.optimizer);
     let part = |r: &Record| run.part_of(shard, &pushed(run, r).gradient);
     let goal = run.plan.goal();
+    let history = &run.histories[shard.index()];
+    let stale = stale(&run.plan.mode, history);
     let step = |model: &mut Model, pushes: &[&Record], applied: Examples, versions: &[Vec<f32>]| {
         let newest = versions.len() as u64 - 1;
         let position = goal.position(pushes[0].step, applied);
@@ -84,9 +87,17 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
                 };
                 model.step(&weighted(count), rate);
             }
-            &Mode::Async { scaling } | &Mode::Ssp { scaling, .. } => {
+            &Mode::Async { scaling, .. } | &Mode::Ssp { scaling, .. } => {
                 assert_eq!(pushes.len(), 1, "each push is a step by itself");
-                model.step(&parts[0], scaled(scaling, rate, newest - pushes[0].base.0));
+                let (push, mut gradient) = (pushes[0], parts[0].clone());
+                if stale.compensated.contains(&(push.worker, push.sequence)) {
+                    let lambda = lambda(&run.plan.mode).expect("what is compensated is so by a lambda");
+                    let (now, then) = (&versions[newest as usize], &versions[push.base.index()]);
+                    for (i, g) in gradient.iter_mut().enumerate() {
+                        *g += lambda * *g * *g * (now[i] - then[i]);
+                    }
+                }
+                model.step(&gradient, scaled(scaling, rate, newest - push.base.0));
             }
             &Mode::Softsync { buffer, scaling, .. } | &Mode::Fedbuff { buffer, scaling, .. } => {
                 assert_eq!(pushes.len(), buffer as usize, "a buffer is full when it makes a step");
@@ -109,7 +120,6 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
             }
         }
     };
-    let history = &run.histories[shard.index()];
     assert_images(run, shard, &model, &step);
     oracle::replay(model, history.records(), step).0
 }

@@ -13,7 +13,7 @@ mod waits;
 use windlass_common::plan::{Codecs, Mode};
 use windlass_common::wire::{Outcome, Stop};
 
-use crate::audit::{assert_bound, assert_each_push_counts_once, assert_replays, assert_same};
+use crate::audit::{assert_bound, assert_each_push_counts_once, assert_replays, assert_same, stale};
 use crate::cluster::Run;
 use crate::oracle;
 use crate::problem::Problem;
@@ -29,6 +29,9 @@ pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
         ledger::verify(&run.plan, shard, history);
         waits::verify(&run.plan, shard, history);
         counts.add("snapshots", snapshots::verify(&run.plan, shard, history));
+        let stale = stale(&run.plan.mode, history);
+        counts.add("compensated", stale.compensated.len() as u64);
+        counts.add("stale without their values", stale.as_they_came);
         for record in history.records() {
             let what = match record.outcome {
                 Outcome::Applied { .. } => "applied",

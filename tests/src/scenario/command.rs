@@ -81,8 +81,11 @@ impl Command {
         let scaling = self.or("scaling", StalenessScaling::None)?;
         match self.need::<String>("mode")?.as_str() {
             "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
-            "async" => Ok(Mode::Async { scaling }),
-            "ssp" => Ok(Mode::Ssp { staleness: self.find("staleness")?, scaling }),
+            "async" => Ok(Mode::Async { scaling, compensation: self.find("compensate")? }),
+            "ssp" => {
+                let (staleness, compensation) = (self.find("staleness")?, self.find("compensate")?);
+                Ok(Mode::Ssp { staleness, scaling, compensation })
+            }
             "softsync" => Ok(Mode::Softsync {
                 buffer: self.need("buffer")?,
                 scaling,

@@ -114,6 +114,7 @@ impl Config {
         keep_checkpoints(seed, deliveries, &mut config);
         keep_copies(seed, deliveries, &mut config);
         config.codecs = codecs(seed);
+        compensate(seed, &mut config);
         config
     }
 }
@@ -236,6 +237,20 @@ fn codecs(seed: u64) -> Codecs {
     Codecs { push, pull: draw.one(&all) }
 }
 
+/// Half of the runs in which it is possible are compensated. A velocity that is driven by high rates swings further and further
+/// here, and the square of its gradients would soon be infinite. The numbers are of a stream of their own, too.
+fn compensate(seed: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(8)));
+    let drawn = draw.one(&[None, None, None, Some(0.0), Some(0.04), Some(0.04), Some(0.2), Some(0.2)]);
+    let swings = matches!(config.optimizer, Optimizer::Momentum(_) | Optimizer::Nesterov(_));
+    if swings && config.schedule.rate > 0.1 {
+        return;
+    }
+    if let Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } = &mut config.mode {
+        *compensation = drawn;
+    }
+}
+
 fn scaling(draw: &mut Draw) -> StalenessScaling {
     match draw.within(0, 3) {
         0 => StalenessScaling::None,
@@ -252,10 +267,10 @@ fn mode(seed: u64, draw: &mut Draw, workers: u32, clients: u32) -> Mode {
     match kind(seed) {
         "backup" if workers > 1 => Mode::Sync { backup: draw.within(1, u64::from(workers) - 1) as u32 },
         "sync" | "backup" => Mode::Sync { backup: 0 },
-        "async" => Mode::Async { scaling },
+        "async" => Mode::Async { scaling, compensation: None },
         "ssp" => {
             let staleness = draw.one(&[Some(0), Some(1), Some(2), Some(5), None]);
-            Mode::Ssp { staleness, scaling }
+            Mode::Ssp { staleness, scaling, compensation: None }
         }
         "softsync" => Mode::Softsync { buffer, scaling, stale: Stale::Kept },
         "batchsync" => Mode::Softsync { buffer, scaling, stale: Stale::Late },

@@ -76,6 +76,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let Image { state, slices } = image;
         let mut shard = Self::new(plan, run, lineage, id)?;
         shard.store = Store::restored(&plan.placement()?, id, plan.optimizer, state.version, slices);
+        shard.store.expect_kept(rules::versions_kept(plan));
         shard.ledger = Ledger::restored(rules::outcomes_max(plan), &state.workers);
         shard.open = state.open;
         shard.made = Made { examples: state.examples, pushes: state.pushes, at: Time(state.made_us) };

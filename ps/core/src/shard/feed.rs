@@ -17,10 +17,13 @@ use super::{Effect, Held, NOBODY, Shard};
 use crate::Time;
 use crate::ledger::Ledger;
 use crate::rules;
-use crate::store::{Combined, Made, SliceState, SliceValues, Store, spare};
+use crate::store::{Combined, Compensated, Made, SliceState, SliceValues, Store, spare};
 
 /// The digests of primary and standby are compared each time so many versions have been made.
 pub const DIGEST_EVERY: u64 = 1000;
+
+/// Buffers kept for what is made for a standby; beyond that, memory is given back.
+const MADE_MAX: usize = 8;
 
 /// The floats that go with what a standby is told.
 #[derive(Clone, Debug)]
@@ -61,7 +64,8 @@ pub(super) struct Feeding<B> {
     pub(super) records: VecDeque<Record>,
     /// With which pushes the coordinator closed the last step.
     closed: Vec<Entry>,
-    means: Vec<SliceValues>,
+    /// Buffers for what is made for the standby, the last ones among them perhaps on their way.
+    made: Vec<SliceValues>,
 }
 
 impl<B> Feeding<B> {
@@ -72,7 +76,14 @@ impl<B> Feeding<B> {
             untold: VecDeque::new(),
             records: VecDeque::new(),
             closed: Vec::new(),
-            means: Vec::new(),
+            made: Vec::new(),
+        }
+    }
+
+    /// Keeps a buffer for use once it has been sent.
+    fn keep(&mut self, buffer: SliceValues) {
+        if self.made.len() < MADE_MAX {
+            self.made.push(buffer);
         }
     }
 }
@@ -130,6 +141,27 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         }
     }
 
+    /// The same of a push that is compensated: the standby does not know what its worker was sent, and is given what it comes
+    /// to.
+    pub(super) fn feed_compensated(
+        &mut self,
+        now: Time,
+        held: &Held<B>,
+        worker: WorkerId,
+        push: Compensated<'_>,
+        out: &mut Vec<Effect>,
+    ) {
+        if !self.feeding.is_told {
+            return;
+        }
+        let mut shared = spare(&mut self.feeding.made, self.shape.values() as usize);
+        let made = Arc::get_mut(&mut shared).expect("a spare buffer has no readers");
+        self.store.write_compensated(push, made);
+        let feed = Feed::Push { at_us: now.0, fed: held.fed(worker) };
+        self.tell(feed, Floats::Pieces(vec![shared.clone()]), out);
+        self.feeding.keep(shared);
+    }
+
     /// The mean of a step's pushes, for the standby too; none where nobody is told.
     pub(super) fn feed_step(
         &mut self,
@@ -140,7 +172,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         if !self.feeding.is_told || members.is_empty() {
             return None;
         }
-        let mut shared = spare(&mut self.feeding.means, self.shape.values() as usize);
+        let mut shared = spare(&mut self.feeding.made, self.shape.values() as usize);
         let mean = Arc::get_mut(&mut shared).expect("a spare buffer has no readers");
         let parts = members.values().map(|h| h.contribution(Weights::Examples));
         reduce::weighted_mean(parts, mean).expect("pushes are checked when they arrive");
@@ -148,9 +180,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let payload_bytes = 4 * shared.len() as u64;
         let feed = Feed::Step { at_us: now.0, pushes, payload_bytes };
         self.tell(feed, Floats::Pieces(vec![shared.clone()]), out);
-        if self.feeding.means.len() < 2 {
-            self.feeding.means.push(shared.clone());
-        }
+        self.feeding.keep(shared.clone());
         Some(shared)
     }
 
@@ -305,6 +335,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         });
         let slices = slices.collect();
         shard.store = Store::restored(&placement, id, plan.optimizer, whole.version, slices);
+        shard.store.expect_kept(rules::versions_kept(plan));
         shard.previous = whole.previous.map(|p| {
             let slices = parts.iter().map(|&part| (part, Arc::new(take(part.values)))).collect();
             let made = Made { examples: p.examples, pushes: p.pushes, at: Time(p.made_us) };
@@ -383,6 +414,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.parked.clear();
         self.aside.clear();
         self.anew.clear();
+        self.bases.clear();
         self.tasks.clear();
         self.cut = super::Cut::None;
         self.end_feeding();

@@ -70,7 +70,7 @@ pub struct Shard<B> {
     anew: BTreeSet<Task>,
     /// The coordinator opens no further round.
     concluded: bool,
-    /// Where pushes are mixed: the values that each worker was given last.
+    /// Where a push is applied by what it was computed on, too: the values that each worker was given last.
     bases: BTreeMap<WorkerId, Snapshot>,
     /// At most one pull per worker.
     parked: BTreeMap<WorkerId, Parked>,
@@ -170,6 +170,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             feeding: Feeding::new(plan),
             told: Time(0),
         };
+        shard.store.expect_kept(rules::versions_kept(plan));
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
     }

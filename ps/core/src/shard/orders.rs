@@ -27,6 +27,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     let slowest = self.ledger.slowest_beside(worker);
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next, slowest }));
                 }
+                // One that comes back may push once more what it had computed before.
+                if let Apply::Immediate { .. } = self.apply {
+                    let ledger = &self.ledger;
+                    self.bases.retain(|&worker, _| ledger.is_member(worker));
+                }
                 self.release_parked(now, out);
             }
             Order::Settle { worker, incarnation, next, void_missing } => {

@@ -47,7 +47,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         }
         let Pull { step: asked, have, slices, .. } = parked.pull;
         let (step, snapshot) = again.unwrap_or_else(|| self.values_for(asked));
-        if let Apply::Mix { .. } = self.apply {
+        if self.apply.keeps_bases() {
             self.bases.insert(worker, snapshot.clone());
         }
         let clients = self.remaining(worker);

@@ -1,6 +1,6 @@
 //! Takes in a push: refuses it, applies it at once, or holds it for its step.
 
-use windlass_common::ids::{ClientId, Sequence, Step, WorkerId};
+use windlass_common::ids::{ClientId, Sequence, Step, Version, WorkerId};
 use windlass_common::plan::{Stale, Weights};
 use windlass_common::wire::{Entry, Outcome, Push, Reject, Report, Task};
 
@@ -8,7 +8,7 @@ use super::{Effect, Held, Reply, Shard};
 use crate::Time;
 use crate::ledger::Admission;
 use crate::rules::{self, Apply};
-use crate::store::Combined;
+use crate::store::{Combined, Compensated, Snapshot};
 
 impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn push(
@@ -56,12 +56,24 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         match self.apply {
             Apply::HoldAll | Apply::Hold { .. } | Apply::Round { .. } => self.hold(now, held, worker, out),
             Apply::Buffer { stale, .. } => self.buffer(now, held, worker, stale, out),
-            Apply::Immediate { scaling } => {
+            Apply::Immediate { scaling, compensation } => {
                 self.check_own_step(worker, step)?;
                 let rate = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
-                self.feed_push(now, &held, worker, out);
+                let pulled = compensation.and_then(|_| self.pulled(worker, base));
+                let (gradient, lambda) = (held.values(), compensation.unwrap_or_default());
+                let combined = match &pulled {
+                    Some(pulled) => {
+                        let push = Compensated { gradient, pulled, lambda };
+                        self.feed_compensated(now, &held, worker, push, out);
+                        Combined::Compensated(push)
+                    }
+                    None => {
+                        self.feed_push(now, &held, worker, out);
+                        Combined::Mean(&[held.contribution(Weights::Examples)])
+                    }
+                };
                 self.ledger.take(worker, step.next());
-                self.store.apply(Combined::Mean(&[held.contribution(Weights::Examples)]), rate);
+                self.store.apply(combined, rate);
                 self.applied_at_once(now, &held, worker, out);
                 Ok(())
             }
@@ -78,6 +90,12 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 Ok(())
             }
         }
+    }
+
+    /// The values of this version, if they are those that the worker was given last and something has been applied since.
+    fn pulled(&self, worker: WorkerId, base: Version) -> Option<Snapshot> {
+        let given = self.bases.get(&worker)?;
+        (given.version == base && base < self.store.version()).then(|| given.clone())
     }
 
     fn check_own_step(&self, worker: WorkerId, step: Step) -> Result<(), Reject> {

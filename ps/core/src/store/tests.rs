@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::reduce::{Contribution, Scaled};
 
 use super::hands::PART_MIN;
 use super::*;
@@ -173,7 +174,14 @@ fn threads_change_no_bits() {
                 (store, threads)
             })
             .into();
-        for combined in [Combined::Mean(&pushes[..1]), Combined::Mean(&pushes), Combined::Sum(&scaled, 3.0)] {
+        let pulled = alone.snapshot(Step(0), Made::default());
+        let compensated = Compensated { gradient: &gradients[1], pulled: &pulled, lambda: 0.5 };
+        for combined in [
+            Combined::Mean(&pushes[..1]),
+            Combined::Mean(&pushes),
+            Combined::Sum(&scaled, 3.0),
+            Combined::Compensated(compensated),
+        ] {
             alone.apply(combined, 0.01);
             let expected = bits(&alone.slices());
             for (store, threads) in &mut helped {
@@ -186,6 +194,34 @@ fn threads_change_no_bits() {
         }
         let works = helped.iter().map(|(_, threads)| threads.works.load(Ordering::Relaxed));
         // Per update the second slice is divided in two, or in three parts; the first is left whole.
-        assert_eq!(works.collect::<Vec<_>>(), [0, 3, 6, 6], "{optimizer}");
+        assert_eq!(works.collect::<Vec<_>>(), [0, 4, 8, 8], "{optimizer}");
+    }
+}
+
+#[test]
+fn a_push_is_compensated_by_the_values_of_its_version_however_it_is_written() {
+    for optimizer in optimizers() {
+        let (mut fused, mut apart) = (store(optimizer, Every::Never), store(optimizer, Every::Never));
+        for update in 0..12 {
+            let pulled = fused.snapshot(Step(0), Made::default());
+            let before = fused.slices();
+            // Nothing, once, and twice has been applied since.
+            (0..update % 3).for_each(|n| apply(&mut fused, 50 + n));
+            (0..update % 3).for_each(|n| apply(&mut apart, 50 + n));
+            let gradient = gradient(update);
+            let push = Compensated { gradient: &gradient, pulled: &pulled, lambda: 0.5 };
+            let mut written = vec![f32::NAN; gradient.len()];
+            apart.write_compensated(push, &mut written);
+            let values = |slices: &[SliceState]| -> Vec<f32> {
+                slices.iter().flat_map(|s| s.values.iter().copied()).collect()
+            };
+            let (then, now) = (values(&before), values(&fused.slices()));
+            for (i, (made, g)) in written.iter().zip(&gradient).enumerate() {
+                assert_eq!(*made, g + 0.5 * g * g * (now[i] - then[i]), "{optimizer}, value {i}");
+            }
+            fused.apply(Combined::Compensated(push), 0.01);
+            apart.apply(Combined::Mean(&[Contribution { values: &written, count: 1 }]), 0.01);
+            assert_eq!(bits(&fused.slices()), bits(&apart.slices()), "{optimizer}, update {update}");
+        }
     }
 }

@@ -28,7 +28,7 @@ fn plan(mode: Mode) -> Plan {
     plan
 }
 
-fn modes() -> [Mode; 4] {
+fn modes() -> [Mode; 6] {
     let fedavg = Fedavg {
         rounds: 1000,
         cohort: WORKERS,
@@ -42,9 +42,11 @@ fn modes() -> [Mode; 4] {
     };
     [
         Mode::Sync { backup: 0 },
-        Mode::Async { scaling: StalenessScaling::Inverse },
-        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation: None },
+        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None, compensation: None },
         Mode::Fedavg(fedavg),
+        Mode::Async { scaling: StalenessScaling::None, compensation: Some(0.5) },
+        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::Inverse, compensation: Some(2.0) },
     ]
 }
 
@@ -146,6 +148,7 @@ impl Script {
         };
         let values = shard.shape().values();
         let gradient: Vec<f32> = (0..values).map(|_| self.rng.unit() as f32 - 0.5).collect();
+        let lengths = shard.shape().parts.iter().map(|part| part.values);
         let push = Push {
             sequence,
             step,
@@ -154,9 +157,9 @@ impl Script {
             examples: 1 + self.rng.below(5) as u32,
             work: 1,
             loss: 0.5,
-            codec: Codec::default(),
+            codec: self.plan.codecs.push,
             parts: shard.shape().parts.clone(),
-            payload_bytes: 4 * values,
+            payload_bytes: self.plan.codecs.push.payload_bytes(lengths).1,
         };
         let pull = Pull { step: step.next(), have: None, slices: Vec::new(), codec: Codec::default() };
         let request = Request {
@@ -314,6 +317,25 @@ fn a_standby_is_equal_to_its_primary_in_each_mode_and_can_be_promoted_after_anyt
 }
 
 #[test]
+fn a_standby_is_told_of_encoded_pushes_with_the_length_of_their_gradients() {
+    for mode in modes() {
+        let mut plan = plan(mode);
+        plan.codecs.push = "int8".parse().unwrap();
+        let (pair, _) = played(&plan, 1, 3, 70);
+        assert_eq!(pair.standby.full().expect("it has all").digest(), pair.primary.digest());
+    }
+}
+
+#[test]
+fn compensation_makes_a_difference_to_a_primary_and_its_standby() {
+    let [_, plain, _, _, compensated, _] = modes();
+    let digest = |mode| played(&plan(mode), 1, 3, 70).0.primary.digest();
+    let none = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+    assert_ne!(plain, none);
+    assert_ne!(digest(compensated), digest(none));
+}
+
+#[test]
 fn scripts_do_all_that_there_is_to_tell() {
     for mode in modes() {
         let plan = plan(mode);
@@ -382,7 +404,7 @@ fn a_copy_that_has_not_been_told_that_it_has_all_is_not_full() {
 
 #[test]
 fn nobody_waits_for_a_point_beyond_the_end_on_a_copy() {
-    let [_, _, _, fedavg] = modes();
+    let [_, _, _, fedavg, ..] = modes();
     let mut pair = Pair::new(&plan(fedavg));
     pair.primary.handle(Time(0), Event::Order(Order::Conclude), &mut Vec::new());
     pair.fill();
