@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
         let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
-        let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 } };
+        let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 }, compensation: None };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "hinge:10:4"]), hinge);
     }
 
