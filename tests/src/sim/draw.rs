@@ -237,13 +237,13 @@ fn codecs(seed: u64) -> Codecs {
     Codecs { push, pull: draw.one(&all) }
 }
 
-/// Half of the runs in which it is possible are compensated. A velocity that is driven by high rates swings further and further
-/// here, and the square of its gradients would soon be infinite. The numbers are of a stream of their own, too.
+/// Half of the runs in which it is possible are compensated. A velocity swings further and further here where others are in
+/// between, and the square of its gradients would soon be infinite. The numbers are of a stream of their own, too.
 fn compensate(seed: u64, config: &mut Config) {
     let mut draw = Draw(Rng::new(seed, Purpose::Simulation(8)));
     let drawn = draw.one(&[None, None, None, Some(0.0), Some(0.04), Some(0.04), Some(0.2), Some(0.2)]);
     let swings = matches!(config.optimizer, Optimizer::Momentum(_) | Optimizer::Nesterov(_));
-    if swings && config.schedule.rate > 0.1 {
+    if swings {
         return;
     }
     if let Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } = &mut config.mode {
