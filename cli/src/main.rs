@@ -65,7 +65,11 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Checkpoint(flags) => checkpoint::run(flags),
         Command::Drain(flags) => on_runtime(drain::run(flags)),
         Command::Top(flags) => on_runtime(top::run(flags)),
-        Command::Bench(BenchFlags { what: BenchCommand::Machine(flags) }) => machine::run(&flags),
+        Command::Bench(BenchFlags { what: BenchCommand::Machine(flags) }) => {
+            // As in servers and workers.
+            windlass_process::keep_memory();
+            machine::run(&flags)
+        }
     }
 }
 

@@ -17,14 +17,14 @@ use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{Begins, Body, Envelope, HEADER_BYTES_MAX, Header, Report, Seats, Stop, Welcome};
 use windlass_process::{Failure, OrExit};
 use windlass_transport::{
-    Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Pool, Priority, Role, bytes_of, resolve,
+    Connection, Endpoint, FrameError, FrameReceiver, FrameSender, Priority, Role, bytes_of, resolve,
 };
 
 use crate::coordinator;
 use crate::host::{Host, Life as Beginning};
 use crate::keeper::Keeper;
 use crate::meter::Meters;
-use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, pool, result};
 use crate::shard::ShardMessage;
 
 /// The pause before the coordinator is looked for again.
@@ -207,7 +207,7 @@ async fn life<F: Future<Output = ()>>(
         silence,
         envelope,
         hosted: hosted.into(),
-        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
+        pool: pool(),
         meters: Arc::clone(&lasting.meters),
         guests: Guests::default(),
         sessions: Arc::clone(&lasting.sessions),

@@ -21,7 +21,7 @@ use windlass_common::wire::{Begins, Envelope, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::{Copy, Event, Restore};
-use windlass_transport::{Endpoint, Pool};
+use windlass_transport::Endpoint;
 
 use crate::clock;
 use crate::coordinator::{
@@ -32,7 +32,7 @@ use crate::keeper::Keeper;
 use crate::meter::Meters;
 use crate::restore;
 use crate::run_directory::RunDirectory;
-use crate::server::{FAREWELL, Guests, METER_EVERY, POOL_BYTES_MAX, Shared, at_length, connection, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, pool, result};
 use crate::shard::ShardMessage;
 
 /// What server 0 is told beside what every server is.
@@ -247,7 +247,7 @@ async fn life<F: Future<Output = ()>>(
         silence: lead.silence,
         envelope,
         hosted: OnceLock::new(),
-        pool: Arc::new(Pool::new(POOL_BYTES_MAX)),
+        pool: pool(),
         meters: Arc::clone(&lasting.meters),
         guests: Guests::default(),
         sessions: Arc::clone(&lasting.sessions),

@@ -35,7 +35,9 @@ use crate::standby::{self, StandbyLink};
 /// The folder of a run directory where checkpoints are kept, unless it is said where.
 pub const CHECKPOINTS: &str = "checkpoints";
 /// Gradient buffers kept for use again, in bytes.
-pub(crate) const POOL_BYTES_MAX: usize = 1 << 30;
+const POOL_BYTES_MAX: usize = 1 << 30;
+/// Gradient buffers that nobody has needed for so long are given back.
+const SHED_EVERY: Duration = Duration::from_secs(1);
 /// A stream that says nothing for this long after it was opened is given up.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// A peer that says nothing for so long where a word is due, or takes nothing of a frame or sends nothing more of one, is
@@ -48,6 +50,13 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 /// Longest first message of a stream.
 const FIRST_BYTES_MAX: usize = 64 << 10;
 const MIB: u64 = 1 << 20;
+/// Connections from this machine up to which each may send as far ahead as [`limits`] says.
+const UNDIVIDED: usize = 8;
+/// Bytes that more of them may send ahead together: what the socket holds. Their datagrams are so large that congestion
+/// control, which lets two be on their way whatever happens, cannot keep hundreds of senders from overrunning it.
+const AHEAD: usize = 4 << 20;
+/// Bytes that each may send ahead all the same.
+const AHEAD_LEAST: usize = 16 << 10;
 
 /// What a server is told at its start.
 #[derive(Debug)]
@@ -228,6 +237,13 @@ impl Guests {
             inner.open.retain(|c| !c.is_closed());
         }
         inner.open.push(connection.clone());
+        let open = inner.open.len();
+        if open > UNDIVIDED {
+            let share = (AHEAD / open.next_power_of_two()).max(AHEAD_LEAST) as u32;
+            // What each has changes when their number has doubled.
+            let first = if (open - 1).is_power_of_two() { 0 } else { open - 1 };
+            inner.open[first..].iter().filter(|c| c.is_local()).for_each(|c| c.set_receive_window(share));
+        }
     }
 
     pub(crate) fn close(&self, why: &'static str) {
@@ -237,6 +253,20 @@ impl Guests {
             connection.close(0, why);
         }
     }
+}
+
+/// The gradient buffers of one life, which are given back when they idle.
+pub(crate) fn pool() -> Arc<Pool> {
+    let pool = Arc::new(Pool::new(POOL_BYTES_MAX));
+    let weak = Arc::downgrade(&pool);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(SHED_EVERY).await;
+            let Some(pool) = weak.upgrade() else { return };
+            pool.shed();
+        }
+    });
+    pool
 }
 
 /// Does what takes long and waits for the disk; where the runtime has several threads, the others go on meanwhile.

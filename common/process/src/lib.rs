@@ -1,11 +1,15 @@
 //! What every program of Windlass does alike: how it logs, how it is told to end, and with which exit code it ends.
 
+mod memory;
+
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use windlass_common::exit::Exit;
+
+pub use memory::keep_memory;
 
 /// The environment variable that sets what is logged, such as `debug` or `windlass_ps=debug,info`.
 pub const LOG_VARIABLE: &str = "WINDLASS_LOG";

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::endpoint::canonical;
+use crate::endpoint::{canonical, is_local};
 use crate::error::ConnectionLost;
 use crate::frame::{FrameReceiver, FrameSender};
 use crate::identity::{IdentityError, role_of};
@@ -108,6 +108,17 @@ impl Connection {
     /// Where the peer is at present.
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.inner.remote_address())
+    }
+
+    /// Whether the peer is on this machine, where datagrams are large.
+    pub fn is_local(&self) -> bool {
+        is_local(self.remote_address())
+    }
+
+    /// From now on the peer may send so many bytes ahead of this connection's readers; what it has been allowed before it may
+    /// still send. At first it is [`Limits::receive_window`](crate::Limits::receive_window).
+    pub fn set_receive_window(&self, bytes: u32) {
+        self.inner.set_receive_window(bytes.into());
     }
 
     /// Opens a stream in both directions. The peer sees it with the first frame sent on it. It waits while the peer

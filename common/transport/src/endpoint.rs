@@ -213,7 +213,7 @@ impl Endpoint {
 }
 
 /// Whether a peer at this address is on this machine.
-fn is_local(address: SocketAddr) -> bool {
+pub(crate) fn is_local(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 

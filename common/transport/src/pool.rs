@@ -26,7 +26,15 @@ struct Shelves {
 #[derive(Default)]
 struct Kept {
     bytes: usize,
-    buffers: BTreeMap<usize, Vec<Vec<f32>>>,
+    buffers: BTreeMap<usize, Shelf>,
+}
+
+/// Buffers of one length. The one that was given back last is taken first, so that those at the front idle longest.
+#[derive(Default)]
+struct Shelf {
+    buffers: Vec<Vec<f32>>,
+    /// The least that there have been since [`Pool::shed`] was called last: so many were not needed.
+    least: usize,
 }
 
 impl fmt::Debug for Pool {
@@ -54,6 +62,22 @@ impl Pool {
         PooledFloats { buffer, len, home: Arc::clone(&self.shelves) }
     }
 
+    /// Frees the buffers that have not been needed since this was called last.
+    pub fn shed(&self) {
+        let mut freed = Vec::new();
+        let mut kept = self.shelves.lock();
+        let mut bytes = 0;
+        for shelf in kept.buffers.values_mut() {
+            freed.extend(shelf.buffers.drain(..shelf.least).inspect(|buffer| bytes += bytes_in(buffer)));
+            shelf.least = shelf.buffers.len();
+        }
+        kept.bytes -= bytes;
+        kept.buffers.retain(|_, shelf| !shelf.buffers.is_empty());
+        // Giving memory back takes long enough that nobody should wait for it.
+        drop(kept);
+        drop(freed);
+    }
+
     /// Bytes of unused buffers at present.
     pub fn kept_bytes(&self) -> usize {
         self.shelves.lock().bytes
@@ -69,7 +93,9 @@ impl Shelves {
 
 impl Kept {
     fn take(&mut self, class: usize) -> Option<Vec<f32>> {
-        let buffer = self.buffers.get_mut(&class)?.pop()?;
+        let shelf = self.buffers.get_mut(&class)?;
+        let buffer = shelf.buffers.pop()?;
+        shelf.least = shelf.least.min(shelf.buffers.len());
         self.bytes -= bytes_in(&buffer);
         Some(buffer)
     }
@@ -126,7 +152,7 @@ impl Drop for PooledFloats {
         let mut kept = self.home.lock();
         if kept.bytes + bytes <= self.home.kept_bytes_max {
             kept.bytes += bytes;
-            kept.buffers.entry(buffer.len()).or_default().push(buffer);
+            kept.buffers.entry(buffer.len()).or_default().buffers.push(buffer);
         }
     }
 }
@@ -174,6 +200,29 @@ mod tests {
         drop(taken);
         assert_eq!(pool.kept_bytes(), 3 * 64 * 4);
         assert_eq!(Pool::new(0).take(0).len(), 0);
+    }
+
+    #[test]
+    fn what_is_not_needed_is_shed_and_what_is_stays() {
+        let pool = Pool::new(1 << 20);
+        let taken: Vec<_> = (0..3).map(|_| pool.take(64)).collect();
+        drop(taken);
+        // Since they came back nothing has been asked for, but before that all were.
+        pool.shed();
+        assert_eq!(pool.kept_bytes(), 3 * 64 * 4);
+        let place = drop_and_place(pool.take(64));
+        pool.shed();
+        assert_eq!(pool.kept_bytes(), 64 * 4, "two idled while one was in use");
+        assert_eq!(drop_and_place(pool.take(64)), place);
+        pool.shed();
+        assert_eq!(pool.kept_bytes(), 64 * 4, "it was in use again");
+        pool.shed();
+        assert_eq!(pool.kept_bytes(), 0);
+        assert_eq!(pool.take(64).len(), 64);
+    }
+
+    fn drop_and_place(buffer: PooledFloats) -> *const f32 {
+        buffer.as_ptr()
     }
 
     #[test]

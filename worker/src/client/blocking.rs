@@ -1,58 +1,59 @@
-//! The client for a thread that computes: its own thread moves the bytes while the calling one waits or works.
+//! The client for a thread that computes: it moves the bytes itself while it has nothing else to do.
 //!
-//! All of the network runs on one thread with a runtime of its own. Polling parts of it from the computing thread costs a
-//! quarter more processor time a step, since packets then wake two threads.
+//! All of the network runs on the calling thread for as long as it is in one of the methods: what it has computed goes out
+//! and what it needs comes in without any other thread being woken. While it computes, nobody looks after the network at
+//! first; when that takes longer than a few milliseconds, a companion does.
 
+use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, mpsc as std_mpsc};
-use std::thread::JoinHandle;
+use std::pin::Pin;
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 
+use super::companion::Driver;
 use super::{Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
-#[derive(Debug)]
 pub struct BlockingClient {
-    plan: Plan,
-    worker: WorkerId,
-    values: usize,
-    requests: mpsc::Sender<Request>,
-    answers: std_mpsc::Receiver<Answer>,
-    gradients: Vec<Gradient>,
-    clients: Vec<ClientId>,
+    client: Client,
+    driver: Driver,
+    interrupted: Interrupted,
     hosted: Arc<[ClientId]>,
-    thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-enum Request {
-    /// Without values, nothing is pulled.
-    Exchange {
-        push: Option<(Gradient, Work)>,
-        values: Option<Vec<f32>>,
-    },
-    DropOut(ClientId),
-    Leave(WorkerReport),
-    Abort(String),
-    Close,
+/// Resolves when this worker is to end; then it stays so.
+struct Interrupted {
+    future: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_so: bool,
 }
 
-#[derive(Debug)]
-enum Answer {
-    /// The request is done. The buffer of the values comes back, and one for the next gradient with it.
-    Exchanged {
-        result: Result<(Next, Taken), ClientError>,
-        values: Option<Vec<f32>>,
-        gradient: Gradient,
-        clients: Vec<ClientId>,
-        hosted: Arc<[ClientId]>,
-    },
-    Said(Result<(), ClientError>),
-    Gone(Result<(), ClientError>),
+impl Interrupted {
+    /// What the future comes to, unless this worker is interrupted before.
+    async fn or<T>(
+        &mut self,
+        future: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        if self.is_so {
+            return Err(ClientError::Interrupted);
+        }
+        tokio::select! {
+            biased;
+            () = self.future.as_mut() => {
+                self.is_so = true;
+                Err(ClientError::Interrupted)
+            }
+            done = future => done,
+        }
+    }
+}
+
+impl fmt::Debug for BlockingClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingClient").field("client", &self.client).finish_non_exhaustive()
+    }
 }
 
 impl BlockingClient {
@@ -65,69 +66,31 @@ impl BlockingClient {
         options: JoinOptions,
         interrupted: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ClientError> {
-        let (requests, incoming) = mpsc::channel(1);
-        let (answer, answers) = std_mpsc::channel();
-        let (joined, admitted) = std_mpsc::channel();
-        let serve = move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    let _ = joined.send(Err(ClientError::Thread(error)));
-                    return;
-                }
-            };
-            runtime.block_on(async move {
-                let mut interrupted = std::pin::pin!(interrupted);
-                let client = tokio::select! {
-                    client = Client::join(options) => client,
-                    () = interrupted.as_mut() => Err(ClientError::Interrupted),
-                };
-                match client {
-                    Ok(mut client) => {
-                        let (values, hosted) = (client.values().len(), client.hosted());
-                        let _ = joined.send(Ok((client.plan().clone(), client.worker(), values, hosted)));
-                        serve(client, incoming, answer, interrupted).await;
-                    }
-                    Err(error) => {
-                        let _ = joined.send(Err(error));
-                    }
-                }
-            });
-        };
-        let thread = std::thread::Builder::new().name("windlass-io".into()).spawn(serve);
-        let thread = thread.map_err(ClientError::Thread)?;
-        let (plan, worker, values, hosted) = admitted.recv().unwrap_or(Err(ClientError::Interrupted))?;
-        Ok(Self {
-            plan,
-            worker,
-            values,
-            requests,
-            answers,
-            gradients: Vec::new(),
-            clients: Vec::new(),
-            hosted,
-            thread: Some(thread),
-        })
+        let driver = Driver::new().map_err(ClientError::Thread)?;
+        let mut interrupted = Interrupted { future: Box::pin(interrupted), is_so: false };
+        let mut client = driver.drive(interrupted.or(Client::join(options)))?;
+        let hosted = client.hosted();
+        Ok(Self { client, driver, interrupted, hosted })
     }
 
     /// The run's configuration.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        self.client.plan()
     }
 
     /// Which worker this is.
     pub fn worker(&self) -> WorkerId {
-        self.worker
+        self.client.worker()
     }
 
     /// A buffer for the values of the whole model.
     pub fn values(&self) -> Vec<f32> {
-        vec![0.0; self.values]
+        self.client.values()
     }
 
     /// A buffer for a gradient of the whole model; what it holds is left from before.
     pub fn gradient(&mut self) -> Gradient {
-        self.gradients.pop().unwrap_or_else(|| Gradient::new(self.values))
+        self.client.gradient()
     }
 
     /// As [`Client::hosted`], as of the last request.
@@ -137,20 +100,22 @@ impl BlockingClient {
 
     /// As [`Client::clients`].
     pub fn clients(&self) -> &[ClientId] {
-        &self.clients
+        self.client.clients()
     }
 
     /// As [`Client::batch`].
     pub fn batch(&self, examples: u32, loss: f32) -> Work {
-        Work { client: ClientId(self.worker.0), examples, work: examples.into(), loss }
+        self.client.batch(examples, loss)
     }
 
     /// As [`Client::pull`].
     ///
     /// # Errors
     /// As [`Client::pull`].
-    pub fn pull(&mut self, values: &mut Vec<f32>) -> Result<Next, ClientError> {
-        self.exchange(None, Some(values)).map(|(next, _)| next)
+    pub fn pull(&mut self, values: &mut [f32]) -> Result<Next, ClientError> {
+        let next = self.driver.drive(self.interrupted.or(self.client.pull(values)));
+        self.hosted = self.client.hosted();
+        next
     }
 
     /// As [`Client::push`].
@@ -158,7 +123,9 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::push`].
     pub fn push(&mut self, gradient: Gradient, work: Work) -> Result<Taken, ClientError> {
-        self.exchange(Some((gradient, work)), None).map(|(_, taken)| taken)
+        let taken = self.driver.drive(self.interrupted.or(self.client.push(gradient, work)));
+        self.hosted = self.client.hosted();
+        taken
     }
 
     /// As [`Client::push_pull`].
@@ -169,9 +136,11 @@ impl BlockingClient {
         &mut self,
         gradient: Gradient,
         work: Work,
-        values: &mut Vec<f32>,
+        values: &mut [f32],
     ) -> Result<Next, ClientError> {
-        self.exchange(Some((gradient, work)), Some(values)).map(|(next, _)| next)
+        let next = self.driver.drive(self.interrupted.or(self.client.push_pull(gradient, work, values)));
+        self.hosted = self.client.hosted();
+        next
     }
 
     /// As [`Client::drop_out`].
@@ -179,11 +148,7 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::drop_out`].
     pub fn drop_out(&mut self, client: ClientId) -> Result<(), ClientError> {
-        self.requests.blocking_send(Request::DropOut(client)).map_err(|_| ClientError::Interrupted)?;
-        match self.answers.recv() {
-            Ok(Answer::Said(said)) => said,
-            Ok(Answer::Exchanged { .. } | Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
-        }
+        self.driver.drive(self.client.drop_out(client))
     }
 
     /// As [`Client::leave`].
@@ -191,7 +156,7 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::leave`].
     pub fn leave(self, report: WorkerReport) -> Result<(), ClientError> {
-        self.go(Request::Leave(report))
+        self.driver.drive(self.client.leave(report))
     }
 
     /// As [`Client::abort`].
@@ -199,101 +164,11 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::abort`].
     pub fn abort(self, reason: String) -> Result<(), ClientError> {
-        self.go(Request::Abort(reason))
+        self.driver.drive(self.client.abort(reason))
     }
 
     /// As [`Client::close`].
     pub fn close(self) {
-        // Closing cannot fail in a way that anybody could act upon.
-        let _ = self.go(Request::Close);
-    }
-
-    fn exchange(
-        &mut self,
-        push: Option<(Gradient, Work)>,
-        mut values: Option<&mut Vec<f32>>,
-    ) -> Result<(Next, Taken), ClientError> {
-        let request = Request::Exchange { push, values: values.as_mut().map(|v| std::mem::take(*v)) };
-        self.requests.blocking_send(request).map_err(|_| ClientError::Interrupted)?;
-        match self.answers.recv() {
-            Ok(Answer::Exchanged { result, values: back, gradient, clients, hosted }) => {
-                if let (Some(values), Some(back)) = (values, back) {
-                    *values = back;
-                }
-                self.gradients.push(gradient);
-                (self.clients, self.hosted) = (clients, hosted);
-                result
-            }
-            Ok(Answer::Said(_) | Answer::Gone(_)) | Err(_) => Err(ClientError::Interrupted),
-        }
-    }
-
-    fn go(mut self, request: Request) -> Result<(), ClientError> {
-        let sent = self.requests.blocking_send(request);
-        let gone = sent.map_err(|_| ClientError::Interrupted).and_then(|()| match self.answers.recv() {
-            Ok(Answer::Gone(result)) => result,
-            Ok(Answer::Exchanged { .. } | Answer::Said(_)) | Err(_) => Err(ClientError::Interrupted),
-        });
-        if let Some(thread) = self.thread.take() {
-            // The thread has said its last word; what it still does is to close its socket.
-            let _ = thread.join();
-        }
-        gone
-    }
-}
-
-async fn serve(
-    mut client: Client,
-    mut requests: mpsc::Receiver<Request>,
-    answer: std_mpsc::Sender<Answer>,
-    mut interrupted: std::pin::Pin<&mut impl Future<Output = ()>>,
-) {
-    let mut is_interrupted = false;
-    while let Some(request) = requests.recv().await {
-        let said = match request {
-            Request::Exchange { push, mut values } => {
-                let exchange = async {
-                    match (push, &mut values) {
-                        (Some((gradient, work)), Some(values)) => {
-                            client.push_pull(gradient, work, values).await
-                        }
-                        (Some((gradient, work)), None) => {
-                            client.push(gradient, work).await.map(|_| Next::Step(client.step()))
-                        }
-                        (None, Some(values)) => client.pull(values).await,
-                        (None, None) => Ok(Next::Step(client.step())),
-                    }
-                };
-                let result = tokio::select! {
-                    biased;
-                    () = interrupted.as_mut(), if !is_interrupted => {
-                        is_interrupted = true;
-                        Err(ClientError::Interrupted)
-                    }
-                    result = exchange, if !is_interrupted => result,
-                    else => Err(ClientError::Interrupted),
-                };
-                let result = result.map(|next| (next, client.taken));
-                let (gradient, clients) = (client.gradient(), client.clients().to_vec());
-                let hosted = client.hosted();
-                answer.send(Answer::Exchanged { result, values, gradient, clients, hosted })
-            }
-            Request::DropOut(gone) => answer.send(Answer::Said(client.drop_out(gone).await)),
-            last => {
-                let gone = match last {
-                    Request::Leave(report) => client.leave(report).await,
-                    Request::Abort(reason) => client.abort(reason).await,
-                    Request::Close | Request::Exchange { .. } | Request::DropOut(_) => {
-                        client.close().await;
-                        Ok(())
-                    }
-                };
-                let _ = answer.send(Answer::Gone(gone));
-                return;
-            }
-        };
-        if said.is_err() {
-            return;
-        }
+        self.driver.drive(self.client.close());
     }
 }

@@ -3,6 +3,7 @@
 //! A [`Client`] knows nothing of models, data or training loops; whatever computes gradients can train with it.
 
 mod blocking;
+mod companion;
 mod error;
 mod gradient;
 pub(crate) mod link;

@@ -1,0 +1,245 @@
+//! Lets one at a time work on a shard: the session that has a request for it, or the shard's own thread.
+//!
+//! A request for a small shard is done by the task that has read it, if nothing waits and nobody else is at it: handing it to another
+//! thread, and the answer back, takes longer than the work. Everything else goes through a queue to the thread, which also
+//! looks at the clock and tells the coordinator what there is to tell.
+
+mod desk;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam::channel::{self, Receiver, Select, Sender, TryRecvError, TrySendError};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use windlass_common::ids::ShardId;
+use windlass_common::wire::{Order, Report};
+use windlass_ps_core::SessionId;
+use windlass_ps_core::shard::{Effect, Event, Image, Reply, Shard};
+use windlass_ps_core::store::{Shape, Snapshot};
+use windlass_transport::{Connection, PooledFloats, bytes_of};
+
+use crate::meter::Meters;
+use crate::replication::Told;
+use crate::shard::desk::Desk;
+
+/// Requests that may wait for a shard; a session that finds no place stops reading its stream.
+pub(crate) const REQUESTS_MAX: usize = 256;
+/// Orders that may wait for a shard. There is one per change of membership and, with backup workers, one per step.
+const ORDERS_MAX: usize = 4096;
+/// Requests taken up before the clock is looked at again.
+const BATCH_MAX: usize = 16;
+/// Messages for the coordinator that may wait while sessions work on a shard; then requests go through the queue.
+const OUTBOX_MAX: usize = 16;
+/// Values of a shard up to which sessions work on it themselves. Applying a push of as many takes about 0.05 ms.
+const AT_ONCE_MAX: u64 = 1 << 18;
+const TICK: Duration = Duration::from_millis(100);
+
+/// A gradient, which the shard and the way to its standby share.
+#[derive(Clone, Debug)]
+pub(crate) struct Gradient(Arc<PooledFloats>);
+
+impl From<PooledFloats> for Gradient {
+    fn from(floats: PooledFloats) -> Self {
+        Self(Arc::new(floats))
+    }
+}
+
+impl AsRef<[f32]> for Gradient {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Gradient {
+    pub(crate) fn into_bytes(self) -> Bytes {
+        bytes_of(self.0)
+    }
+}
+
+/// What a shard's thread is told.
+pub(crate) enum Input {
+    /// Answers for this session go there; if it does not take them, its connection is closed.
+    Attach { session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection },
+    /// Something has happened.
+    Event(Event<Gradient>, Option<OwnedSemaphorePermit>),
+    /// A standby is reached: it is told this way what happens.
+    Replicate(mpsc::UnboundedSender<Told>),
+    /// It has done everything up to this number.
+    Confirmed(u64),
+    /// It is gone.
+    StandbyGone(String),
+    /// There is something for the coordinator.
+    Wake,
+    /// The run is over.
+    Stop,
+}
+
+/// What a shard tells the coordinator.
+#[derive(Debug)]
+pub(crate) enum ShardMessage {
+    Report(Report),
+    /// Its part of a checkpoint, to be kept.
+    Image {
+        checkpoint: u64,
+        image: Box<Image>,
+    },
+    Final {
+        snapshot: Snapshot,
+        partial: u64,
+    },
+}
+
+/// The way to a shard.
+#[derive(Clone)]
+pub(crate) struct ShardLink {
+    pub(crate) shape: Arc<Shape>,
+    /// Nothing once the thread has ended.
+    desk: Arc<Mutex<Option<Desk>>>,
+    inputs: Sender<Input>,
+    places: Arc<Semaphore>,
+}
+
+impl ShardLink {
+    /// Does a request, or hands it over, waiting for a place.
+    pub(crate) async fn request(&self, event: Event<Gradient>) {
+        let Some(event) = self.at_once(event) else { return };
+        let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        self.put(Input::Event(event, Some(permit)));
+    }
+
+    /// Does a request if it is the next and nobody has to wait for it; otherwise gives it back.
+    fn at_once(&self, event: Event<Gradient>) -> Option<Event<Gradient>> {
+        if self.shape.values() > AT_ONCE_MAX {
+            return Some(event);
+        }
+        let Some(mut desk) = self.desk.try_lock() else { return Some(event) };
+        // What waits is taken up by the thread, which has the desk meanwhile: so the order of a sender's inputs is kept.
+        let Some(desk) = desk.as_mut().filter(|d| self.inputs.is_empty() && d.outbox.len() < OUTBOX_MAX)
+        else {
+            return Some(event);
+        };
+        let told = desk.outbox.len();
+        desk.handle(event);
+        if desk.outbox.len() > told {
+            self.put(Input::Wake);
+        }
+        None
+    }
+
+    /// Says where the answers for a session go.
+    pub(crate) fn attach(&self, session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection) {
+        self.put(Input::Attach { session, replies, connection });
+    }
+
+    /// Hands over an order.
+    pub(crate) fn order(&self, order: Order) {
+        self.put(Input::Event(Event::Order(order), None));
+    }
+
+    /// Says that a session has ended.
+    pub(crate) fn closed(&self, session: SessionId) {
+        self.put(Input::Event(Event::Closed { session }, None));
+    }
+
+    /// Tells a standby what happens, from the whole on; false if the thread has ended.
+    pub(crate) fn replicate(&self, tell: mpsc::UnboundedSender<Told>) -> bool {
+        self.inputs.send(Input::Replicate(tell)).is_ok()
+    }
+
+    /// The standby has done so much.
+    pub(crate) fn confirmed(&self, number: u64) {
+        self.put(Input::Confirmed(number));
+    }
+
+    /// The standby is gone; false if the thread has ended.
+    pub(crate) fn standby_gone(&self, why: String) -> bool {
+        self.inputs.send(Input::StandbyGone(why)).is_ok()
+    }
+
+    /// Ends the thread, which gives the shard back.
+    pub(crate) fn stop(&self) {
+        self.put(Input::Stop);
+    }
+
+    fn put(&self, input: Input) {
+        match self.inputs.try_send(input) {
+            // The thread has ended with the run; what comes too late has nowhere to go.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(input)) => {
+                tracing::warn!(
+                    limit = REQUESTS_MAX + ORDERS_MAX,
+                    "a shard's queue is full; its sender waits"
+                );
+                let _ = self.inputs.send(input);
+            }
+        }
+    }
+}
+
+/// Lets a shard be worked on, which has to act upon `early` first, and starts its thread. `tell` brings its reports to the
+/// coordinator, and waits if it must.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(crate) fn spawn(
+    id: ShardId,
+    shard: Shard<Gradient>,
+    early: Vec<Effect>,
+    meters: Arc<Meters>,
+    tell: impl FnMut(ShardMessage) + Send + 'static,
+) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
+    let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
+    let shape = Arc::new(shard.shape().clone());
+    let desk = Arc::new(Mutex::new(Some(Desk::new(shard, early, receiver.clone(), meters))));
+    let link =
+        ShardLink { shape, desk: Arc::clone(&desk), inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) };
+    let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
+    let thread = thread.spawn(move || run(&desk, &receiver, tell))?;
+    Ok((link, thread))
+}
+
+/// Takes up what waits, looks at the clock and tells the coordinator, until it is stopped.
+fn run(
+    desk: &Mutex<Option<Desk>>,
+    queue: &Receiver<Input>,
+    mut tell: impl FnMut(ShardMessage),
+) -> Shard<Gradient> {
+    let mut ready = Select::new();
+    ready.recv(queue);
+    let mut outbox = Vec::new();
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        {
+            let mut place = desk.lock();
+            let at_work = place.as_mut().expect("only this thread takes the desk away");
+            let mut goes_on = true;
+            for _ in 0..BATCH_MAX {
+                goes_on = match queue.try_recv() {
+                    Ok(input) => at_work.take(input),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => false,
+                };
+                if !goes_on {
+                    break;
+                }
+            }
+            if goes_on && Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                at_work.tick();
+            }
+            std::mem::swap(&mut outbox, &mut at_work.outbox);
+            if !goes_on {
+                let desk = place.take().expect("it was there just now");
+                drop(place);
+                outbox.drain(..).for_each(&mut tell);
+                return desk.shard;
+            }
+        }
+        // The coordinator may let it wait, but not whoever works on the shard.
+        outbox.drain(..).for_each(&mut tell);
+        let _ = ready.ready_deadline(next_tick);
+    }
+}
