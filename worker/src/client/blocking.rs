@@ -4,14 +4,16 @@
 //! quarter more processor time a step, since packets then wake two threads.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 
+use super::overlap::{Arrival, Arrivals, Coming, Done, Made};
 use super::{Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
@@ -34,6 +36,12 @@ enum Request {
     Exchange {
         push: Option<(Gradient, Work)>,
         values: Option<Vec<f32>>,
+    },
+    /// What is made is pushed as it comes, and values are handed on as they come; all of the answer goes the same way.
+    InParts {
+        work: Work,
+        made: UnboundedReceiver<Made>,
+        arrivals: Arrivals,
     },
     DropOut(ClientId),
     Leave(WorkerReport),
@@ -208,6 +216,25 @@ impl BlockingClient {
         let _ = self.go(Request::Close);
     }
 
+    /// Begins to push a gradient that is still being made, and to fetch the values for the next step: where to tell what is
+    /// made, and what comes. Until [`done`](Self::done) nothing else can be asked for.
+    pub(crate) fn push_pull_in_parts(
+        &mut self,
+        work: Work,
+    ) -> Result<(UnboundedSender<Made>, Coming), ClientError> {
+        let ((tell, made), (arrivals, coming)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let request = Request::InParts { work, made, arrivals };
+        self.requests.blocking_send(request).map_err(|_| ClientError::Interrupted)?;
+        Ok((tell, Coming::new(coming, self.plan.cluster.shards())))
+    }
+
+    /// Takes in how an exchange in parts ended.
+    pub(crate) fn done(&mut self, done: Done) -> Result<Next, ClientError> {
+        self.gradients.push(done.gradient);
+        (self.clients, self.hosted) = (done.clients, done.hosted);
+        done.result.map(|(next, _)| next)
+    }
+
     fn exchange(
         &mut self,
         push: Option<(Gradient, Work)>,
@@ -246,7 +273,7 @@ async fn serve(
     mut client: Client,
     mut requests: mpsc::Receiver<Request>,
     answer: std_mpsc::Sender<Answer>,
-    mut interrupted: std::pin::Pin<&mut impl Future<Output = ()>>,
+    mut interrupted: Pin<&mut impl Future<Output = ()>>,
 ) {
     let mut is_interrupted = false;
     while let Some(request) = requests.recv().await {
@@ -264,26 +291,33 @@ async fn serve(
                         (None, None) => Ok(Next::Step(client.step())),
                     }
                 };
-                let result = tokio::select! {
-                    biased;
-                    () = interrupted.as_mut(), if !is_interrupted => {
-                        is_interrupted = true;
-                        Err(ClientError::Interrupted)
-                    }
-                    result = exchange, if !is_interrupted => result,
-                    else => Err(ClientError::Interrupted),
-                };
+                let result = unless(interrupted.as_mut(), &mut is_interrupted, exchange).await;
                 let result = result.map(|next| (next, client.taken));
                 let (gradient, clients) = (client.gradient(), client.clients().to_vec());
                 let hosted = client.hosted();
                 answer.send(Answer::Exchanged { result, values, gradient, clients, hosted })
+            }
+            Request::InParts { work, made, arrivals } => {
+                let encoded = client.encoding;
+                let exchange = client.push_pull_in_parts(work, made, &arrivals);
+                let result = unless(interrupted.as_mut(), &mut is_interrupted, exchange).await;
+                let result = result.map(|next| (next, client.taken));
+                let (gradient, clients) = (client.gradient(), client.clients().to_vec());
+                let (hosted, encoding) = (client.hosted(), client.encoding - encoded);
+                let done = Done { result, gradient, clients, hosted, encoding };
+                // Whoever has given its gradient up meanwhile asks for something else next.
+                let _ = arrivals.send(Arrival::Done(done));
+                Ok(())
             }
             Request::DropOut(gone) => answer.send(Answer::Said(client.drop_out(gone).await)),
             last => {
                 let gone = match last {
                     Request::Leave(report) => client.leave(report).await,
                     Request::Abort(reason) => client.abort(reason).await,
-                    Request::Close | Request::Exchange { .. } | Request::DropOut(_) => {
+                    Request::Close
+                    | Request::Exchange { .. }
+                    | Request::InParts { .. }
+                    | Request::DropOut(_) => {
                         client.close().await;
                         Ok(())
                     }
@@ -295,5 +329,22 @@ async fn serve(
         if said.is_err() {
             return;
         }
+    }
+}
+
+/// Carries on with an exchange, unless this process is or has been told to end.
+async fn unless<T>(
+    interrupted: Pin<&mut impl Future<Output = ()>>,
+    is_interrupted: &mut bool,
+    exchange: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    tokio::select! {
+        biased;
+        () = interrupted, if !*is_interrupted => {
+            *is_interrupted = true;
+            Err(ClientError::Interrupted)
+        }
+        result = exchange, if !*is_interrupted => result,
+        else => Err(ClientError::Interrupted),
     }
 }
