@@ -150,6 +150,7 @@ fn plan_of(recipe: &RecipeFlags, name: &str) -> Outcome<Plan> {
             passes: recipe.passes.unwrap_or(PASSES),
             compute_threads: recipe.compute_threads,
             evaluate_every: recipe.evaluate_every.unwrap_or(1),
+            overlap: !recipe.no_overlap,
         },
         codecs: Codecs { push: recipe.push_codec, pull: recipe.pull_codec },
         optimizer,

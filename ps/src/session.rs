@@ -6,6 +6,7 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
+use windlass_common::codec::CodecError;
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
@@ -121,8 +122,8 @@ impl Reader {
     }
 
     /// Reads a push's payload into a pooled buffer, straight if it needs no decoding; one that is not right is skipped and
-    /// refused.
-    async fn gradient(&mut self, push: Push) -> Result<Option<(Push, Gradient)>, SessionError> {
+    /// refused. Its parts are in the shard's order afterwards, whatever order they came in.
+    async fn gradient(&mut self, mut push: Push) -> Result<Option<(Push, Gradient)>, SessionError> {
         if let Err(reason) = self.shard.shape.check_push(&push) {
             let limit = Codec::F32.bytes_max(self.shard.shape.values()).saturating_mul(2);
             if push.payload_bytes > limit {
@@ -135,21 +136,63 @@ impl Reader {
         }
         let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
         let mut gradient = self.pool.take(values);
-        if push.codec == Codec::F32 {
-            self.receiver.payload(cast_slice_mut(&mut gradient)).await?;
-            return Ok(Some((push, gradient.into())));
-        }
-        let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
-        let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
-        let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
-        self.receiver.payload(encoded).await?;
-        let slices = push.parts.iter().map(|part| part.values as usize);
-        if let Err(error) = push.codec.decode_payload(slices, encoded, &mut gradient) {
+        let read = if push.parts == self.shard.shape.parts {
+            let lengths = push.parts.iter().map(|part| part.values as usize);
+            self.read(push.codec, push.payload_bytes, lengths, &mut gradient).await?
+        } else {
+            let read = self.parts(&push, &mut gradient).await?;
+            push.parts.clone_from(&self.shard.shape.parts);
+            read
+        };
+        if let Err(error) = read {
             let reason = Reject::Undecodable { reason: error.to_string() };
             let _ = self.replies.send(Reply::Rejected { sequence: Some(push.sequence), reason }).await;
             return Ok(None);
         }
         Ok(Some((push, gradient.into())))
+    }
+
+    /// Reads so many bytes of payload, slices with these lengths end to end. The inner error is that of their decoding.
+    async fn read(
+        &mut self,
+        codec: Codec,
+        bytes: u64,
+        lengths: impl IntoIterator<Item = usize>,
+        into: &mut [f32],
+    ) -> Result<Result<(), CodecError>, FrameError> {
+        if codec == Codec::F32 {
+            return self.receiver.payload(cast_slice_mut(into)).await.map(Ok);
+        }
+        let bytes = usize::try_from(bytes).expect("an encoded shard is in memory");
+        let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
+        let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
+        self.receiver.payload(encoded).await?;
+        Ok(codec.decode_payload(lengths, encoded, into))
+    }
+
+    /// Reads a push whose parts come in an order of their own, each when it comes.
+    async fn parts(
+        &mut self,
+        push: &Push,
+        gradient: &mut [f32],
+    ) -> Result<Result<(), CodecError>, FrameError> {
+        let places = self.shard.shape.places(&push.parts).expect("the push has been checked");
+        let mut read = Ok(());
+        if push.parts.iter().any(|part| push.codec.fixed_bytes(part.values).is_none()) {
+            // Where one slice ends is in the bytes themselves.
+            let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
+            let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
+            let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
+            self.receiver.payload(encoded).await?;
+            return Ok(push.codec.decode_places(places, encoded, gradient));
+        }
+        for place in places {
+            let (bytes, _) = push.codec.payload_bytes([place.len() as u64]);
+            let decoded = self.read(push.codec, bytes, [place.len()], &mut gradient[place]).await?;
+            // What follows one that cannot be decoded is read all the same: the next frame is behind it.
+            read = read.and(decoded);
+        }
+        Ok(read)
     }
 
     async fn refuse_and_end(&self, reason: Reject) -> Result<(), SessionError> {

@@ -44,7 +44,7 @@ fn plan() -> Plan {
         clients: Clients::one_per_worker(1),
         codecs: Default::default(),
         heterogeneity: Heterogeneity::default(),
-        training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 100 },
+        training: Training { batch: 1, passes: 1.0, compute_threads: 1, evaluate_every: 100, overlap: true },
         optimizer: "sgd".parse().unwrap(),
         schedule: Schedule { rate: 0.1, warm_up: 0.0, shape: Shape::Constant },
         checkpoints: Default::default(),

@@ -38,7 +38,38 @@ pub struct Emulation {
 
 /// A step that has begun.
 #[derive(Debug)]
-pub struct Begun(Instant);
+pub struct Begun {
+    at: Instant,
+    /// How long the step is to take, and the mean of such times; `None` is as long as it takes.
+    planned: Option<(Duration, Duration)>,
+    /// What earlier steps were overdue when it began.
+    overdue: Duration,
+    /// Time since then that was no computation.
+    aside: Duration,
+}
+
+impl Begun {
+    /// So much of the time since the step began was no computation: it waited, or wrote something for the wire.
+    pub fn set_aside(&mut self, time: Duration) {
+        self.aside += time;
+    }
+
+    /// This share of the step's computation is done: sleeps until as large a share of its time is over.
+    pub fn reach(&self, done: f64) {
+        std::thread::sleep(self.rest(done));
+    }
+
+    /// How long it sleeps.
+    fn rest(&self, done: f64) -> Duration {
+        let planned = self.planned.map_or(Duration::ZERO, |(planned, _)| planned);
+        let share = planned.saturating_sub(self.overdue).mul_f64(done.clamp(0.0, 1.0));
+        share.saturating_sub(self.computed())
+    }
+
+    fn computed(&self) -> Duration {
+        self.at.elapsed().saturating_sub(self.aside)
+    }
+}
 
 impl Emulation {
     /// As the plan says for this worker. Steps count on from `first`.
@@ -68,25 +99,29 @@ impl Emulation {
     }
 
     /// A step begins.
-    pub fn begin(&mut self) -> Begun {
-        Begun(Instant::now())
+    pub fn begin(&self) -> Begun {
+        let (at, step, worker, workers) = (Instant::now(), Step(self.step), self.worker, self.workers);
+        let planned = self.heterogeneity.step_time_us(self.seed, worker, workers, step);
+        let planned = planned.map(|us| {
+            let mean = self.heterogeneity.mean_step_time_us(worker, workers, step).unwrap_or(us);
+            (Duration::from_micros(us), Duration::from_micros(mean))
+        });
+        Begun { at, planned, overdue: self.overdue, aside: Duration::ZERO }
     }
 
-    /// The step's computation has ended: sleeps until the step's time is over.
+    /// The step's computation has ended: sleeps until the step's time is over, and says how long that was. A step that is not
+    /// ended is as if it had not begun.
     ///
     /// A distribution such as the exponential one now and then gives a time that nothing can be computed in. What such a
     /// step takes longer is taken from the sleep of those after it, so that the sum of the times is as drawn.
     ///
     /// # Errors
     /// If the computation took longer than the time drawn and than the mean of such times.
-    pub fn end(&mut self, Begun(start): Begun) -> Result<(), StepTimeError> {
+    pub fn end(&mut self, begun: Begun) -> Result<Duration, StepTimeError> {
         let step = self.step;
         self.step += 1;
-        let (worker, workers) = (self.worker, self.workers);
-        if let Some(us) = self.heterogeneity.step_time_us(self.seed, worker, workers, Step(step)) {
-            let mean = self.heterogeneity.mean_step_time_us(worker, workers, Step(step)).unwrap_or(us);
-            let (planned, mean, found) =
-                (Duration::from_micros(us), Duration::from_micros(mean), start.elapsed());
+        if let Some((planned, mean)) = begun.planned {
+            let found = begun.computed();
             if found > planned.max(mean) {
                 return Err(StepTimeError { step, planned, mean, found });
             }
@@ -96,8 +131,9 @@ impl Emulation {
             self.overdue -= caught_up;
             std::thread::sleep(rest - caught_up);
         }
-        self.computing += start.elapsed();
-        Ok(())
+        let computed = begun.computed();
+        self.computing += computed;
+        Ok(computed)
     }
 
     /// Time in steps so far.
@@ -110,6 +146,12 @@ impl Emulation {
 mod tests {
     use super::*;
 
+    /// A step that began so long ago.
+    fn earlier(emulation: &Emulation, ago: Duration) -> Begun {
+        let begun = emulation.begin();
+        Begun { at: begun.at - ago, ..begun }
+    }
+
     #[test]
     fn a_step_lasts_as_long_as_it_should_or_is_an_error() {
         let step_time = Some("const:5ms".parse().unwrap());
@@ -118,7 +160,7 @@ mod tests {
         let begun = emulation.begin();
         emulation.end(begun).unwrap();
         assert!(emulation.computing() >= Duration::from_millis(20), "the last worker is 4 times slower");
-        let begun = Begun(Instant::now() - Duration::from_secs(1));
+        let begun = earlier(&emulation, Duration::from_secs(1));
         let error = emulation.end(begun).unwrap_err();
         assert_eq!((error.step, error.planned), (1, Duration::from_millis(20)));
         assert!(error.to_string().contains("--step-time"));
@@ -133,10 +175,33 @@ mod tests {
             (0..200).filter_map(|step| heterogeneity.step_time_us(0, WorkerId(0), 1, Step(step))).sum();
         for _ in 0..200 {
             // Each is computed for half a millisecond, which one in five draws is shorter than.
-            emulation.end(Begun(Instant::now() - Duration::from_micros(500))).unwrap();
+            let begun = earlier(&emulation, Duration::from_micros(500));
+            emulation.end(begun).unwrap();
         }
         let found = emulation.computing() + emulation.overdue;
         assert!(found >= Duration::from_micros(drawn), "{found:?} of {drawn} us");
         assert!(emulation.overdue < Duration::from_millis(5), "{:?}", emulation.overdue);
+    }
+    #[test]
+    fn a_share_of_a_step_lasts_as_large_a_share_of_its_time_beside_what_is_no_computation() {
+        let step_time = Some("const:40ms".parse().unwrap());
+        let heterogeneity = Heterogeneity { step_time, ..Heterogeneity::default() };
+        let mut emulation = Emulation { heterogeneity, ..Emulation::none() };
+        let mut begun = earlier(&emulation, Duration::from_millis(30));
+        begun.set_aside(Duration::from_millis(30));
+        let at = begun.at;
+        begun.reach(0.25);
+        assert!(at.elapsed() >= Duration::from_millis(40), "a quarter of 40 ms behind a wait of 30");
+        begun.reach(0.75);
+        assert!(at.elapsed() >= Duration::from_millis(60));
+        let late = Begun { at: Instant::now() - Duration::from_millis(35), aside: Duration::ZERO, ..begun };
+        assert_eq!(late.rest(0.75), Duration::ZERO, "what is late already does not sleep");
+        let took = emulation.end(late).unwrap();
+        assert!(took >= Duration::from_millis(40) && took == emulation.computing(), "{took:?}");
+        // A given-up step counts for nothing.
+        let given_up = emulation.begin();
+        given_up.reach(0.1);
+        drop(given_up);
+        assert_eq!((emulation.step, emulation.computing()), (1, took));
     }
 }

@@ -8,4 +8,5 @@ pub mod emulation;
 pub mod federated;
 pub mod models;
 pub mod observer;
+mod overlap;
 pub mod training;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use windlass_common::exit::Exit;
@@ -18,6 +18,7 @@ use crate::data::{self, ExampleStream, Owned};
 use crate::emulation::Emulation;
 use crate::federated;
 use crate::models::{self, Batch, Model};
+use crate::overlap::{Overlap, Passing};
 
 /// What a training worker is told at its start; everything else is in the plan.
 #[derive(Debug)]
@@ -105,8 +106,10 @@ fn steps(
     let batch_size = plan.training.batch as usize;
     let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let mut values = client.values();
+    let mut overlap = Overlap::new(&plan, values.len());
     let mut report = WorkerReport::default();
     let mut next = client.pull(&mut values).map_err(failure)?;
+    let mut coming = None;
     let first = if let Next::Step(step) = next { step } else { Step(0) };
     let mut emulation = Emulation::new(&plan, client.worker(), first);
     let began = Instant::now();
@@ -118,24 +121,45 @@ fn steps(
         }
         stream.batch(step.0, batch_size, &mut indices);
         data.gather(&indices, &mut features, &mut labels);
+        let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
         let mut gradient = client.gradient();
-        let loss = model.gradient(&values, Batch::new(&features, &labels), &mut gradient);
-        emulation.end(begun).or_exit(Exit::Run)?;
+        let of = (step, begun, examples);
+        let mut passing = Passing::new(&mut overlap, client, &mut values, of, coming.take());
+        let loss = model.gradient_with(&mut passing, Batch::new(&features, &labels), &mut gradient);
+        let Some(loss) = loss else {
+            next = passing.give_up().map_err(failure)?;
+            continue;
+        };
+        let (begun, pushing) = passing.done(&gradient);
+        overlap.computed(emulation.end(begun).or_exit(Exit::Run)?);
         if !loss.is_finite() {
             let reason = anyhow!("the loss is {loss} at step {step}: the training diverged; lower --rate");
             return Err(reason).or_exit(Exit::Run);
         }
         report.steps += 1;
         report.work += indices.len() as u64;
-        let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
-        let work = client.batch(examples, loss);
-        next = client.push_pull(gradient, work, &mut values).map_err(failure)?;
+        (next, coming) = match pushing {
+            Some(pushing) => overlap.push(pushing, gradient, client, &mut values).map_err(failure)?,
+            None => {
+                let work = client.batch(examples, loss);
+                (client.push_pull(gradient, work, &mut values).map_err(failure)?, None)
+            }
+        };
     }
     report.finished = true;
-    report.compute_us = u64::try_from(emulation.computing().as_micros()).unwrap_or(u64::MAX);
-    report.active_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    tracing::info!(steps = report.steps, computing_s = emulation.computing().as_secs_f64(), "finished");
+    report.compute_us = microseconds(emulation.computing());
+    report.active_us = microseconds(began.elapsed());
+    // The client adds what it has measured itself.
+    report.encode_us = microseconds(overlap.times().copying);
+    report.exchange_us = microseconds(overlap.times().exchange);
+    let (in_parts, given_up) = overlap.counts();
+    let computing_s = emulation.computing().as_secs_f64();
+    tracing::info!(steps = report.steps, in_parts, given_up, computing_s, "finished");
     Ok(report)
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 struct Prepared {

@@ -145,6 +145,10 @@ pub(crate) struct RecipeFlags {
     /// How servers write the values that workers pull: f32, bf16, f16 or int8. They keep and evaluate all of f32
     #[arg(long, value_name = "CODEC", default_value_t = Codec::F32, help_heading = "Wire")]
     pub(crate) pull_codec: Codec,
+    /// Push a gradient when all of it is made, and compute the next when all values have come, rather than layer by layer.
+    /// The values are the same either way
+    #[arg(long, help_heading = "Wire")]
+    pub(crate) no_overlap: bool,
 
     /// What the servers do: sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, fedadagrad, fedadam or fedyogi, with settings if need be:
     /// adam:beta1=0.9,epsilon=1e-8

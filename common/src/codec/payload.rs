@@ -2,6 +2,8 @@
 //!
 //! Where the bytes of a slice do not follow from the number of its values, their number precedes them, in 8 bytes.
 
+use std::ops::Range;
+
 use super::{Chosen, Codec, CodecError, Rounding};
 
 /// Bytes that precede a slice whose length nobody could tell.
@@ -59,16 +61,37 @@ impl Codec {
     pub fn decode_payload(
         self,
         slices: impl IntoIterator<Item = usize>,
-        mut bytes: &[u8],
-        mut out: &mut [f32],
+        bytes: &[u8],
+        out: &mut [f32],
     ) -> Result<(), CodecError> {
-        for values in slices {
-            let (slice, rest) = self.first_slice(values, bytes)?;
-            let (place, later) = std::mem::take(&mut out).split_at_mut(values);
-            self.decode(slice, place)?;
-            (bytes, out) = (rest, later);
+        let mut end = 0;
+        let places = slices.into_iter().map(|values| {
+            end += values;
+            end - values..end
+        });
+        self.decode_places(places, bytes, out)?;
+        assert_eq!(end, out.len(), "every value has its place in a slice");
+        Ok(())
+    }
+
+    /// Decodes a payload of slices that belong in these places of `out`.
+    ///
+    /// # Errors
+    /// If it is no such payload. Then some of `out` may have been written.
+    ///
+    /// # Panics
+    /// If a place is not in `out`.
+    pub fn decode_places(
+        self,
+        places: impl IntoIterator<Item = Range<usize>>,
+        mut bytes: &[u8],
+        out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        for place in places {
+            let (slice, rest) = self.first_slice(place.len(), bytes)?;
+            self.decode(slice, &mut out[place])?;
+            bytes = rest;
         }
-        assert!(out.is_empty(), "every value has its place in a slice");
         match bytes.is_empty() {
             true => Ok(()),
             false => Err(CodecError::Payload { expected: 0, found: bytes.len() }),
@@ -154,6 +177,25 @@ mod tests {
             for ((value, decoded), left) in values.iter().zip(&decoded).zip(&residual) {
                 assert_eq!(value - decoded, *left, "{codec}");
             }
+        }
+    }
+
+    #[test]
+    fn slices_in_another_order_are_decoded_into_their_places() {
+        let values = values();
+        for codec in Codec::all() {
+            let purpose = Purpose::PushRounding { source: 0, variable: 0, step: 0 };
+            let chosen = codec.prepare(&values, 1, purpose, &mut Scratch::default());
+            let (ranges, mut bytes) = ([320..400, 0..64, 64..320], Vec::new());
+            for range in ranges.clone() {
+                chosen.append(codec, (range.start as u64, &values[range]), None, &mut bytes);
+            }
+            let mut expected = vec![0.0; values.len()];
+            let in_order = payload(codec, &values, &mut vec![0.0; values.len()]);
+            codec.decode_payload([64, 256, 80], &in_order, &mut expected).unwrap();
+            let mut decoded = vec![f32::NAN; values.len()];
+            codec.decode_places(ranges, &bytes, &mut decoded).unwrap();
+            assert_eq!(decoded, expected, "{codec}");
         }
     }
 

@@ -191,6 +191,18 @@ pub struct Training {
     pub compute_threads: u32,
     /// The test accuracy is taken each time so much more has been done: examples applied, or rounds in fedavg.
     pub evaluate_every: u64,
+    /// Whether gradients leave layer by layer as they are made, and values are used as they come, in modes whose workers
+    /// push gradients. It changes no value.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub overlap: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(is: &bool) -> bool {
+    *is
 }
 
 /// How values are written on the wire, in either direction.
@@ -295,6 +307,7 @@ impl Plan {
             let is_own = plan.mode.local().is_none() && plan.clients.partition == Partition::Iid;
             (!is_own || plan.clients.count != plan.cluster.workers).then(|| plan.clients.clone())
         };
+        let training = |plan: &Self| Training { overlap: true, ..plan.training };
         let differences = [
             ("its model", self.model != other.model),
             ("its mode", self.mode != other.mode),
@@ -302,7 +315,7 @@ impl Plan {
             ("its codecs", self.codecs != other.codecs),
             ("its learning rate", self.schedule != other.schedule),
             ("its seed", self.seed != other.seed),
-            ("how much is trained", self.training != other.training),
+            ("how much is trained", training(self) != training(other)),
             (
                 "its data",
                 self.data.fingerprint != other.data.fingerprint

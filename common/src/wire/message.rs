@@ -148,7 +148,7 @@ pub struct Push {
     /// Mean loss over that work, for the log.
     pub loss: f32,
     pub codec: Codec,
-    /// What the payload holds, in this order: every slice of the shard once.
+    /// What the payload holds, in this order: every slice of the shard once, in any order.
     pub parts: Vec<Part>,
     /// Length of the payload.
     pub payload_bytes: u64,

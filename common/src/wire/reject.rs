@@ -45,7 +45,7 @@ pub enum Reject {
     UnknownSlice { shard: ShardId, slice: u32 },
     #[error("slice {slice} has {expected} values, the request says {found}")]
     WrongLength { slice: u32, expected: u64, found: u64 },
-    #[error("the push holds {found} slices, {shard} has {expected}: each is needed once and in order")]
+    #[error("the push holds {found} slices, {shard} has {expected}: each is needed once")]
     Incomplete { shard: ShardId, expected: u64, found: u64 },
     #[error("{client} of {worker} is not in the cohort of round {step}")]
     NotInCohort { client: ClientId, worker: WorkerId, step: Step },

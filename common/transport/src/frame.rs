@@ -172,6 +172,8 @@ pub struct FrameSender {
     scratch: BytesMut,
     chunks: Vec<Bytes>,
     patience: Option<Duration>,
+    /// Payload bytes sent so far of a frame that has been begun.
+    begun: Option<u64>,
     interrupted: bool,
 }
 
@@ -184,6 +186,7 @@ impl FrameSender {
             scratch: BytesMut::new(),
             chunks: Vec::new(),
             patience: None,
+            begun: None,
             interrupted: false,
         }
     }
@@ -215,7 +218,57 @@ impl FrameSender {
         header: &[u8],
         payload: impl IntoIterator<Item = Bytes>,
     ) -> Result<(), FrameError> {
-        if self.interrupted {
+        self.put_header(header)?;
+        self.chunks.extend(payload.into_iter().filter(|chunk| !chunk.is_empty()));
+        let payload_bytes = self.chunks[1..].iter().map(|chunk| chunk.len() as u64).sum();
+        self.write_out().await?;
+        self.count(payload_bytes);
+        Ok(())
+    }
+
+    /// Begins a frame whose payload comes in pieces: sends its header. [`chunk`](Self::chunk) is to follow for each piece,
+    /// and [`end`](Self::end) when the payload is as long as the header says; until then no other frame can be sent.
+    /// Otherwise as [`send`](Self::send), also for each piece by itself.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn begin(&mut self, header: &[u8]) -> Result<(), FrameError> {
+        self.put_header(header)?;
+        self.begun = Some(0);
+        self.write_out().await
+    }
+
+    /// Sends the next piece of a frame that has been begun.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and if no frame has been begun.
+    pub async fn chunk(&mut self, bytes: Bytes) -> Result<(), FrameError> {
+        let sent = self.begun.filter(|_| !self.interrupted).ok_or(FrameError::Interrupted)?;
+        self.begun = Some(sent + bytes.len() as u64);
+        self.chunks.clear();
+        self.chunks.extend((!bytes.is_empty()).then_some(bytes));
+        self.write_out().await
+    }
+
+    /// Ends a frame that has been begun: its last piece has been sent.
+    ///
+    /// # Errors
+    /// If no frame has been begun, or one was given up in its middle.
+    pub fn end(&mut self) -> Result<(), FrameError> {
+        let sent = self.begun.filter(|_| !self.interrupted).ok_or(FrameError::Interrupted)?;
+        self.begun = None;
+        self.count(sent);
+        Ok(())
+    }
+
+    fn count(&self, payload_bytes: u64) {
+        self.counters.payload_sent.fetch_add(payload_bytes, Ordering::Relaxed);
+        self.counters.frames_sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes prefix and header the first chunk of what is written out next.
+    fn put_header(&mut self, header: &[u8]) -> Result<(), FrameError> {
+        if self.interrupted || self.begun.is_some() {
             return Err(FrameError::Interrupted);
         }
         let too_long = FrameError::HeaderTooLong { found: header.len(), limit: u32::MAX as usize };
@@ -224,33 +277,28 @@ impl FrameSender {
         self.scratch.put_slice(header);
         self.chunks.clear();
         self.chunks.push(self.scratch.split().freeze());
-        self.chunks.extend(payload.into_iter().filter(|chunk| !chunk.is_empty()));
-        let payload_bytes: u64 = self.chunks[1..].iter().map(|chunk| chunk.len() as u64).sum();
+        Ok(())
+    }
+
+    /// Writes the chunks at hand: where there is a rate piece by piece, each when the link would have carried it.
+    async fn write_out(&mut self) -> Result<(), FrameError> {
         self.interrupted = true;
-        if self.link.up.has_rate() {
-            self.write_paced().await?;
+        let up = &self.link.up;
+        if up.has_rate() {
+            for chunk in &mut self.chunks {
+                while !chunk.is_empty() {
+                    let piece = chunk.split_to(up.piece(chunk.len()));
+                    if let Some(until) = up.take(piece.len()) {
+                        sleep_until(until).await;
+                    }
+                    write(&mut self.stream, self.patience, &mut [piece]).await?;
+                }
+            }
         } else {
             write(&mut self.stream, self.patience, &mut self.chunks).await?;
         }
         self.interrupted = false;
         self.chunks.clear();
-        self.counters.payload_sent.fetch_add(payload_bytes, Ordering::Relaxed);
-        self.counters.frames_sent.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Writes the chunks piece by piece, each when the link would have carried it.
-    async fn write_paced(&mut self) -> Result<(), FrameError> {
-        let up = &self.link.up;
-        for chunk in &mut self.chunks {
-            while !chunk.is_empty() {
-                let piece = chunk.split_to(up.piece(chunk.len()));
-                if let Some(until) = up.take(piece.len()) {
-                    sleep_until(until).await;
-                }
-                write(&mut self.stream, self.patience, &mut [piece]).await?;
-            }
-        }
         Ok(())
     }
 
@@ -272,7 +320,7 @@ impl FrameSender {
     /// # Errors
     /// When it was ended before, or a frame was given up in its middle.
     pub fn finish(&mut self) -> Result<(), FrameError> {
-        if self.interrupted {
+        if self.interrupted || self.begun.is_some() {
             return Err(FrameError::Interrupted);
         }
         self.stream.finish().map_err(|_| FrameError::Finished)

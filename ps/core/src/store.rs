@@ -39,7 +39,7 @@ pub type Encoded = Arc<Vec<u8>>;
 pub struct Shape {
     /// The shard.
     pub shard: ShardId,
-    /// Its slices in order, each with its number within the run's placement and its length.
+    /// Its slices in the order of their numbers, each with its number within the run's placement and its length.
     pub parts: Vec<Part>,
     /// How values are written in pushes to it and in its answers to workers.
     pub codecs: Codecs,
@@ -56,22 +56,13 @@ impl Shape {
         self.parts.iter().map(|p| p.values).sum()
     }
 
-    /// Whether a push announces every slice of this shard once, in order and with its length, and a payload to match.
+    /// Whether a push announces every slice of this shard once, in any order and with its length, and a payload to match.
     ///
     /// # Errors
     /// Names the first slice that is not right.
     pub fn check_push(&self, push: &Push) -> Result<(), Reject> {
         if push.parts != self.parts {
-            let (expected, found) = (self.parts.len() as u64, push.parts.len() as u64);
-            // What is longer than the shard is not gone through part by part.
-            let first_wrong = push.parts.iter().zip(&self.parts).find(|(found, own)| found != own);
-            return Err(match first_wrong {
-                Some((wrong, _)) => match self.check_slice(wrong.slice, Some(wrong.values)) {
-                    Ok(()) => Reject::Incomplete { shard: self.shard, expected, found },
-                    Err(reason) => reason,
-                },
-                None => Reject::Incomplete { shard: self.shard, expected, found },
-            });
+            self.places(&push.parts)?;
         }
         check_codec(self.codecs.push, push.codec)?;
         let (least, most) = push.codec.payload_bytes(self.parts.iter().map(|p| p.values));
@@ -94,6 +85,31 @@ impl Shape {
         Ok(())
     }
 
+    /// Where these parts lie among the values of this shard, its slices end to end, if they are each of its slices once.
+    ///
+    /// # Errors
+    /// Names the first slice that is not right.
+    pub fn places(&self, parts: &[Part]) -> Result<Vec<Range<usize>>, Reject> {
+        let mut end = 0;
+        let own = self.parts.iter().map(|part| {
+            end += part.values as usize;
+            Some(end - part.values as usize..end)
+        });
+        let mut own: Vec<Option<Range<usize>>> = own.collect();
+        let mut places = Vec::with_capacity(own.len());
+        // What is longer than the shard is not gone through to its end.
+        for part in parts.iter().take(own.len()) {
+            let index = self.find(part.slice, Some(part.values))?;
+            places.extend(own[index].take());
+        }
+        let expected = own.len() as u64;
+        let found = if parts.len() == own.len() { places.len() } else { parts.len() } as u64;
+        match found == expected {
+            true => Ok(places),
+            false => Err(Reject::Incomplete { shard: self.shard, expected, found }),
+        }
+    }
+
     /// Whether a worker asks for values as they are written in this run.
     ///
     /// # Errors
@@ -107,13 +123,16 @@ impl Shape {
     /// # Errors
     /// Says what is wrong with it.
     pub fn check_slice(&self, slice: u32, values: Option<u64>) -> Result<(), Reject> {
-        let part = self.parts.iter().find(|p| p.slice == slice);
-        let part = part.ok_or(Reject::UnknownSlice { shard: self.shard, slice })?;
+        self.find(slice, values).map(|_| ())
+    }
+
+    fn find(&self, slice: u32, values: Option<u64>) -> Result<usize, Reject> {
+        let found = self.parts.binary_search_by_key(&slice, |part| part.slice);
+        let index = found.map_err(|_| Reject::UnknownSlice { shard: self.shard, slice })?;
+        let expected = self.parts[index].values;
         match values {
-            Some(found) if found != part.values => {
-                Err(Reject::WrongLength { slice, expected: part.values, found })
-            }
-            _ => Ok(()),
+            Some(found) if found != expected => Err(Reject::WrongLength { slice, expected, found }),
+            _ => Ok(index),
         }
     }
 }

@@ -88,6 +88,7 @@ pub(super) fn plan(command: &Command, servers: u32, shards_per_server: u32) -> R
             passes: 1.0,
             compute_threads: 1,
             evaluate_every: command.or("evaluate", 1 << 40)?,
+            overlap: true,
         },
         codecs: Codecs::default(),
         optimizer: command.optimizer()?,

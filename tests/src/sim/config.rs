@@ -272,6 +272,7 @@ impl Config {
                 passes: 1.0,
                 compute_threads: 1,
                 evaluate_every: self.evaluate_every,
+                overlap: true,
             },
             codecs: self.codecs,
             optimizer: self.optimizer,

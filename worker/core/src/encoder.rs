@@ -91,20 +91,67 @@ impl Encoder {
         if self.codec == Codec::F32 {
             return None;
         }
+        self.begin(client);
+        self.add_residual(gradient);
+        self.prepare(Some(gradient), client, step);
+        Some((0..self.shards.len()).map(|shard| self.payload(shard, gradient)).collect())
+    }
+
+    /// Begins a push that is encoded slice by slice, in any order, as its values become known: with
+    /// [`encode_slice`](Self::encode_slice), and [`whole`](Self::whole) when all of them are.
+    ///
+    /// # Panics
+    /// If this codec must know a whole variable in order to encode a slice ([`Codec::is_elementwise`]).
+    pub fn begin_slices(&mut self, client: ClientId, step: Step) {
+        assert!(self.codec.is_elementwise(), "a slice can be encoded by itself");
+        self.begin(client);
+        self.prepare(None, client, step);
+    }
+
+    /// Appends one slice of a shard, the `index`-th of its payload, to `out`. Its values have what was left out before added
+    /// to them.
+    ///
+    /// # Panics
+    /// If the values are not as many as the slice has.
+    pub fn encode_slice(&mut self, shard: usize, index: usize, values: &mut [f32], out: &mut Vec<u8>) {
+        let Piece { variable, start, flat } = &self.shards[shard][index];
+        assert_eq!(values.len(), flat.len(), "the values of a slice");
+        let residual = self.pending.and_then(|client| self.residuals.get(&client));
+        if let Some(residual) = residual {
+            values.iter_mut().zip(&residual[flat.clone()]).for_each(|(g, e)| *g += e);
+        }
+        let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
+        self.chosen[*variable].append(self.codec, (*start, values), left, out);
+    }
+
+    /// Adds to a gradient that was encoded slice by slice what was left out before, as to the slices. It must be kept as it
+    /// then is until the push is taken.
+    pub fn whole(&self, gradient: &mut [f32]) {
+        self.add_residual(gradient);
+    }
+
+    fn begin(&mut self, client: ClientId) {
         if self.codec.is_biased() {
-            assert_eq!(gradient.len(), self.left.len(), "a gradient has a value for each of the model");
-            if let Some(residual) = self.residuals.get(&client) {
-                gradient.iter_mut().zip(residual).for_each(|(g, e)| *g += e);
-            }
             self.pending = Some(client);
         }
+    }
+
+    fn add_residual(&self, gradient: &mut [f32]) {
+        let Some(client) = self.pending else { return };
+        assert_eq!(gradient.len(), self.left.len(), "a gradient has a value for each of the model");
+        if let Some(residual) = self.residuals.get(&client) {
+            gradient.iter_mut().zip(residual).for_each(|(g, e)| *g += e);
+        }
+    }
+
+    /// Chooses what has to be known of each variable; without a gradient only what does not depend on it.
+    fn prepare(&mut self, gradient: Option<&[f32]>, client: ClientId, step: Step) {
         self.chosen.clear();
         for (variable, range) in (0_u32..).zip(&self.variables) {
             let purpose = Purpose::PushRounding { source: client.0, variable, step: step.0 };
-            let values = &gradient[range.clone()];
+            let values = gradient.map_or(&[][..], |gradient| &gradient[range.clone()]);
             self.chosen.push(self.codec.prepare(values, self.seed, purpose, &mut self.scratch));
         }
-        Some((0..self.shards.len()).map(|shard| self.payload(shard, gradient)).collect())
     }
 
     fn payload(&mut self, shard: usize, gradient: &[f32]) -> Payload {

@@ -2,26 +2,50 @@
 //!
 //! All of the network runs on the calling thread for as long as it is in one of the methods: what it has computed goes out
 //! and what it needs comes in without any other thread being woken. While it computes, nobody looks after the network at
-//! first; when that takes longer than a few milliseconds, a companion does.
+//! first; when that takes longer than a few milliseconds, or an exchange goes on behind the computation, a companion does.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::task::JoinHandle;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
 
 use super::companion::Driver;
+use super::overlap::{Arrival, Coming, Done, Made};
 use super::{Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
 pub struct BlockingClient {
-    client: Client,
-    driver: Driver,
-    interrupted: Interrupted,
+    plan: Plan,
+    worker: WorkerId,
+    values: usize,
+    place: Place,
+    /// A buffer that came back with an exchange behind the computation.
+    spare: Option<Gradient>,
+    clients: Vec<ClientId>,
     hosted: Arc<[ClientId]>,
+    // Dropped last: what is above may have tasks of its runtime.
+    driver: Arc<Driver>,
+}
+
+/// Where the client is.
+enum Place {
+    Here(Box<Inner>),
+    /// With an exchange that goes on behind the computation.
+    Behind(JoinHandle<Box<Inner>>),
+    /// Lost with an exchange that panicked.
+    Nowhere,
+}
+
+/// A client, and whether it is to end.
+struct Inner {
+    client: Client,
+    interrupted: Interrupted,
 }
 
 /// Resolves when this worker is to end; then it stays so.
@@ -52,7 +76,7 @@ impl Interrupted {
 
 impl fmt::Debug for BlockingClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlockingClient").field("client", &self.client).finish_non_exhaustive()
+        f.debug_struct("BlockingClient").field("worker", &self.worker).finish_non_exhaustive()
     }
 }
 
@@ -66,31 +90,37 @@ impl BlockingClient {
         options: JoinOptions,
         interrupted: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ClientError> {
-        let driver = Driver::new().map_err(ClientError::Thread)?;
+        let driver = Arc::new(Driver::new().map_err(ClientError::Thread)?);
         let mut interrupted = Interrupted { future: Box::pin(interrupted), is_so: false };
         let mut client = driver.drive(interrupted.or(Client::join(options)))?;
+        let (plan, worker, values) = (client.plan().clone(), client.worker(), client.values().len());
         let hosted = client.hosted();
-        Ok(Self { client, driver, interrupted, hosted })
+        let place = Place::Here(Box::new(Inner { client, interrupted }));
+        Ok(Self { plan, worker, values, place, spare: None, clients: Vec::new(), hosted, driver })
     }
 
     /// The run's configuration.
     pub fn plan(&self) -> &Plan {
-        self.client.plan()
+        &self.plan
     }
 
     /// Which worker this is.
     pub fn worker(&self) -> WorkerId {
-        self.client.worker()
+        self.worker
     }
 
     /// A buffer for the values of the whole model.
     pub fn values(&self) -> Vec<f32> {
-        self.client.values()
+        vec![0.0; self.values]
     }
 
     /// A buffer for a gradient of the whole model; what it holds is left from before.
     pub fn gradient(&mut self) -> Gradient {
-        self.client.gradient()
+        let spare = self.spare.take();
+        spare.unwrap_or_else(|| match &mut self.place {
+            Place::Here(inner) => inner.client.gradient(),
+            Place::Behind(_) | Place::Nowhere => Gradient::new(self.values),
+        })
     }
 
     /// As [`Client::hosted`], as of the last request.
@@ -100,12 +130,12 @@ impl BlockingClient {
 
     /// As [`Client::clients`].
     pub fn clients(&self) -> &[ClientId] {
-        self.client.clients()
+        &self.clients
     }
 
     /// As [`Client::batch`].
     pub fn batch(&self, examples: u32, loss: f32) -> Work {
-        self.client.batch(examples, loss)
+        Work { client: ClientId(self.worker.0), examples, work: examples.into(), loss }
     }
 
     /// As [`Client::pull`].
@@ -113,8 +143,9 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::pull`].
     pub fn pull(&mut self, values: &mut [f32]) -> Result<Next, ClientError> {
-        let next = self.driver.drive(self.interrupted.or(self.client.pull(values)));
-        self.hosted = self.client.hosted();
+        let inner = here(&mut self.place, &self.driver)?;
+        let next = self.driver.drive(inner.interrupted.or(inner.client.pull(values)));
+        self.take_stock();
         next
     }
 
@@ -123,8 +154,9 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::push`].
     pub fn push(&mut self, gradient: Gradient, work: Work) -> Result<Taken, ClientError> {
-        let taken = self.driver.drive(self.interrupted.or(self.client.push(gradient, work)));
-        self.hosted = self.client.hosted();
+        let inner = here(&mut self.place, &self.driver)?;
+        let taken = self.driver.drive(inner.interrupted.or(inner.client.push(gradient, work)));
+        self.take_stock();
         taken
     }
 
@@ -138,8 +170,9 @@ impl BlockingClient {
         work: Work,
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
-        let next = self.driver.drive(self.interrupted.or(self.client.push_pull(gradient, work, values)));
-        self.hosted = self.client.hosted();
+        let inner = here(&mut self.place, &self.driver)?;
+        let next = self.driver.drive(inner.interrupted.or(inner.client.push_pull(gradient, work, values)));
+        self.take_stock();
         next
     }
 
@@ -148,27 +181,103 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::drop_out`].
     pub fn drop_out(&mut self, client: ClientId) -> Result<(), ClientError> {
-        self.driver.drive(self.client.drop_out(client))
+        let inner = here(&mut self.place, &self.driver)?;
+        self.driver.drive(inner.client.drop_out(client))
     }
 
     /// As [`Client::leave`].
     ///
     /// # Errors
     /// As [`Client::leave`].
-    pub fn leave(self, report: WorkerReport) -> Result<(), ClientError> {
-        self.driver.drive(self.client.leave(report))
+    pub fn leave(mut self, report: WorkerReport) -> Result<(), ClientError> {
+        let client = self.out_of_place()?;
+        self.driver.drive(client.leave(report))
     }
 
     /// As [`Client::abort`].
     ///
     /// # Errors
     /// As [`Client::abort`].
-    pub fn abort(self, reason: String) -> Result<(), ClientError> {
-        self.driver.drive(self.client.abort(reason))
+    pub fn abort(mut self, reason: String) -> Result<(), ClientError> {
+        let client = self.out_of_place()?;
+        self.driver.drive(client.abort(reason))
     }
 
     /// As [`Client::close`].
-    pub fn close(self) {
-        self.driver.drive(self.client.close());
+    pub fn close(mut self) {
+        if let Ok(client) = self.out_of_place() {
+            self.driver.drive(client.close());
+        }
+    }
+
+    /// Begins to push a gradient that is still being made, and to fetch the values for the next step: where to tell what is
+    /// made, and what comes. Until [`done`](Self::done) nothing else can be asked for.
+    pub(crate) fn push_pull_in_parts(
+        &mut self,
+        work: Work,
+    ) -> Result<(UnboundedSender<Made>, Coming), ClientError> {
+        let ((tell, made), (arrivals, coming)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        self.behind(|mut inner| async move {
+            let encoded = inner.client.encoding;
+            let exchange = inner.client.push_pull_in_parts(work, made, &arrivals);
+            let result = inner.interrupted.or(exchange).await;
+            let client = &mut inner.client;
+            let result = result.map(|next| (next, client.taken));
+            let (gradient, clients) = (client.gradient(), client.clients().to_vec());
+            let (hosted, encoding) = (client.hosted(), client.encoding - encoded);
+            // Whoever has given its gradient up meanwhile asks for something else next.
+            let _ = arrivals.send(Arrival::Done(Done { result, gradient, clients, hosted, encoding }));
+            inner
+        })?;
+        Ok((tell, Coming::new(coming, Arc::clone(&self.driver), self.plan.cluster.shards())))
+    }
+
+    /// Takes in how an exchange in parts ended.
+    pub(crate) fn done(&mut self, done: Done) -> Result<Next, ClientError> {
+        self.spare = Some(done.gradient);
+        (self.clients, self.hosted) = (done.clients, done.hosted);
+        done.result.map(|(next, _)| next)
+    }
+
+    /// Lets an exchange go on behind the computation.
+    fn behind<F>(&mut self, exchange: impl FnOnce(Box<Inner>) -> F) -> Result<(), ClientError>
+    where
+        F: Future<Output = Box<Inner>> + Send + 'static,
+    {
+        here(&mut self.place, &self.driver)?;
+        if let Place::Here(inner) = std::mem::replace(&mut self.place, Place::Nowhere) {
+            self.place = Place::Behind(self.driver.spawn(exchange(inner)));
+        }
+        Ok(())
+    }
+
+    /// What is known after an exchange.
+    fn take_stock(&mut self) {
+        if let Place::Here(inner) = &mut self.place {
+            self.hosted = inner.client.hosted();
+            self.clients.clear();
+            self.clients.extend_from_slice(inner.client.clients());
+        }
+    }
+
+    /// The client, which says its last word.
+    fn out_of_place(&mut self) -> Result<Client, ClientError> {
+        here(&mut self.place, &self.driver)?;
+        match std::mem::replace(&mut self.place, Place::Nowhere) {
+            Place::Here(inner) => Ok(inner.client),
+            Place::Behind(_) | Place::Nowhere => Err(ClientError::Interrupted),
+        }
+    }
+}
+
+/// The client, once an exchange that goes on behind the computation has ended.
+fn here<'a>(place: &'a mut Place, driver: &Driver) -> Result<&'a mut Inner, ClientError> {
+    if let Place::Behind(exchange) = place {
+        *place = driver.drive(exchange).map_or(Place::Nowhere, Place::Here);
+        driver.is_behind(false);
+    }
+    match place {
+        Place::Here(inner) => Ok(inner),
+        Place::Behind(_) | Place::Nowhere => Err(ClientError::Interrupted),
     }
 }

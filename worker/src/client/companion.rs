@@ -4,38 +4,47 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 /// A thread that is away for longer has the companion look after the network. Peers are answered late by so much at most,
 /// which is less than the 25 ms by which QUIC lets an acknowledgement be late (RFC 9000, section 18.2).
 const AWAY_MAX: Duration = Duration::from_millis(5);
 
 /// A runtime of one thread at a time.
+#[derive(Debug)]
 pub(super) struct Driver {
     runtime: Arc<Runtime>,
     turns: Arc<Turns>,
-    companion: Option<JoinHandle<()>>,
+    companion: Option<thread::JoinHandle<()>>,
     /// When the owner was last done with the network.
-    left_at: std::cell::Cell<Option<Instant>>,
+    left_at: Mutex<Option<Instant>>,
 }
 
 /// Whose turn it is to drive the runtime.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Turns {
     /// Odd while the owner drives the runtime, or waits to.
     count: AtomicU64,
     /// The owner is expected to be long away.
     is_long: AtomicBool,
+    /// Something goes on that the owner does not wait for.
+    is_behind: AtomicBool,
     /// The owner is back, or gone for good.
     back: Notify,
     is_over: AtomicBool,
 }
 
 impl Turns {
+    fn is_called(&self) -> bool {
+        self.is_long.load(Ordering::SeqCst) || self.is_behind.load(Ordering::SeqCst)
+    }
+
     fn is_owners(&self, since: u64) -> bool {
         self.is_over.load(Ordering::SeqCst) || self.count.load(Ordering::SeqCst) != since
     }
@@ -52,22 +61,44 @@ impl Driver {
         let (of_companion, its_turns) = (Arc::clone(&runtime), Arc::clone(&turns));
         let companion = thread::Builder::new().name("windlass-io".into());
         let companion = companion.spawn(move || accompany(&of_companion, &its_turns))?;
-        Ok(Self { runtime, turns, companion: Some(companion), left_at: std::cell::Cell::new(None) })
+        Ok(Self { runtime, turns, companion: Some(companion), left_at: Mutex::default() })
     }
 
     /// Runs a future to its end on this thread, and with it all that the runtime has to do meanwhile.
     pub(super) fn drive<T>(&self, future: impl Future<Output = T>) -> T {
-        let was_long = self.left_at.take().is_some_and(|left| left.elapsed() > AWAY_MAX);
+        let was_long = self.left_at.lock().is_some_and(|left| left.elapsed() > AWAY_MAX);
         self.turns.count.fetch_add(1, Ordering::SeqCst);
         self.turns.back.notify_waiters();
         let done = self.runtime.block_on(future);
         self.turns.is_long.store(was_long, Ordering::SeqCst);
         self.turns.count.fetch_add(1, Ordering::SeqCst);
-        if let Some(companion) = self.companion.as_ref().filter(|_| was_long) {
+        if was_long || self.turns.is_behind.load(Ordering::SeqCst) {
+            self.call();
+        }
+        *self.left_at.lock() = Some(Instant::now());
+        done
+    }
+
+    /// Has the companion run a future at once, until somebody drives that to its end.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let task = self.runtime.spawn(future);
+        self.is_behind(true);
+        self.call();
+        task
+    }
+
+    /// Whether something goes on that the owner does not wait for.
+    pub(super) fn is_behind(&self, is_so: bool) {
+        self.turns.is_behind.store(is_so, Ordering::SeqCst);
+    }
+
+    fn call(&self) {
+        if let Some(companion) = &self.companion {
             companion.thread().unpark();
         }
-        self.left_at.set(Some(Instant::now()));
-        done
     }
 }
 
@@ -75,8 +106,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.turns.is_over.store(true, Ordering::SeqCst);
         self.turns.back.notify_waiters();
+        self.call();
         if let Some(companion) = self.companion.take() {
-            companion.thread().unpark();
             // It has nothing left to do but to end.
             let _ = companion.join();
         }
@@ -88,8 +119,8 @@ fn accompany(runtime: &Runtime, turns: &Turns) {
     let mut seen = 0;
     while !turns.is_over.load(Ordering::SeqCst) {
         let now = turns.count.load(Ordering::SeqCst);
-        let is_away = now % 2 == 0 && now > 0;
-        if is_away && (now == seen || turns.is_long.load(Ordering::SeqCst)) {
+        let is_away = now.is_multiple_of(2) && now > 0;
+        if is_away && (now == seen || turns.is_called()) {
             runtime.block_on(until_back(turns, now));
         }
         seen = now;
@@ -137,6 +168,24 @@ mod tests {
         let last = ticks.load(Ordering::SeqCst);
         thread::sleep(Duration::from_millis(10));
         assert_eq!(ticks.load(Ordering::SeqCst), last);
+    }
+
+    #[test]
+    fn what_goes_on_behind_the_owner_needs_nobody_else() {
+        let driver = Driver::new().unwrap();
+        for round in 0..100_u64 {
+            let (done, is_done) = std::sync::mpsc::channel();
+            let task = driver.spawn(async move {
+                tokio::time::sleep(Duration::from_micros(round % 7 * 100)).await;
+                done.send(round).unwrap();
+                round
+            });
+            if round % 2 == 0 {
+                assert_eq!(is_done.recv().unwrap(), round, "without the owner's help");
+            }
+            assert_eq!(driver.drive(task).unwrap(), round);
+            driver.is_behind(false);
+        }
     }
 
     #[test]

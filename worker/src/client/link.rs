@@ -6,15 +6,17 @@ use std::time::Duration;
 use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
+use tokio::sync::mpsc::UnboundedReceiver;
 use windlass_common::ids::ShardId;
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Codecs;
 use windlass_common::wire::{self, Body, Codec, Envelope, Part, Values, Wait};
-use windlass_transport::{Connection, FrameReceiver, FrameSender, Priority};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool, Priority};
 use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
+use super::overlap::{Arrival, Arrivals};
 use super::session::{brief, next, open_stream, send};
 
 /// A slice of the caller's buffer: its number in the placement, and the values.
@@ -22,6 +24,15 @@ pub(crate) type Place<'a> = (u32, &'a mut [f32]);
 
 /// A slice and where it lies in the flat buffer.
 pub(crate) type FlatPart = (Part, Range<usize>);
+
+/// Where the values of a shard go.
+#[derive(Debug)]
+pub(crate) enum Landing<'a> {
+    /// Straight into their places; there are none where no values are asked for.
+    Places(Vec<Place<'a>>),
+    /// To whoever uses each slice as soon as it has come.
+    Arrivals { parts: &'a [FlatPart], pool: &'a Pool, to: &'a Arrivals },
+}
 
 /// A stream to one shard.
 #[derive(Debug)]
@@ -64,46 +75,74 @@ impl Link {
         push: Option<(Push, &[Bytes])>,
         pull: Option<Pull>,
     ) -> Result<(), ClientError> {
-        let codec = self.codecs.pull;
-        self.has_nothing = pull.is_some_and(|p| p.have.is_none());
-        let pull = pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec });
-        let (body, payload) = match (push, pull) {
+        let (body, payload) = match (push, self.pull(pull)) {
             (None, None) => return Ok(()),
             (None, Some(pull)) => (Body::Pull(pull), Vec::new()),
             (Some((push, payload)), pull) => {
-                let codec = self.codecs.push;
-                let Push { sequence, step, base, work: Work { client, examples, work, loss } } = push;
                 let payload_bytes = payload.iter().map(|b| b.len() as u64).sum();
                 let parts = parts.iter().map(|(part, _)| *part).collect();
-                let push = wire::Push {
-                    sequence,
-                    step,
-                    base,
-                    client,
-                    examples,
-                    work,
-                    loss,
-                    codec,
-                    parts,
-                    payload_bytes,
-                };
-                (Body::Push { push, pull }, payload.to_vec())
+                (Body::Push { push: self.push(push, parts, payload_bytes), pull }, payload.to_vec())
             }
         };
-        let header = envelope.header(body);
-        header.encode(&mut self.buffer).map_err(|e| ClientError::wire("this process", &e))?;
+        self.encode(envelope, body)?;
         self.sender.send(&self.buffer, payload).await.map_err(|e| ClientError::lost(self.shard, e))
     }
 
-    /// Reads one answer; values go straight to their places. `None` is a word of explanation.
-    pub(crate) async fn reply(&mut self, places: &mut [Place<'_>]) -> Result<Option<Reply>, ClientError> {
+    /// Sends a push whose slices are made one by one, from the last to the first, with a pull or without: each when it is
+    /// there.
+    pub(crate) async fn request_in_parts(
+        &mut self,
+        envelope: Envelope,
+        parts: &[FlatPart],
+        push: Push,
+        pull: Option<Pull>,
+        slices: &mut UnboundedReceiver<Bytes>,
+    ) -> Result<(), ClientError> {
+        let parts: Vec<Part> = parts.iter().rev().map(|(part, _)| *part).collect();
+        let (count, shard) = (parts.len(), self.shard);
+        let (payload_bytes, _) = self.codecs.push.payload_bytes(parts.iter().map(|part| part.values));
+        let pull = self.pull(pull);
+        self.encode(envelope, Body::Push { push: self.push(push, parts, payload_bytes), pull })?;
+        let lost = |e| ClientError::lost(shard, e);
+        for number in 0..count {
+            let bytes = slices.recv().await.ok_or(ClientError::Interrupted)?;
+            if number == 0 {
+                self.sender.begin(&self.buffer).await.map_err(lost)?;
+            }
+            self.sender.chunk(bytes).await.map_err(lost)?;
+        }
+        self.sender.end().map_err(lost)
+    }
+
+    fn pull(&mut self, pull: Option<Pull>) -> Option<wire::Pull> {
+        let codec = self.codecs.pull;
+        self.has_nothing = pull.is_some_and(|p| p.have.is_none());
+        pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec })
+    }
+
+    fn push(&self, push: Push, parts: Vec<Part>, payload_bytes: u64) -> wire::Push {
+        let codec = self.codecs.push;
+        let Push { sequence, step, base, work: Work { client, examples, work, loss } } = push;
+        wire::Push { sequence, step, base, client, examples, work, loss, codec, parts, payload_bytes }
+    }
+
+    fn encode(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
+        let header = envelope.header(body);
+        header.encode(&mut self.buffer).map_err(|e| ClientError::wire("this process", &e))
+    }
+
+    /// Reads one answer; values go where they belong. `None` is a word of explanation.
+    pub(crate) async fn reply(&mut self, landing: &mut Landing<'_>) -> Result<Option<Reply>, ClientError> {
         Ok(Some(match self.next().await? {
             Body::Held { sequence, .. } => Reply::Held { sequence },
             Body::Settled { sequence, outcome } => Reply::Settled { sequence, outcome },
             Body::Finished { .. } => Reply::Finished,
             Body::Rejected { reason, .. } | Body::Refused(reason) => Reply::Rejected(reason),
             Body::Values(values) => {
-                self.receive(&values, places, self.has_nothing).await?;
+                match landing {
+                    Landing::Places(places) => self.receive(&values, places, self.has_nothing).await?,
+                    Landing::Arrivals { parts, pool, to } => self.hand_on(&values, parts, pool, to).await?,
+                }
                 let wire::Values { step, version, clients, .. } = values;
                 Reply::Values { step, version, clients }
             }
@@ -122,8 +161,49 @@ impl Link {
         places: &mut [Place<'_>],
         whole: bool,
     ) -> Result<(), ClientError> {
-        if whole && values.parts.len() != places.len() {
-            let what = format!("{} slices of {} that were asked for", values.parts.len(), places.len());
+        self.check(values, whole.then_some(places.len()))?;
+        // Parts come in the order of the slices, so each is looked for behind the one before.
+        let mut rest = places.iter_mut();
+        for part in &values.parts {
+            let place = rest.find(|(slice, _)| *slice == part.slice);
+            let place = place.filter(|(_, place)| place.len() as u64 == part.values);
+            let (_, place) = place.ok_or_else(|| self.not_asked_for(part))?;
+            self.read(values.codec, part, place).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the payload of values and hands each slice on when it has come.
+    async fn hand_on(
+        &mut self,
+        values: &Values,
+        parts: &[FlatPart],
+        pool: &Pool,
+        to: &Arrivals,
+    ) -> Result<(), ClientError> {
+        self.check(values, self.has_nothing.then_some(parts.len()))?;
+        let mut rest = parts.iter();
+        let own = |part: &Part| match rest.find(|(own, _)| own == part) {
+            Some((_, range)) => Ok(range.clone()),
+            None => Err(self.not_asked_for(part)),
+        };
+        let ranges = values.parts.iter().map(own).collect::<Result<Vec<_>, _>>()?;
+        let shard = self.shard.index();
+        let there = |next: usize| ranges.get(next).map_or(usize::MAX, |range| range.start);
+        // Whoever does not listen any more hears from the exchange how it ended.
+        let _ = to.send(Arrival::Shown { shard, step: values.step, there: there(0) });
+        for (i, (part, range)) in values.parts.iter().zip(&ranges).enumerate() {
+            let mut slice = pool.take(range.len());
+            self.read(values.codec, part, &mut slice).await?;
+            let _ = to.send(Arrival::Slice { shard, from: range.start, values: slice, there: there(i + 1) });
+        }
+        Ok(())
+    }
+
+    /// Whether values are written as they are in this run; and whether they are as many slices as there must be.
+    fn check(&self, values: &Values, whole: Option<usize>) -> Result<(), ClientError> {
+        if let Some(expected) = whole.filter(|&expected| expected != values.parts.len()) {
+            let what = format!("{} slices of {expected} that were asked for", values.parts.len());
             return Err(ClientError::protocol(self.shard, what));
         }
         if values.codec != self.codecs.pull {
@@ -135,29 +215,27 @@ impl Link {
             let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);
             return Err(ClientError::protocol(self.shard, what));
         }
-        // Parts come in the order of the slices, so each is looked for behind the one before.
-        let mut rest = places.iter_mut();
-        for part in &values.parts {
-            let place = rest.find(|(slice, _)| *slice == part.slice);
-            let Some((_, place)) = place.filter(|(_, place)| place.len() as u64 == part.values) else {
-                let what =
-                    format!("slice {} with {} values, which was not asked for", part.slice, part.values);
-                return Err(ClientError::protocol(self.shard, what));
-            };
-            if values.codec == Codec::F32 {
-                let read = self.receiver.payload(cast_slice_mut(place)).await;
-                read.map_err(|e| ClientError::lost(self.shard, e))?;
-                continue;
-            }
-            let (bytes, _) = values.codec.payload_bytes([part.values]);
-            let bytes = usize::try_from(bytes).expect("encoded values take no more than the values");
-            self.encoded.resize(self.encoded.len().max(bytes), 0);
-            let encoded = &mut self.encoded[..bytes];
-            self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
-            let decoded = values.codec.decode_payload([place.len()], encoded, place);
-            decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))?;
-        }
         Ok(())
+    }
+
+    fn not_asked_for(&self, part: &Part) -> ClientError {
+        let what = format!("slice {} with {} values, which was not asked for", part.slice, part.values);
+        ClientError::protocol(self.shard, what)
+    }
+
+    /// Reads one slice, straight into its place if it needs no decoding.
+    async fn read(&mut self, codec: Codec, part: &Part, place: &mut [f32]) -> Result<(), ClientError> {
+        if codec == Codec::F32 {
+            let read = self.receiver.payload(cast_slice_mut(place)).await;
+            return read.map_err(|e| ClientError::lost(self.shard, e));
+        }
+        let (bytes, _) = codec.payload_bytes([part.values]);
+        let bytes = usize::try_from(bytes).expect("encoded values take no more than the values");
+        self.encoded.resize(self.encoded.len().max(bytes), 0);
+        let encoded = &mut self.encoded[..bytes];
+        self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
+        let decoded = codec.decode_payload([place.len()], encoded, place);
+        decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
     }
 
     pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
@@ -176,8 +254,8 @@ impl Link {
 pub(crate) struct Cuts {
     /// For each shard its slices, in the order in which a payload holds them.
     shards: Vec<Vec<FlatPart>>,
-    /// The shard of every slice, its number and length, in the order of the flat buffer.
-    flat: Vec<(usize, u32, usize)>,
+    /// Where every slice lies, its shard and its place in the payload of that, in the order of the flat buffer.
+    flat: Vec<(Range<usize>, usize, usize)>,
 }
 
 impl Cuts {
@@ -187,11 +265,23 @@ impl Cuts {
         for (slice, s) in (0_u32..).zip(placement.slices()) {
             let start = layout.range(s.variable).start + s.start as usize;
             let range = start..start + s.len as usize;
-            flat.push((start, (s.shard.index(), slice, range.len())));
-            shards[s.shard.index()].push((Part { slice, values: s.len }, range));
+            let parts: &mut Vec<FlatPart> = &mut shards[s.shard.index()];
+            flat.push((range.clone(), s.shard.index(), parts.len()));
+            parts.push((Part { slice, values: s.len }, range));
         }
-        flat.sort_unstable();
-        Self { shards, flat: flat.into_iter().map(|(_, place)| place).collect() }
+        flat.sort_unstable_by_key(|(range, ..)| range.start);
+        Self { shards, flat }
+    }
+
+    /// The slices that begin in a range of the flat buffer, in its order: where each lies, its shard, and its place in the
+    /// payload of that.
+    pub(crate) fn within(
+        &self,
+        range: Range<usize>,
+    ) -> impl DoubleEndedIterator<Item = (&Range<usize>, usize, usize)> {
+        let before = |end: usize| self.flat.partition_point(|(slice, ..)| slice.start < end);
+        let found = &self.flat[before(range.start)..before(range.end)];
+        found.iter().map(|(range, shard, index)| (range, *shard, *index))
     }
 
     /// Something for each shard and each of its slices, made from where that lies.
@@ -208,9 +298,10 @@ impl Cuts {
     pub(crate) fn places<'a>(&self, values: &'a mut [f32]) -> Vec<Vec<Place<'a>>> {
         let mut places: Vec<_> = self.shards.iter().map(|s| Vec::with_capacity(s.len())).collect();
         let mut rest = values;
-        for &(shard, slice, len) in &self.flat {
-            let (now, later) = rest.split_at_mut(len);
-            places[shard].push((slice, now));
+        for (range, shard, index) in &self.flat {
+            let (now, later) = rest.split_at_mut(range.len());
+            let (part, _) = &self.shards[*shard][*index];
+            places[*shard].push((part.slice, now));
             rest = later;
         }
         places

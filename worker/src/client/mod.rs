@@ -7,7 +7,9 @@ mod companion;
 mod error;
 mod gradient;
 pub(crate) mod link;
+mod making;
 mod outgoing;
+pub(crate) mod overlap;
 mod patience;
 pub(crate) mod session;
 
@@ -15,15 +17,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedReceiver;
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Every, Plan};
 use windlass_common::wire::{Body, WorkerReport};
 use windlass_transport::{
-    Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Role,
+    Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Pool, Role,
 };
 use windlass_worker_core::{Effect, Encoder, Event, Feedback, Pull, Push, Until, Worker};
 pub use windlass_worker_core::{Taken, Work};
@@ -34,8 +37,10 @@ pub use gradient::Gradient;
 pub use patience::{FAREWELL, LEAVE_WITHIN, Patience, SILENCE_MAX, STATUS_SILENCE_MAX};
 
 use crate::client::gradient::Gradients;
-use crate::client::link::{Cuts, Link};
-use crate::client::outgoing::Outgoing;
+use crate::client::link::{Cuts, Landing, Link};
+use crate::client::making::Making;
+use crate::client::outgoing::{Going, Outgoing};
+use crate::client::overlap::{Arrival, Arrivals, Made};
 use crate::client::session::{COORDINATOR, Hosted, Session};
 
 /// How often one request is taken up again over new connections.
@@ -44,6 +49,9 @@ const REJOINS_MAX: u32 = 5;
 const WORD: Duration = Duration::from_secs(2);
 /// The pause before the first time; it grows with each.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Unused buffers for values and gradients in parts, in times of the model's bytes.
+pub(crate) const POOLED_MODELS: usize = 2;
 
 /// How to reach a run.
 #[derive(Debug)]
@@ -104,6 +112,8 @@ pub struct Client {
     placement: Placement,
     cuts: Cuts,
     gradients: Gradients,
+    /// For values that are handed on slice by slice.
+    pool: Pool,
     encoder: Encoder,
     /// How long gradients were encoded, and how long shards were waited for since the first values were there.
     encoding: Duration,
@@ -131,6 +141,7 @@ impl Client {
         let mut core = Worker::new(links.len(), Until::of(&session.plan));
         core.handle(Event::Joined { next: session.welcome.next }, &mut Vec::new());
         let gradients = Gradients::new(layout.total() as usize);
+        let pool = Pool::new(POOLED_MODELS * 4 * layout.total() as usize);
         let cuts = Cuts::new(&layout, &placement);
         let encoder = Encoder::new(session.plan.codecs.push, session.plan.seed, &layout, &placement);
         let taken = Taken::Unused;
@@ -146,6 +157,7 @@ impl Client {
             placement,
             cuts,
             gradients,
+            pool,
             encoder,
             encoding: Duration::ZERO,
             exchanging: None,
@@ -267,6 +279,8 @@ impl Client {
         let within = self.options.patience.leave;
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let (encode_us, exchange_us) = (us(self.encoding), us(self.exchanging.unwrap_or_default()));
+        // Of exchanges in parts only whoever computed meanwhile knows how long it waited for them.
+        let (encode_us, exchange_us) = (report.encode_us + encode_us, report.exchange_us + exchange_us);
         let report = WorkerReport { encode_us, exchange_us, ..report };
         let told = self.session.say_last(Body::Leave(report), within).await;
         self.endpoint.shutdown(self.options.patience.farewell).await;
@@ -306,28 +320,62 @@ impl Client {
         &mut self,
         event: Event,
         gradient: Option<Gradient>,
-        mut values: Option<&mut [f32]>,
+        values: Option<&mut [f32]>,
     ) -> Result<Next, ClientError> {
         let expected = self.layout.total() as usize;
         let lengths = [gradient.as_ref().map(|g| g.len()), values.as_ref().map(|v| v.len())];
         if let Some(found) = lengths.into_iter().flatten().find(|&l| l != expected) {
             return Err(ClientError::Length { expected, found });
         }
-        let outgoing = match (gradient, &event) {
-            (Some(gradient), Event::Push { work, .. }) => {
-                let mut gradient = gradient;
-                let begun = Instant::now();
-                let encoded = self.encoder.encode(&mut gradient, work.client, self.core.step());
-                self.encoding += begun.elapsed();
-                Some(Outgoing::new(self.gradients.lend(gradient), encoded, &self.cuts))
-            }
-            _ => None,
+        let going = match (gradient, &event) {
+            (Some(gradient), Event::Push { work, .. }) => self.outgoing(gradient, *work),
+            _ => Going::Nothing,
         };
+        self.until_answered(event, going, values.map_or(Sink::Nowhere, Sink::Buffer)).await
+    }
+
+    /// A gradient that is all there, encoded.
+    fn outgoing(&mut self, mut gradient: Gradient, work: Work) -> Going {
+        let begun = Instant::now();
+        let encoded = self.encoder.encode(&mut gradient, work.client, self.core.step());
+        self.encoding += begun.elapsed();
+        Going::Whole(Outgoing::new(self.gradients.lend(gradient), encoded, &self.cuts))
+    }
+
+    /// Pushes a gradient that is still being made, as it is made, and fetches the values for the next step, which are handed
+    /// on as they come. Where the codec must know all of the gradient, it is pushed when it is done.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull), and [`ClientError::Interrupted`] if the gradient was given up.
+    pub(crate) async fn push_pull_in_parts(
+        &mut self,
+        work: Work,
+        mut made: UnboundedReceiver<Made>,
+        arrivals: &Arrivals,
+    ) -> Result<Next, ClientError> {
+        let codec = self.session.plan.codecs.push;
+        let going = if codec.is_elementwise() {
+            self.encoder.begin_slices(work.client, self.core.step());
+            let (making, slices) = Making::new(made, codec, self.layout.total() as usize, self.links.len());
+            Going::Making(making, slices)
+        } else {
+            let Some(Made::Whole(gradient)) = made.recv().await else { return Err(ClientError::Interrupted) };
+            self.outgoing(gradient, work)
+        };
+        self.until_answered(Event::Push { work, pull: true }, going, Sink::Arrivals(arrivals)).await
+    }
+
+    async fn until_answered(
+        &mut self,
+        event: Event,
+        mut going: Going,
+        mut sink: Sink<'_>,
+    ) -> Result<Next, ClientError> {
         let mut effects = Vec::new();
         self.core.handle(event, &mut effects);
         let mut rejoins = 0;
         loop {
-            let mut answered = self.requests(&mut effects, outgoing.as_ref(), values.as_deref_mut()).await;
+            let mut answered = self.requests(&mut effects, &mut going, &mut sink).await;
             self.session.at(self.core.step());
             if answered.as_ref().is_err_and(ClientError::is_unheard) {
                 // The coordinator knows why, and is about to say so.
@@ -340,7 +388,9 @@ impl Client {
                 Ok(None) if self.core.is_busy() => {}
                 Ok(None) => return Ok(Next::Step(self.core.step())),
                 Err(error) if error.is_passing() && rejoins < REJOINS_MAX => {
+                    sink.break_off();
                     self.join_until_joined(error, &mut rejoins, &mut effects).await?;
+                    going.complete(&mut self.gradients, &mut self.encoder, &self.cuts).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -352,8 +402,8 @@ impl Client {
     async fn requests(
         &mut self,
         effects: &mut Vec<Effect>,
-        outgoing: Option<&Outgoing>,
-        values: Option<&mut [f32]>,
+        going: &mut Going,
+        sink: &mut Sink<'_>,
     ) -> Result<Option<Next>, ClientError> {
         let mut sends: Vec<(Option<Push>, Option<Pull>)> = vec![(None, None); self.links.len()];
         for effect in effects.drain(..) {
@@ -363,31 +413,49 @@ impl Client {
                 Effect::Finished => return Ok(Some(Next::Finished)),
                 Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
                 Effect::Taken(taken) => self.taken = taken,
-                Effect::Feedback(feedback) => self.settle(feedback, outgoing),
+                Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
             }
         }
         if sends.iter().all(|(push, pull)| push.is_none() && pull.is_none()) {
             // Joining again has settled it.
             return Ok(None);
         }
-        let places = match values {
-            Some(values) => self.cuts.places(values),
-            None => self.links.iter().map(|_| Vec::new()).collect(),
-        };
+        let landings = sink.landings(&self.cuts, &self.pool, self.links.len());
         let envelope = self.session.envelope;
         let core = Mutex::new((&mut self.core, &mut *effects));
-        let answered = try_join_all(self.links.iter_mut().zip(sends).zip(places).enumerate().map(
-            |(shard, ((link, (push, pull)), mut places))| {
+        let mut slices: Vec<Option<UnboundedReceiver<_>>> = self.links.iter().map(|_| None).collect();
+        let (outgoing, making) = match &mut *going {
+            Going::Nothing => (None, None),
+            Going::Whole(outgoing) => (Some(&*outgoing), None),
+            Going::Making(making, of_shards) => {
+                slices = std::mem::take(of_shards).into_iter().map(Some).collect();
+                (None, Some(making))
+            }
+        };
+        let feeding = async {
+            match making {
+                Some(making) => making.complete(&mut self.encoder, &self.cuts).await,
+                None => Ok(()),
+            }
+        };
+        let requests = self.links.iter_mut().zip(sends).zip(landings).zip(slices).enumerate();
+        let answered =
+            try_join_all(requests.map(|(shard, (((link, (push, pull)), mut landing), slices))| {
                 let parts = self.cuts.parts(shard);
                 let core = &core;
                 async move {
-                    if push.is_none() && pull.is_none() {
-                        return Ok::<(), ClientError>(());
+                    match (push, slices) {
+                        (None, _) if pull.is_none() => return Ok::<(), ClientError>(()),
+                        (Some(push), Some(mut slices)) => {
+                            link.request_in_parts(envelope, parts, push, pull, &mut slices).await?;
+                        }
+                        (push, _) => {
+                            let payload = outgoing.map(|outgoing| outgoing.payload(shard));
+                            link.request(envelope, parts, push.zip(payload), pull).await?;
+                        }
                     }
-                    let payload = outgoing.map(|outgoing| outgoing.payload(shard));
-                    link.request(envelope, parts, push.zip(payload), pull).await?;
                     loop {
-                        let Some(reply) = link.reply(&mut places).await? else { continue };
+                        let Some(reply) = link.reply(&mut landing).await? else { continue };
                         let (core, effects) = &mut *core.lock();
                         core.handle(Event::Reply { shard, reply }, effects);
                         // A shard that turns out to be a step behind is asked again when all have answered; until
@@ -401,12 +469,12 @@ impl Client {
                         }
                     }
                 }
-            },
-        ));
+            }));
         tokio::select! {
-            answered = answered => answered.map(|_| ())?,
+            answered = try_join(feeding, answered) => answered.map(|_| ())?,
             error = self.session.ended() => return Err(error),
         }
+        going.complete(&mut self.gradients, &mut self.encoder, &self.cuts).await?;
         // The last one to answer says how it goes on.
         let mut last = None;
         for effect in effects.iter() {
@@ -414,7 +482,7 @@ impl Client {
                 Effect::Ready { step } => last = Some(Next::Step(*step)),
                 Effect::Finished => last = Some(Next::Finished),
                 Effect::Taken(taken) => self.taken = *taken,
-                Effect::Feedback(feedback) => self.settle(*feedback, outgoing),
+                Effect::Feedback(feedback) => self.settle(*feedback, going.outgoing()),
                 Effect::Failed(_) | Effect::Send { .. } => {}
             }
         }
@@ -472,6 +540,35 @@ impl Client {
             effects,
         );
         Ok(())
+    }
+}
+
+/// Where the values of a request go.
+#[derive(Debug)]
+enum Sink<'a> {
+    Nowhere,
+    Buffer(&'a mut [f32]),
+    Arrivals(&'a Arrivals),
+}
+
+impl Sink<'_> {
+    /// The same for each shard.
+    fn landings<'b>(&'b mut self, cuts: &'b Cuts, pool: &'b Pool, shards: usize) -> Vec<Landing<'b>> {
+        match self {
+            Self::Nowhere => (0..shards).map(|_| Landing::Places(Vec::new())).collect(),
+            Self::Buffer(values) => cuts.places(values).into_iter().map(Landing::Places).collect(),
+            Self::Arrivals(to) => {
+                let of = |shard| Landing::Arrivals { parts: cuts.parts(shard), pool, to };
+                (0..shards).map(of).collect()
+            }
+        }
+    }
+
+    /// What has come so far may be of several versions.
+    fn break_off(&self) {
+        if let Self::Arrivals(to) = self {
+            let _ = to.send(Arrival::Broken);
+        }
     }
 }
 

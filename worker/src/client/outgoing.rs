@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedReceiver;
 use windlass_transport::bytes_of;
-use windlass_worker_core::Payload;
+use windlass_worker_core::{Encoder, Payload};
 
+use super::error::ClientError;
+use super::gradient::Gradients;
 use super::link::Cuts;
+use super::making::Making;
 
 /// A gradient on its way.
 #[derive(Debug)]
@@ -30,6 +34,11 @@ impl Outgoing {
         Self { gradient, payloads }
     }
 
+    /// A gradient whose slices have been encoded one by one, for each shard in order.
+    pub(crate) fn in_slices(gradient: Arc<Vec<f32>>, payloads: Vec<Vec<Bytes>>) -> Self {
+        Self { gradient, payloads }
+    }
+
     pub(crate) fn gradient(&self) -> &[f32] {
         &self.gradient
     }
@@ -37,6 +46,45 @@ impl Outgoing {
     /// What goes to one shard, in pieces.
     pub(crate) fn payload(&self, shard: usize) -> &[Bytes] {
         &self.payloads[shard]
+    }
+}
+
+/// What a request pushes.
+#[derive(Debug)]
+pub(crate) enum Going {
+    Nothing,
+    /// A gradient that is all there.
+    Whole(Outgoing),
+    /// One that is being made, and for each shard what is made of its slices.
+    Making(Making, Vec<UnboundedReceiver<Bytes>>),
+}
+
+impl Going {
+    pub(crate) fn outgoing(&self) -> Option<&Outgoing> {
+        match self {
+            Self::Whole(outgoing) => Some(outgoing),
+            Self::Nothing | Self::Making(..) => None,
+        }
+    }
+
+    /// Waits until a gradient that is being made is all there.
+    ///
+    /// # Errors
+    /// If whoever made it has given it up.
+    pub(crate) async fn complete(
+        &mut self,
+        gradients: &mut Gradients,
+        encoder: &mut Encoder,
+        cuts: &Cuts,
+    ) -> Result<(), ClientError> {
+        if let Self::Making(making, _) = self {
+            making.complete(encoder, cuts).await?;
+        }
+        *self = match std::mem::replace(self, Self::Nothing) {
+            Self::Making(making, _) => Self::Whole(making.into_outgoing(gradients, encoder, cuts)),
+            going => going,
+        };
+        Ok(())
     }
 }
 

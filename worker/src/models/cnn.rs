@@ -8,8 +8,9 @@ use windlass_common::layout::{Initial, Variable};
 
 use super::convolution::{Convolution, turn_around};
 use super::dense::{Accumulate, Activation, Dense, mask_by_activation, matrix};
+use super::passes::Progress;
 use super::pool::{Pool, Winner};
-use super::{Batch, Input, Model, Score, loss};
+use super::{Batch, Input, Model, Part, Passes, Score, Whole, loss};
 
 /// Most examples that are computed at a time. Larger batches are cut, so that the buffers stay below 7 MB; the cut is
 /// part of the arithmetic's definition. The convolutions take one image at a time, whose data fit the second cache.
@@ -106,8 +107,8 @@ impl Cnn {
         }
     }
 
-    /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples.
-    fn forward(&mut self, parameters: &[f32], batch: Batch<'_>) {
+    /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples, unless values do not come.
+    fn forward(&mut self, passes: &mut dyn Passes, batch: Batch<'_>, progress: &mut Progress) -> Option<()> {
         let examples = batch.len();
         let [first, second] = &mut self.stages;
         let map = second.convolution.padded() * self.sizes.filters[0];
@@ -117,39 +118,69 @@ impl Cnn {
         first.winners.resize(examples * first.pool.values(), 0);
         second.winners.resize(examples * second.pool.values(), 0);
         let origin = second.convolution.origin() * self.sizes.filters[0];
+        let mut parameters = passes.values(first.bias().end, progress.share())?;
         for i in 0..examples {
             lay_image(batch, i, &first.convolution, self.sizes.side, &mut self.image);
             let map = &mut self.maps[i * map..(i + 1) * map];
             first.forward(parameters, i, &self.image, &mut self.taps, &mut map[origin..]);
+            if i == 0 {
+                parameters = passes.values(second.bias().end, progress.share())?;
+            }
             let flat = second.pool.values();
             let flat = &mut self.flat[i * flat..(i + 1) * flat];
             second.forward(parameters, i, map, &mut self.taps, flat);
         }
+        progress.add(first.convolution.multiplications(), examples);
+        progress.add(second.convolution.multiplications(), examples);
         let [dense1, dense2] = &self.dense;
         self.hidden.resize(examples * dense1.outputs(), 0.0);
         self.logits.resize(examples * dense2.outputs(), 0.0);
         let flat = matrix(&self.flat, examples, second.pool.values());
+        let parameters = passes.values(dense1.end(), progress.share())?;
         dense1.forward(parameters, flat, Activation::Relu, &mut self.hidden);
+        progress.add(dense1.multiplications(), examples);
         let hidden = matrix(&self.hidden, examples, dense1.outputs());
+        let parameters = passes.values(dense2.end(), progress.share())?;
         dense2.forward(parameters, hidden, Activation::Linear, &mut self.logits);
+        progress.add(dense2.multiplications(), examples);
+        Some(())
     }
 
     /// Computes the gradient of all layers from that of the last layer's output, which `logits` holds.
-    fn backward(&mut self, parameters: &[f32], batch: Batch<'_>, part: Accumulate, gradient: &mut [f32]) {
-        let examples = batch.len();
+    fn backward(
+        &mut self,
+        passes: &mut dyn Passes,
+        batch: Batch<'_>,
+        part: &Part,
+        progress: &mut Progress,
+        gradient: &mut [f32],
+    ) -> Option<()> {
+        let (examples, all) = (batch.len(), self.values());
         let [dense1, dense2] = &self.dense;
         let hidden = matrix(&self.hidden, examples, dense1.outputs());
-        dense2.parameter_gradient(hidden, &self.logits, part, gradient);
+        dense2.parameter_gradient(hidden, &self.logits, part.accumulate(), gradient);
+        progress.add(dense2.multiplications(), examples);
+        if part.is_last {
+            passes.made(dense2.start(), gradient, progress.share());
+        }
         self.hidden_delta.resize(self.hidden.len(), 0.0);
+        let parameters = passes.values(all, progress.share())?;
         dense2.input_gradient(parameters, &self.logits, &mut self.hidden_delta);
         mask_by_activation(&mut self.hidden_delta, &self.hidden);
+        progress.add(dense2.multiplications(), examples);
         let [first, second] = &mut self.stages;
         let flat = matrix(&self.flat, examples, second.pool.values());
-        dense1.parameter_gradient(flat, &self.hidden_delta, part, gradient);
+        dense1.parameter_gradient(flat, &self.hidden_delta, part.accumulate(), gradient);
+        progress.add(dense1.multiplications(), examples);
+        if part.is_last {
+            passes.made(dense1.start(), gradient, progress.share());
+        }
         self.flat_delta.resize(self.flat.len(), 0.0);
+        let parameters = passes.values(all, progress.share())?;
         dense1.input_gradient(parameters, &self.hidden_delta, &mut self.flat_delta);
+        progress.add(dense1.multiplications(), examples);
 
-        if part == Accumulate::Replace {
+        if part.accumulate() == Accumulate::Replace {
             gradient[..second.bias().end].fill(0.0);
         }
         let [filters1, filters2] = self.sizes.filters;
@@ -163,6 +194,19 @@ impl Cnn {
             lay_image(batch, i, &first.convolution, self.sizes.side, &mut self.image);
             first.backward(i, &self.maps_delta, &self.image, &mut self.taps, gradient);
         }
+        progress.add(2 * first.convolution.multiplications(), examples);
+        progress.add(2 * second.convolution.multiplications(), examples);
+        if part.is_last {
+            // Image by image, both convolutions are done at the same time.
+            passes.made(0, gradient, progress.share());
+        }
+        Some(())
+    }
+
+    fn progress(&self, examples: usize) -> Progress {
+        let stages = self.stages.iter().map(|stage| stage.convolution.multiplications());
+        let dense = self.dense.iter().map(Dense::multiplications);
+        Progress::new(stages.chain(dense).sum(), examples)
     }
 
     fn values(&self) -> usize {
@@ -261,30 +305,43 @@ impl Model for Cnn {
     }
 
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
+        assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
+        self.gradient_with(&mut Whole(parameters), batch, gradient).expect("all values are there")
+    }
+
+    fn gradient_with(
+        &mut self,
+        passes: &mut dyn Passes,
+        batch: Batch<'_>,
+        gradient: &mut [f32],
+    ) -> Option<f32> {
         batch.check(self.input());
         assert!(!batch.is_empty(), "the mean over no examples is not defined");
-        assert_eq!(
-            (parameters.len(), gradient.len()),
-            (self.values(), self.values()),
-            "flat buffers fit the model"
-        );
+        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
         let scale = 1.0 / batch.len() as f32;
-        let mut loss_sum = 0.0;
-        for (i, part) in batch.chunks(EXAMPLES_AT_ONCE).enumerate() {
-            self.forward(parameters, part);
+        let mut progress = self.progress(batch.len());
+        let (mut loss_sum, mut mean) = (0.0, f32::NAN);
+        for part in Part::all(batch, EXAMPLES_AT_ONCE) {
+            let examples = part.of(batch);
+            self.forward(passes, examples, &mut progress)?;
             loss_sum +=
-                loss::cross_entropy_gradient(&mut self.logits, part.labels, self.sizes.classes, scale);
-            self.backward(parameters, part, Accumulate::for_part(i), gradient);
+                loss::cross_entropy_gradient(&mut self.logits, examples.labels, self.sizes.classes, scale);
+            if part.is_last {
+                mean = (loss_sum / batch.len() as f64) as f32;
+                passes.loss(mean, progress.share())?;
+            }
+            self.backward(passes, examples, &part, &mut progress, gradient)?;
         }
-        (loss_sum / batch.len() as f64) as f32
+        Some(mean)
     }
 
     fn score(&mut self, parameters: &[f32], batch: Batch<'_>) -> Score {
         batch.check(self.input());
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
         let mut score = Score::default();
+        let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            self.forward(parameters, part);
+            self.forward(&mut Whole(parameters), part, &mut progress).expect("all values are there");
             score += loss::score(&mut self.logits, part.labels, self.sizes.classes);
         }
         score

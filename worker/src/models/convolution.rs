@@ -55,6 +55,11 @@ impl Convolution {
         [KERNEL as u64, KERNEL as u64, self.inputs as u64, self.outputs as u64]
     }
 
+    /// Multiplications of one image on its way forward.
+    pub(super) fn multiplications(&self) -> u64 {
+        (self.side * self.side * self.kernel_values()) as u64
+    }
+
     /// Inputs that each output sums over.
     pub(super) fn fan_in(&self) -> u64 {
         (KERNEL * KERNEL * self.inputs) as u64

@@ -25,11 +25,6 @@ pub(super) enum Accumulate {
 }
 
 impl Accumulate {
-    /// For part number `index` of a batch.
-    pub(super) fn for_part(index: usize) -> Self {
-        if index == 0 { Self::Replace } else { Self::Add }
-    }
-
     fn beta(self) -> f32 {
         match self {
             Self::Replace => 0.0,
@@ -54,6 +49,16 @@ impl Dense {
 
     pub(super) fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Where the layer starts in the flat buffer.
+    pub(super) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Multiplications of one example on its way forward.
+    pub(super) fn multiplications(&self) -> u64 {
+        self.inputs as u64 * self.outputs as u64
     }
 
     /// Where the next layer starts in the flat buffer.

@@ -4,8 +4,9 @@ use std::fmt;
 
 use windlass_common::layout::{Initial, Variable};
 
-use super::dense::{Accumulate, Activation, Dense, mask_by_activation, matrix};
-use super::{Batch, Input, Model, Score, loss};
+use super::dense::{Activation, Dense, mask_by_activation, matrix};
+use super::passes::Progress;
+use super::{Batch, Input, Model, Part, Passes, Score, Whole, loss};
 
 /// Most examples that are computed at a time. Larger batches are cut, so that the activations stay small and in the
 /// cache (60,000 examples of 2NN at once would need 200 MB); the cut is part of the arithmetic's definition.
@@ -48,10 +49,11 @@ impl Mlp {
         Self { layers, input: Input { features, classes }, outputs, deltas: Default::default() }
     }
 
-    /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples.
-    fn forward(&mut self, parameters: &[f32], batch: Batch<'_>) {
+    /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples, unless values do not come.
+    fn forward(&mut self, passes: &mut dyn Passes, batch: Batch<'_>, progress: &mut Progress) -> Option<()> {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
+            let parameters = passes.values(layer.end(), progress.share())?;
             let (before, from_here) = self.outputs.split_at_mut(i);
             let output = &mut from_here[0];
             output.resize(batch.len() * layer.outputs(), 0.0);
@@ -61,28 +63,49 @@ impl Mlp {
             };
             let activation = if i == last { Activation::Linear } else { Activation::Relu };
             layer.forward(parameters, input, activation, output);
+            progress.add(layer.multiplications(), batch.len());
         }
+        Some(())
     }
 
     /// Computes the gradient of all layers from that of the last layer's output, which `outputs` holds.
-    fn backward(&mut self, parameters: &[f32], batch: Batch<'_>, part: Accumulate, gradient: &mut [f32]) {
+    fn backward(
+        &mut self,
+        passes: &mut dyn Passes,
+        batch: Batch<'_>,
+        part: &Part,
+        progress: &mut Progress,
+        gradient: &mut [f32],
+    ) -> Option<()> {
+        let all = self.values();
         let (logits, activations) = self.outputs.split_last().expect("a network has at least one layer");
         let [delta, delta_before] = &mut self.deltas;
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let delta_here = if i + 1 == self.layers.len() { logits } else { &*delta };
-            // Nobody needs the gradient of the examples.
-            let Some(before) = i.checked_sub(1) else {
-                layer.parameter_gradient(batch.features, delta_here, part, gradient);
-                break;
+            let values = i.checked_sub(1).map(|before| (before, &activations[before]));
+            let input = match values {
+                None => batch.features,
+                Some((before, values)) => matrix(values, batch.len(), self.layers[before].outputs()),
             };
-            let values = &activations[before];
-            let input = matrix(values, batch.len(), self.layers[before].outputs());
-            layer.parameter_gradient(input, delta_here, part, gradient);
+            layer.parameter_gradient(input, delta_here, part.accumulate(), gradient);
+            // Nobody needs the gradient of the examples.
+            let halves = if values.is_none() { 2 } else { 1 };
+            progress.add(halves * layer.multiplications(), batch.len());
+            if part.is_last {
+                passes.made(layer.start(), gradient, progress.share());
+            }
+            let Some((_, values)) = values else { break };
             delta_before.resize(values.len(), 0.0);
-            layer.input_gradient(parameters, delta_here, delta_before);
+            layer.input_gradient(passes.values(all, progress.share())?, delta_here, delta_before);
             mask_by_activation(delta_before, values);
             std::mem::swap(delta, delta_before);
+            progress.add(layer.multiplications(), batch.len());
         }
+        Some(())
+    }
+
+    fn progress(&self, examples: usize) -> Progress {
+        Progress::new(self.layers.iter().map(Dense::multiplications).sum(), examples)
     }
 
     fn values(&self) -> usize {
@@ -111,30 +134,43 @@ impl Model for Mlp {
     }
 
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
+        assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
+        self.gradient_with(&mut Whole(parameters), batch, gradient).expect("all values are there")
+    }
+
+    fn gradient_with(
+        &mut self,
+        passes: &mut dyn Passes,
+        batch: Batch<'_>,
+        gradient: &mut [f32],
+    ) -> Option<f32> {
         batch.check(self.input);
         assert!(!batch.is_empty(), "the mean over no examples is not defined");
-        assert_eq!(
-            (parameters.len(), gradient.len()),
-            (self.values(), self.values()),
-            "flat buffers fit the model"
-        );
+        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
         let scale = 1.0 / batch.len() as f32;
-        let mut loss_sum = 0.0;
-        for (i, part) in batch.chunks(EXAMPLES_AT_ONCE).enumerate() {
-            self.forward(parameters, part);
+        let mut progress = self.progress(batch.len());
+        let (mut loss_sum, mut mean) = (0.0, f32::NAN);
+        for part in Part::all(batch, EXAMPLES_AT_ONCE) {
+            let examples = part.of(batch);
+            self.forward(passes, examples, &mut progress)?;
             let logits = self.outputs.last_mut().expect("a network has at least one layer");
-            loss_sum += loss::cross_entropy_gradient(logits, part.labels, self.input.classes, scale);
-            self.backward(parameters, part, Accumulate::for_part(i), gradient);
+            loss_sum += loss::cross_entropy_gradient(logits, examples.labels, self.input.classes, scale);
+            if part.is_last {
+                mean = (loss_sum / batch.len() as f64) as f32;
+                passes.loss(mean, progress.share())?;
+            }
+            self.backward(passes, examples, &part, &mut progress, gradient)?;
         }
-        (loss_sum / batch.len() as f64) as f32
+        Some(mean)
     }
 
     fn score(&mut self, parameters: &[f32], batch: Batch<'_>) -> Score {
         batch.check(self.input);
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
         let mut score = Score::default();
+        let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            self.forward(parameters, part);
+            self.forward(&mut Whole(parameters), part, &mut progress).expect("all values are there");
             let logits = self.outputs.last_mut().expect("a network has at least one layer");
             score += loss::score(logits, part.labels, self.input.classes);
         }

@@ -12,6 +12,7 @@ mod mlp;
 mod names;
 #[cfg(test)]
 mod oracle;
+mod passes;
 mod pool;
 mod threads;
 
@@ -21,9 +22,12 @@ use std::ops::Range;
 use ndarray::{ArrayView2, s};
 use windlass_common::layout::Variable;
 
+use dense::Accumulate;
+
 pub use cnn::Cnn;
 pub use mlp::Mlp;
 pub use names::{ModelError, by_name};
+pub use passes::{Passes, Whole};
 pub use threads::{Threaded, with_threads};
 
 /// What a training loop needs of a model.
@@ -42,6 +46,26 @@ pub trait Model: Send + fmt::Debug {
     /// # Panics
     /// If the batch is empty, a length does not fit the model, or a label is not below the number of classes.
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32;
+
+    /// The same, with the same bits, layer by layer: values are asked for when the forward pass comes to them, and what of
+    /// the gradient is final is told as the backward pass goes on. `None` if it was given up for want of values.
+    ///
+    /// A model that does not know its layers asks for everything first and tells everything last.
+    ///
+    /// # Panics
+    /// As [`gradient`](Self::gradient).
+    fn gradient_with(
+        &mut self,
+        passes: &mut dyn Passes,
+        batch: Batch<'_>,
+        gradient: &mut [f32],
+    ) -> Option<f32> {
+        let parameters = passes.values(gradient.len(), 0.0)?;
+        let loss = self.gradient(parameters, batch, gradient);
+        passes.loss(loss, 1.0)?;
+        passes.made(0, gradient, 1.0);
+        Some(loss)
+    }
 
     /// Sum of the losses and number of correct predictions over the batch, of any size; 0 for an empty one.
     ///
@@ -98,7 +122,7 @@ impl<'a> Batch<'a> {
 
     /// Consecutive parts of at most `size` examples.
     fn chunks(self, size: usize) -> impl Iterator<Item = Batch<'a>> {
-        (0..self.len()).step_by(size).map(move |start| self.part(start..self.len().min(start + size)))
+        Part::all(self, size).map(move |part| part.of(self))
     }
 
     fn check(&self, input: Input) {
@@ -109,6 +133,34 @@ impl<'a> Batch<'a> {
             self.features.ncols(),
             input.features
         );
+    }
+}
+
+/// A part of a batch that is computed by itself, since the whole would need too much memory.
+#[derive(Clone, Debug)]
+struct Part {
+    examples: Range<usize>,
+    /// Whether the gradient is final with this part.
+    is_last: bool,
+}
+
+impl Part {
+    /// Consecutive parts of at most `size` examples.
+    fn all(batch: Batch<'_>, size: usize) -> impl Iterator<Item = Self> {
+        let all = batch.len();
+        (0..all).step_by(size).map(move |start| {
+            let end = all.min(start + size);
+            Self { examples: start..end, is_last: end == all }
+        })
+    }
+
+    fn of<'a>(&self, batch: Batch<'a>) -> Batch<'a> {
+        batch.part(self.examples.clone())
+    }
+
+    /// Whether its gradient replaces what the buffer holds, or is added to it.
+    fn accumulate(&self) -> Accumulate {
+        if self.examples.start == 0 { Accumulate::Replace } else { Accumulate::Add }
     }
 }
 

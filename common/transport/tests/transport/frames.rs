@@ -266,6 +266,86 @@ async fn operations_given_up_midway_spoil_their_stream() {
 }
 
 #[tokio::test]
+async fn a_frame_in_pieces_is_the_same_frame() {
+    bounded(async {
+        let pair = pair(Limits::default()).await;
+        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
+        let payload: Bytes = (0..300_000_u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
+        let interrupted = Err(FrameError::Interrupted);
+        assert_eq!(sender.chunk(payload.slice(..1)).await, interrupted, "no frame has been begun");
+        assert_eq!(sender.end(), interrupted);
+        // Whole, in pieces, and whole again.
+        sender.send(b"one", [payload.clone()]).await.unwrap();
+        sender.begin(b"two").await.unwrap();
+        let (_forth, mut receiver) = pair.accepted.accept_stream().await.unwrap();
+        let mut found = vec![0; payload.len()];
+        assert_eq!(header(&mut receiver).await.unwrap().unwrap(), b"one");
+        receiver.payload(&mut found).await.unwrap();
+        assert!(found == payload);
+        // What has been sent of a frame comes before the rest of it is there.
+        assert_eq!(header(&mut receiver).await.unwrap().unwrap(), b"two");
+        for piece in [0..0, 0..1, 1..200_000] {
+            sender.chunk(payload.slice(piece.clone())).await.unwrap();
+            assert_eq!(sender.send(b"between", []).await, interrupted);
+            assert_eq!(sender.begin(b"between").await, interrupted);
+            assert_eq!(sender.finish(), interrupted);
+            receiver.payload(&mut found[piece.clone()]).await.unwrap();
+            assert!(found[piece.clone()] == payload[piece]);
+        }
+        sender.chunk(payload.slice(200_000..)).await.unwrap();
+        sender.end().unwrap();
+        assert_eq!(sender.end(), interrupted);
+        receiver.payload(&mut found[200_000..]).await.unwrap();
+        assert!(found == payload);
+        sender.send(b"three", []).await.unwrap();
+        sender.finish().unwrap();
+        assert_eq!(header(&mut receiver).await.unwrap().unwrap(), b"three");
+        assert_eq!(header(&mut receiver).await.unwrap(), None);
+        let (here, there) = (pair.opened.stats(), pair.accepted.stats());
+        assert_eq!((here.frames_sent, here.payload_sent), (3, 600_000));
+        assert_eq!((there.frames_received, there.payload_received), (3, 600_000));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_piece_given_up_midway_spoils_its_stream() {
+    bounded(async {
+        let limits = Limits { stream_window: 65_536, receive_window: 65_536, ..Limits::default() };
+        let pair = pair(Limits { send_window: 65_536, ..limits }).await;
+        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
+        sender.begin(b"head").await.unwrap();
+        // Nobody reads, so the windows fill and this cannot end.
+        let sending = sender.chunk(Bytes::from(vec![0; 1_000_000]));
+        assert!(tokio::time::timeout(Duration::from_millis(100), sending).await.is_err());
+        let interrupted = Err(FrameError::Interrupted);
+        assert_eq!(sender.chunk(Bytes::new()).await, interrupted);
+        assert_eq!(sender.end(), interrupted);
+        assert_eq!(sender.send(b"head", []).await, interrupted);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_piece_that_the_peer_does_not_take_is_given_up_after_the_patience_of_the_stream() {
+    bounded(async {
+        let limits = Limits { stream_window: 65_536, receive_window: 65_536, ..Limits::default() };
+        let pair = pair(Limits { send_window: 65_536, ..limits }).await;
+        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
+        let within = Duration::from_millis(150);
+        sender.set_patience(within);
+        sender.begin(b"head").await.unwrap();
+        // Between the pieces the sender may take its time.
+        tokio::time::sleep(within * 2).await;
+        sender.chunk(Bytes::from(vec![0; 1000])).await.unwrap();
+        let not_taken = Err(FrameError::NotTaken { within });
+        assert_eq!(sender.chunk(Bytes::from(vec![0; 1_000_000])).await, not_taken);
+        assert_eq!(sender.end(), Err(FrameError::Interrupted));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_given_up_by_one_side_is_told_to_the_other() {
     bounded(async {
         let pair = pair(Limits::default()).await;

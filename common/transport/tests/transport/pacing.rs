@@ -84,6 +84,19 @@ async fn what_is_sent_and_what_is_read_take_the_time_of_the_link() {
         pair.client.set_link_rate(RATE);
         assert_time_of_two_megabytes("sent", async || stream.up(2 * MB).await).await;
         assert_time_of_two_megabytes("read", async || stream.down(2 * MB).await).await;
+        assert_time_of_two_megabytes("sent in pieces", async || {
+            let Stream { here: (sender, _), there: (_, receiver) } = &mut stream;
+            let sending = async {
+                let payload = payload(2 * MB);
+                sender.begin(&(2 * MB as u32).to_le_bytes()).await.unwrap();
+                for piece in [0..10, 10..MB, MB..2 * MB] {
+                    sender.chunk(payload.slice(piece)).await.unwrap();
+                }
+                sender.end().unwrap();
+            };
+            tokio::join!(sending, read(receiver));
+        })
+        .await;
         assert_time_of_two_megabytes("sent and answered", async || {
             stream.up(MB).await;
             stream.down(MB).await;

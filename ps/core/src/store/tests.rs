@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::*;
 use windlass_common::layout::{Initial, Variable};
 use windlass_common::reduce::{Contribution, Scaled};
 
@@ -224,4 +225,47 @@ fn a_push_is_compensated_by_the_values_of_its_version_however_it_is_written() {
             assert_eq!(bits(&fused.slices()), bits(&apart.slices()), "{optimizer}, update {update}");
         }
     }
+}
+
+fn shape(lengths: &[u64]) -> Shape {
+    let variables = lengths.iter().enumerate();
+    let variables = variables.map(|(i, &len)| Variable::new(format!("v{i}"), &[len], Initial::Zeros));
+    let placement = Placement::new(&Layout::new(variables.collect()).unwrap(), 1).unwrap();
+    Shape::new(&placement, ShardId(0), Codecs::default())
+}
+
+proptest! {
+    #[test]
+    fn parts_in_any_order_have_their_places(
+        lengths in prop::collection::vec(1_u64..3000, 1..8),
+        keys in prop::collection::vec(any::<u32>(), 8),
+    ) {
+        let shape = shape(&lengths);
+        let mut order: Vec<usize> = (0..lengths.len()).collect();
+        order.sort_by_key(|&i| keys[i]);
+        let parts: Vec<Part> = order.iter().map(|&i| shape.parts[i]).collect();
+        let places = shape.places(&parts).unwrap();
+        for (place, &i) in places.iter().zip(&order) {
+            let start = lengths[..i].iter().sum::<u64>() as usize;
+            prop_assert_eq!(place, &(start..start + lengths[i] as usize));
+        }
+        prop_assert_eq!(places.len(), lengths.len());
+    }
+}
+
+#[test]
+fn parts_that_are_missing_double_or_of_others_are_refused() {
+    let shape = shape(&[100, 2000, 30]);
+    let [a, b, c] = [0, 1, 2].map(|i| shape.parts[i]);
+    let incomplete = |found| Reject::Incomplete { shard: ShardId(0), expected: 3, found };
+    assert_eq!(shape.places(&[c, a]), Err(incomplete(2)));
+    assert_eq!(shape.places(&[c, a, c]), Err(incomplete(2)));
+    assert_eq!(shape.places(&[a, a, a]), Err(incomplete(1)));
+    assert_eq!(shape.places(&[c, b, a, b]), Err(incomplete(4)));
+    assert_eq!(shape.places(&[]), Err(incomplete(0)));
+    let unknown = Reject::UnknownSlice { shard: ShardId(0), slice: 7 };
+    assert_eq!(shape.places(&[c, Part { slice: 7, values: 30 }, a]), Err(unknown));
+    let wrong = Reject::WrongLength { slice: 1, expected: 2000, found: 1999 };
+    assert_eq!(shape.places(&[c, Part { values: 1999, ..b }, a]), Err(wrong));
+    assert_eq!(shape.places(&[c, a, b]), Ok(vec![2100..2130, 0..100, 100..2100]));
 }

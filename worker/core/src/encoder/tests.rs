@@ -132,3 +132,50 @@ fn memory_of_payloads_is_used_again_when_nobody_reads_them() {
     let third = encoder.encode(&mut gradient(2), CLIENT, Step(2)).unwrap();
     assert!(addresses(&third).iter().all(|a| kept.contains(a)));
 }
+
+/// Slices are encoded in any order, each from a copy of its values.
+fn slice_by_slice(encoder: &mut Encoder, gradient: &mut [f32], step: u64) -> Vec<Payload> {
+    encoder.begin_slices(CLIENT, Step(step));
+    let pieces: Vec<Vec<Range<usize>>> =
+        encoder.shards.iter().map(|pieces| pieces.iter().map(|piece| piece.flat.clone()).collect()).collect();
+    let mut payloads = Vec::new();
+    for (shard, pieces) in pieces.into_iter().enumerate().rev() {
+        let mut slices: Vec<(usize, Vec<u8>)> = Vec::new();
+        for (index, flat) in pieces.into_iter().enumerate().rev() {
+            let (mut values, mut bytes) = (gradient[flat].to_vec(), Vec::new());
+            encoder.encode_slice(shard, index, &mut values, &mut bytes);
+            slices.push((index, bytes));
+        }
+        slices.reverse();
+        payloads.push(Payload::new(slices.into_iter().flat_map(|(_, bytes)| bytes).collect()));
+    }
+    encoder.whole(gradient);
+    payloads.reverse();
+    payloads
+}
+
+#[test]
+fn slice_by_slice_the_same_is_sent_and_left_out() {
+    for codec in Codec::all().into_iter().filter(|codec| codec.is_elementwise() && *codec != Codec::F32) {
+        for shards in SHARDS {
+            let [(mut whole, ..), (mut sliced, ..)] = [(); 2].map(|()| encoder(&codec.to_string(), shards));
+            for step in 0..8 {
+                let (mut one, mut other) = (gradient(step), gradient(step));
+                let expected = whole.encode(&mut one, CLIENT, Step(step)).unwrap();
+                // The two may follow each other.
+                let found = match step {
+                    5 => sliced.encode(&mut other, CLIENT, Step(step)).unwrap(),
+                    _ => slice_by_slice(&mut sliced, &mut other, step),
+                };
+                assert_eq!(found, expected, "{codec}, {shards} shards, step {step}");
+                assert_eq!(one, other, "{codec}: what was left out is added");
+                for encoder in [&mut whole, &mut sliced] {
+                    if step == 2 {
+                        encoder.settle(Feedback::Unused { shard: 0 }, &one);
+                    }
+                    encoder.settle(if step == 3 { Feedback::Undone } else { Feedback::Taken }, &one);
+                }
+            }
+        }
+    }
+}

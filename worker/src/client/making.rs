@@ -1,0 +1,98 @@
+//! Takes in a gradient while it is being made, and hands each of its slices on to the stream of its shard.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use windlass_common::codec::Codec;
+use windlass_transport::{PooledFloats, bytes_of};
+use windlass_worker_core::Encoder;
+
+use super::error::ClientError;
+use super::gradient::{Gradient, Gradients};
+use super::link::Cuts;
+use super::outgoing::Outgoing;
+use super::overlap::Made;
+
+/// A gradient of which parts go to the wire while others are still being made: from its end to its front.
+#[derive(Debug)]
+pub(crate) struct Making {
+    made: UnboundedReceiver<Made>,
+    codec: Codec,
+    /// From here on it has been made.
+    from: usize,
+    whole: Option<Gradient>,
+    /// To each shard's stream, which takes the slices from the last to the first.
+    queues: Vec<UnboundedSender<Bytes>>,
+    /// What has been encoded, in the same order: it is sent again as it is if it has to be.
+    encoded: Vec<Vec<Bytes>>,
+}
+
+impl Making {
+    /// A gradient of so many values, of which nothing has been made, and for each shard what is made of its slices.
+    pub(crate) fn new(
+        made: UnboundedReceiver<Made>,
+        codec: Codec,
+        values: usize,
+        shards: usize,
+    ) -> (Self, Vec<UnboundedReceiver<Bytes>>) {
+        let (queues, slices) = (0..shards).map(|_| unbounded_channel()).unzip();
+        let encoded = vec![Vec::new(); shards];
+        (Self { made, codec, from: values, whole: None, queues, encoded }, slices)
+    }
+
+    /// Takes in what is made until it is all. May be dropped at any time and called again.
+    ///
+    /// # Errors
+    /// If whoever made it has given it up.
+    pub(crate) async fn complete(&mut self, encoder: &mut Encoder, cuts: &Cuts) -> Result<(), ClientError> {
+        while self.whole.is_none() {
+            match self.made.recv().await {
+                Some(Made::Part { from, values }) => self.take(from, values, encoder, cuts),
+                Some(Made::Whole(gradient)) => self.whole = Some(gradient),
+                None => return Err(ClientError::Interrupted),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, from: usize, mut values: PooledFloats, encoder: &mut Encoder, cuts: &Cuts) {
+        let until = std::mem::replace(&mut self.from, from);
+        // A stream that has broken takes nothing more, and the push is sent again over another.
+        if self.codec == Codec::F32 {
+            let bytes = bytes_of(Arc::new(values));
+            for (range, shard, _) in cuts.within(from..until).rev() {
+                let _ =
+                    self.queues[shard].send(bytes.slice((range.start - from) * 4..(range.end - from) * 4));
+            }
+            return;
+        }
+        for (range, shard, index) in cuts.within(from..until).rev() {
+            let bytes = self.codec.bytes_max(range.len() as u64);
+            let mut encoded = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
+            let values = &mut values[range.start - from..range.end - from];
+            encoder.encode_slice(shard, index, values, &mut encoded);
+            let encoded = Bytes::from(encoded);
+            self.encoded[shard].push(encoded.clone());
+            let _ = self.queues[shard].send(encoded);
+        }
+    }
+
+    /// The gradient as it may have to be sent again.
+    ///
+    /// # Panics
+    /// If it is not complete.
+    pub(crate) fn into_outgoing(self, gradients: &mut Gradients, encoder: &Encoder, cuts: &Cuts) -> Outgoing {
+        let mut gradient = self.whole.expect("the gradient is complete");
+        assert_eq!(self.from, 0, "every part of the gradient was told");
+        if self.codec == Codec::F32 {
+            return Outgoing::new(gradients.lend(gradient), None, cuts);
+        }
+        encoder.whole(&mut gradient);
+        let in_order = |mut slices: Vec<Bytes>| {
+            slices.reverse();
+            slices
+        };
+        Outgoing::in_slices(gradients.lend(gradient), self.encoded.into_iter().map(in_order).collect())
+    }
+}
