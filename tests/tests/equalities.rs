@@ -17,19 +17,19 @@ use windlass_tests::seeds::{all_seeds, seeds};
 
 const SHARDS: [u32; 3] = [1, 2, 5];
 const SYNC: Mode = Mode::Sync { backup: 0 };
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
 
 fn ssp(staleness: Option<u64>) -> Mode {
-    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None }
+    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None, in_flight: 1 }
 }
 
 /// Async and ssp with this lambda.
 fn compensated(lambda: Option<f32>) -> [Mode; 3] {
-    let (scaling, compensation) = (StalenessScaling::None, lambda);
+    let (scaling, compensation, in_flight) = (StalenessScaling::None, lambda, 1);
     [
-        Mode::Async { scaling, compensation },
-        Mode::Async { scaling: StalenessScaling::Inverse, compensation },
-        Mode::Ssp { staleness: Some(2), scaling, compensation },
+        Mode::Async { scaling, compensation, in_flight },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation, in_flight },
+        Mode::Ssp { staleness: Some(2), scaling, compensation, in_flight },
     ]
 }
 
@@ -161,7 +161,7 @@ fn a_bound_that_never_binds_is_async() {
 #[test]
 fn one_worker_is_sequential_sgd_in_every_mode() {
     let problem = Network::new(4, 10);
-    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
+    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None, in_flight: 1 };
     for optimizer in optimizers() {
         let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
         let expected = oracle::sequential(&base.plan(&problem), &problem);
@@ -188,7 +188,7 @@ fn async_is_what_the_records_say() {
                     shards,
                     optimizer,
                     schedule: cosine(),
-                    ..Config::new(seed, Mode::Async { scaling, compensation: None }, 5, 900)
+                    ..Config::new(seed, Mode::Async { scaling, compensation: None, in_flight: 1 }, 5, 900)
                 };
                 let run = completed(&config, &problem);
                 assert_replays(&run, &problem);

@@ -16,7 +16,7 @@ use windlass_tests::problem::Quadratic;
 use windlass_tests::seeds::seeds;
 use windlass_tests::sim::{Compute, Config, Fault, Place, Played, What, play};
 
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
 
 #[test]
 fn mean_staleness_is_one_less_than_the_workers_whatever_their_speeds() {
@@ -74,7 +74,7 @@ fn mean_staleness_on_the_clock_is_one_less_than_the_workers() {
 #[test]
 fn who_waits_or_stops_breaks_the_law() {
     let workers = 4;
-    let ssp = Mode::Ssp { staleness: Some(1), scaling: StalenessScaling::None, compensation: None };
+    let ssp = Mode::Ssp { staleness: Some(1), scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
     let bounded = staleness(&on_the_clock(1, ssp, workers, ONE_SLOW, 2000));
     assert!(bounded < 2.7, "the fast wait for the slow one, so that less goes on meanwhile: {bounded}");
     let what = What::Pause(Place::Worker(WorkerId(0)), 5_000_000);

@@ -267,10 +267,10 @@ fn mode(seed: u64, draw: &mut Draw, workers: u32, clients: u32) -> Mode {
     match kind(seed) {
         "backup" if workers > 1 => Mode::Sync { backup: draw.within(1, u64::from(workers) - 1) as u32 },
         "sync" | "backup" => Mode::Sync { backup: 0 },
-        "async" => Mode::Async { scaling, compensation: None },
+        "async" => Mode::Async { scaling, compensation: None, in_flight: 1 },
         "ssp" => {
             let staleness = draw.one(&[Some(0), Some(1), Some(2), Some(5), None]);
-            Mode::Ssp { staleness, scaling, compensation: None }
+            Mode::Ssp { staleness, scaling, compensation: None, in_flight: 1 }
         }
         "softsync" => Mode::Softsync { buffer, scaling, stale: Stale::Kept },
         "batchsync" => Mode::Softsync { buffer, scaling, stale: Stale::Late },
