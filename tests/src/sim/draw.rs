@@ -115,6 +115,7 @@ impl Config {
         keep_copies(seed, deliveries, &mut config);
         config.codecs = codecs(seed);
         compensate(seed, &mut config);
+        compute_ahead(seed, &mut config);
         config
     }
 }
@@ -248,6 +249,17 @@ fn compensate(seed: u64, config: &mut Config) {
     }
     if let Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } = &mut config.mode {
         *compensation = drawn;
+    }
+}
+
+/// In a third of the runs in which it is possible workers compute ahead. The numbers are of a stream of their own, too.
+fn compute_ahead(seed: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(9)));
+    let is_drawn = draw.once_in(3);
+    if let Mode::Async { in_flight, .. } | Mode::Ssp { staleness: None | Some(1..), in_flight, .. } =
+        &mut config.mode
+    {
+        *in_flight = 1 + u32::from(is_drawn);
     }
 }
 
