@@ -25,7 +25,7 @@ pub fn plan(model: &str, workers: u32, pushes: u64) -> anyhow::Result<Plan> {
         format: FORMAT,
         name: "benchmark".into(),
         seed: 1,
-        mode: Mode::Async { scaling: StalenessScaling::None, compensation: None },
+        mode: Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 },
         cluster: Cluster {
             servers: 1,
             shards_per_server: 1,

@@ -210,10 +210,10 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
     }
     Ok(match name {
         ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
-        ModeName::Async => Mode::Async { scaling, compensation },
+        ModeName::Async => Mode::Async { scaling, compensation, in_flight: 1 },
         ModeName::Ssp => {
             let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
-            Mode::Ssp { staleness, scaling, compensation }
+            Mode::Ssp { staleness, scaling, compensation, in_flight: 1 }
         }
         _ => unreachable!("the others have been made"),
     })
@@ -339,16 +339,20 @@ mod tests {
         let none = StalenessScaling::None;
         assert_eq!(
             mode(&["--mode", "ssp"]),
-            Mode::Ssp { staleness: Some(4), scaling: none, compensation: None }
+            Mode::Ssp { staleness: Some(4), scaling: none, compensation: None, in_flight: 1 }
         );
         assert_eq!(
             mode(&["--mode", "ssp", "--staleness", "inf"]),
-            Mode::Ssp { staleness: None, scaling: none, compensation: None }
+            Mode::Ssp { staleness: None, scaling: none, compensation: None, in_flight: 1 }
         );
         assert_eq!(mode(&["--backup", "2"]), Mode::Sync { backup: 2 });
-        let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
+        let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None, in_flight: 1 };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "inverse"]), inverse);
-        let hinge = Mode::Async { scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 }, compensation: None };
+        let hinge = Mode::Async {
+            scaling: StalenessScaling::Hinge { a: 10.0, b: 4.0 },
+            compensation: None,
+            in_flight: 1,
+        };
         assert_eq!(mode(&["--mode", "async", "--staleness-rate", "hinge:10:4"]), hinge);
     }
 
@@ -357,9 +361,12 @@ mod tests {
         let none = StalenessScaling::None;
         let with = |mode: &str, lambda: &str| plan(&["--mode", mode, "--compensate", lambda]);
         let compensation = Some(0.04);
-        assert_eq!(with("async", "0.04").unwrap().mode, Mode::Async { scaling: none, compensation });
+        assert_eq!(
+            with("async", "0.04").unwrap().mode,
+            Mode::Async { scaling: none, compensation, in_flight: 1 }
+        );
         let ssp = with("ssp", "0.04").unwrap();
-        assert_eq!(ssp.mode, Mode::Ssp { staleness: Some(4), scaling: none, compensation });
+        assert_eq!(ssp.mode, Mode::Ssp { staleness: Some(4), scaling: none, compensation, in_flight: 1 });
         assert_eq!(Plan::parse(&ssp.to_text()).unwrap(), ssp);
         assert_eq!(with("async", "0").unwrap().mode.compensation(), None);
         for lambda in ["-1", "nan", "inf", "1e39"] {

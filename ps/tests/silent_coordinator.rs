@@ -29,7 +29,7 @@ fn plan() -> Plan {
         format: FORMAT,
         name: "scripted".into(),
         seed: 1,
-        mode: Mode::Async { scaling: StalenessScaling::None, compensation: None },
+        mode: Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 },
         cluster: Cluster {
             servers: 2,
             shards_per_server: 1,

@@ -10,6 +10,7 @@ use windlass_common::wire::{Outcome, Stop};
 use windlass_tests::audit::{
     assert_bound, assert_each_push_counts_once, assert_replays, assert_same, mean_staleness,
 };
+use windlass_tests::check::verify;
 use windlass_tests::cluster::{Config, Kill, Run, constant, run};
 use windlass_tests::oracle;
 use windlass_tests::problem::{Network, Problem, Quadratic};
@@ -17,19 +18,26 @@ use windlass_tests::seeds::{all_seeds, seeds};
 
 const SHARDS: [u32; 3] = [1, 2, 5];
 const SYNC: Mode = Mode::Sync { backup: 0 };
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
 
 fn ssp(staleness: Option<u64>) -> Mode {
-    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None }
+    Mode::Ssp { staleness, scaling: StalenessScaling::None, compensation: None, in_flight: 1 }
 }
 
-/// Async and ssp with this lambda.
-fn compensated(lambda: Option<f32>) -> [Mode; 3] {
+/// Async and ssp in which workers compute ahead.
+fn ahead() -> [Mode; 4] {
+    let (scaling, compensation, in_flight) = (StalenessScaling::None, None, 2);
+    let ssp = |staleness| Mode::Ssp { staleness, scaling, compensation, in_flight };
+    [Mode::Async { scaling, compensation, in_flight }, ssp(None), ssp(Some(1)), ssp(Some(3))]
+}
+
+/// Async and ssp with this lambda, and so many gradients of a worker in flight.
+fn compensated(lambda: Option<f32>, in_flight: u32) -> [Mode; 3] {
     let (scaling, compensation) = (StalenessScaling::None, lambda);
     [
-        Mode::Async { scaling, compensation },
-        Mode::Async { scaling: StalenessScaling::Inverse, compensation },
-        Mode::Ssp { staleness: Some(2), scaling, compensation },
+        Mode::Async { scaling, compensation, in_flight },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation, in_flight },
+        Mode::Ssp { staleness: Some(2), scaling, compensation, in_flight },
     ]
 }
 
@@ -161,17 +169,34 @@ fn a_bound_that_never_binds_is_async() {
 #[test]
 fn one_worker_is_sequential_sgd_in_every_mode() {
     let problem = Network::new(4, 10);
-    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None };
+    let inverse = Mode::Async { scaling: StalenessScaling::Inverse, compensation: None, in_flight: 1 };
     for optimizer in optimizers() {
         let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
         let expected = oracle::sequential(&base.plan(&problem), &problem);
         let usual = [SYNC, ASYNC, inverse.clone(), ssp(None), ssp(Some(0)), ssp(Some(3))];
         // Nothing changes between a pull and the push that comes of it, so that there is nothing to make up for.
-        for mode in usual.into_iter().chain(compensated(Some(0.5))) {
+        for mode in usual.into_iter().chain(compensated(Some(0.5), 1)) {
             for (seed, shards) in each(3) {
                 let run = completed(&Config { seed, shards, mode: mode.clone(), ..base.clone() }, &problem);
                 assert_same(&run.values, &expected, &format!("{optimizer} in {mode} on {shards} shards"));
                 assert!(run.histories.iter().all(|h| mean_staleness(h, 1) == 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn one_worker_that_computes_ahead_is_sequential_sgd_one_step_behind() {
+    let problem = Network::new(4, 10);
+    for optimizer in optimizers() {
+        let base = Config { optimizer, schedule: cosine(), ..Config::new(0, SYNC, 1, 123) };
+        let expected = oracle::one_behind(&base.plan(&problem), &problem);
+        assert_ne!(expected, oracle::sequential(&base.plan(&problem), &problem));
+        for mode in ahead() {
+            for (seed, shards) in each(3) {
+                let run = completed(&Config { seed, shards, mode: mode.clone(), ..base.clone() }, &problem);
+                assert_same(&run.values, &expected, &format!("{optimizer} in {mode} on {shards} shards"));
+                assert!(run.histories.iter().all(|h| mean_staleness(h, 1) == 1.0));
             }
         }
     }
@@ -188,7 +213,7 @@ fn async_is_what_the_records_say() {
                     shards,
                     optimizer,
                     schedule: cosine(),
-                    ..Config::new(seed, Mode::Async { scaling, compensation: None }, 5, 900)
+                    ..Config::new(seed, Mode::Async { scaling, compensation: None, in_flight: 1 }, 5, 900)
                 };
                 let run = completed(&config, &problem);
                 assert_replays(&run, &problem);
@@ -203,13 +228,19 @@ fn compensated_pushes_are_what_the_records_say() {
     let problem = Network::uneven(5, 10, 3);
     for optimizer in [Optimizer::Sgd(Sgd::default()), Optimizer::Adam(Adam::default())] {
         for (seed, shards) in each(5) {
-            for (plain, mode) in compensated(None).into_iter().zip(compensated(Some(0.5))) {
-                let config =
-                    Config { shards, optimizer, schedule: cosine(), ..Config::new(seed, mode, 5, 900) };
-                let run = completed(&config, &problem);
-                assert_replays(&run, &problem);
-                let without = completed(&Config { mode: plain, ..config.clone() }, &problem);
-                assert!(run.values != without.values, "{} makes a difference", config.mode);
+            for in_flight in [1, 2] {
+                let with = compensated(Some(0.5), in_flight);
+                for (plain, mode) in compensated(None, in_flight).into_iter().zip(with) {
+                    let config =
+                        Config { shards, optimizer, schedule: cosine(), ..Config::new(seed, mode, 5, 900) };
+                    let run = completed(&config, &problem);
+                    assert_replays(&run, &problem);
+                    let counts = verify(&run, &problem);
+                    assert!(counts.of("compensated") > 0, "{}: {counts}", config.mode);
+                    assert_eq!(counts.of("stale without their values"), 0, "{}: {counts}", config.mode);
+                    let without = completed(&Config { mode: plain, ..config.clone() }, &problem);
+                    assert!(run.values != without.values, "{} makes a difference", config.mode);
+                }
             }
         }
     }
@@ -220,7 +251,7 @@ fn a_lambda_of_0_is_none() {
     let problem = Network::uneven(5, 10, 3);
     for optimizer in optimizers() {
         for (seed, shards) in each(3) {
-            for (plain, mode) in compensated(None).into_iter().zip(compensated(Some(0.0))) {
+            for (plain, mode) in compensated(None, 1).into_iter().zip(compensated(Some(0.0), 1)) {
                 let config =
                     Config { shards, optimizer, schedule: cosine(), ..Config::new(seed, plain, 5, 900) };
                 let expected = completed(&config, &problem);
@@ -235,16 +266,18 @@ fn a_lambda_of_0_is_none() {
 #[test]
 fn ssp_keeps_its_bound_and_is_what_the_records_say() {
     let problem = Network::new(6, 10);
-    for bound in [0, 1, 3] {
+    let [_, _, one_ahead, three_ahead] = ahead();
+    let alone = [0, 1, 3].map(|bound| (ssp(Some(bound)), bound));
+    for (mode, bound) in alone.into_iter().chain([(one_ahead, 1), (three_ahead, 3)]) {
         let mut waited = 0;
         for (seed, shards) in each(8) {
-            let config = Config { shards, ..Config::new(seed, ssp(Some(bound)), 5, 800) };
+            let config = Config { shards, ..Config::new(seed, mode.clone(), 5, 800) };
             let run = completed(&config, &problem);
             waited += assert_bound(&run, bound);
             assert_replays(&run, &problem);
         }
-        println!("bound {bound}: {waited} waits");
-        assert!(waited > 100 || !all_seeds(), "at bound {bound} some have to wait: {waited}");
+        println!("{mode:?}: {waited} waits");
+        assert!(waited > 100 || !all_seeds(), "in {mode:?} some have to wait: {waited}");
     }
 }
 
@@ -293,7 +326,15 @@ fn sync_with_deaths_is_sync_without() {
 fn async_and_ssp_with_deaths_count_each_push_once_or_void() {
     let problem = Network::new(8, 10);
     let (mut died, mut partial) = (0, 0);
-    for (mode, bound) in [(ASYNC, None), (ssp(Some(0)), Some(0)), (ssp(Some(2)), Some(2))] {
+    let [ahead, _, ssp_ahead, _] = ahead();
+    let modes = [
+        (ASYNC, None),
+        (ssp(Some(0)), Some(0)),
+        (ssp(Some(2)), Some(2)),
+        (ahead, None),
+        (ssp_ahead, Some(1)),
+    ];
+    for (mode, bound) in modes {
         for (seed, shards) in each(100) {
             let kills = deaths(seed, 4, 100 * u64::from(shards) + 50);
             let run =

@@ -163,8 +163,8 @@ fn every_mode_goes_on_over_connections_that_break() {
         for mode in [
             Mode::Sync { backup: 0 },
             Mode::Sync { backup: 1 },
-            Mode::Async { scaling: none, compensation: None },
-            Mode::Ssp { staleness: Some(1), scaling: none, compensation: None },
+            Mode::Async { scaling: none, compensation: None, in_flight: 1 },
+            Mode::Ssp { staleness: Some(1), scaling: none, compensation: None, in_flight: 1 },
             Mode::Fedasync { scaling: none, local: local(0.1) },
             Mode::Fedavg(rounds),
             kept,
@@ -365,7 +365,7 @@ fn one_worker_is_sequential_whatever_the_mode() {
     let none = StalenessScaling::None;
     let gradients = Config {
         schedule: constant(0.5),
-        ..Config::new(0, Mode::Async { scaling: none, compensation: None }, 1, 32 * 6)
+        ..Config::new(0, Mode::Async { scaling: none, compensation: None, in_flight: 1 }, 1, 32 * 6)
     };
     let expected = oracle::sequential(&gradients.plan(&problem), &problem);
     let with = |mode, rate| Config { mode, schedule: constant(rate), ..gradients.clone() };

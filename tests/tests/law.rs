@@ -1,22 +1,17 @@
 //! Shows laws of asynchronous training: how stale its gradients are, and how many more steps it makes.
 
-use std::collections::VecDeque;
-
-use windlass_common::ids::{
-    ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
-};
+use windlass_common::ids::WorkerId;
 use windlass_common::plan::{Mode, StalenessScaling};
-use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Codec, Member, Order, Outcome, Pull, Push, Record};
-use windlass_ps_core::shard::{Effect, Event, Reply, Request, Shard};
-use windlass_ps_core::{SessionId, Time};
+use windlass_common::wire::{Outcome, Record};
 use windlass_tests::audit::mean_staleness;
 use windlass_tests::cluster::{self, Pace, run};
 use windlass_tests::problem::Quadratic;
 use windlass_tests::seeds::seeds;
-use windlass_tests::sim::{Compute, Config, Fault, Place, Played, What, play};
+use windlass_tests::sim::{Compute, Config, Fault, Network, Place, Played, What, play};
 
-const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+const ASYNC: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
+/// Workers compute the next gradient while one is on its way.
+const AHEAD: Mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 2 };
 
 #[test]
 fn mean_staleness_is_one_less_than_the_workers_whatever_their_speeds() {
@@ -74,7 +69,8 @@ fn mean_staleness_on_the_clock_is_one_less_than_the_workers() {
 #[test]
 fn who_waits_or_stops_breaks_the_law() {
     let workers = 4;
-    let ssp = Mode::Ssp { staleness: Some(1), scaling: StalenessScaling::None, compensation: None };
+    let ssp =
+        Mode::Ssp { staleness: Some(1), scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
     let bounded = staleness(&on_the_clock(1, ssp, workers, ONE_SLOW, 2000));
     assert!(bounded < 2.7, "the fast wait for the slow one, so that less goes on meanwhile: {bounded}");
     let what = What::Pause(Place::Worker(WorkerId(0)), 5_000_000);
@@ -124,84 +120,32 @@ fn asynchronous_steps_are_as_many_more_as_the_longest_of_them_takes() {
     }
 }
 
-/// The mean staleness of what a shard applies when each worker has two gradients in flight: it computes the next on the
-/// values at hand while one is on its way and is answered. Whose gradient is done next is drawn.
-fn staleness_with_two_in_flight(workers: u32, seed: u64, pushes: u64) -> f64 {
-    let problem = Quadratic { workers, batch: 1 };
-    let config = cluster::Config { shards: 1, ..cluster::Config::new(seed, ASYNC, workers, 1 << 20) };
-    let (run, lineage, incarnation) = (RunId(1), Lineage(0), Incarnation(1));
-    let mut shard =
-        Shard::new(&config.plan(&problem), run, lineage, ShardId(0)).expect("a plan of tests can be placed");
-    let mut out = Vec::new();
-    let members = (0..workers).map(|w| Member { worker: WorkerId(w), incarnation }).collect();
-    let joined = Order::Membership { term: Term(1), members, departed: Vec::new() };
-    for order in [joined, Order::Start] {
-        shard.handle(Time(0), Event::Order(order), &mut out);
-    }
-    let parts = shard.shape().parts.clone();
-    let values = shard.shape().values();
-    // Per worker the versions that its two gradients are computed on, the older first.
-    let mut bases = vec![VecDeque::from([Version(0), Version(0)]); workers as usize];
-    let mut next = vec![0_u64; workers as usize];
-    let mut rng = Rng::new(seed, Purpose::Delivery);
-    let mut sum = 0;
-    for _ in 0..pushes {
-        let w = rng.below(u64::from(workers)) as usize;
-        let (worker, sequence, step) = (WorkerId(w as u32), Sequence(next[w]), Step(next[w]));
-        next[w] += 1;
-        let push = Push {
-            sequence,
-            step,
-            base: bases[w].pop_front().expect("two gradients are in flight"),
-            client: ClientId(worker.0),
-            examples: 1,
-            work: 1,
-            loss: 0.0,
-            codec: Codec::F32,
-            parts: parts.clone(),
-            payload_bytes: 4 * values,
-        };
-        let pull = Pull { step: step.next(), have: None, slices: Vec::new(), codec: Codec::F32 };
-        let gradient = vec![0.0; values as usize];
-        let request = Request {
-            session: SessionId(u64::from(worker.0)),
-            run,
-            lineage,
-            worker,
-            term: Term(1),
-            incarnation,
-            push: Some((push, gradient)),
-            pull: Some(pull),
-        };
-        out.clear();
-        shard.handle(Time(0), Event::Request(request), &mut out);
-        for effect in &out {
-            match effect {
-                Effect::Reply {
-                    reply: Reply::Settled { outcome: Outcome::Applied { staleness, .. }, .. },
-                    ..
-                } => {
-                    sum += staleness;
-                }
-                Effect::Reply { reply: Reply::Values { snapshot, .. }, .. } => {
-                    bases[w].push_back(snapshot.version)
-                }
-                Effect::Reply { reply, .. } => panic!("{reply:?}"),
-                _ => {}
-            }
-        }
-    }
-    sum as f64 / pushes as f64
-}
-
-/// Of the 2C gradients under way each waits for all others: those of the other workers twice, and its own worker's one.
+/// Of the 2n gradients under way each waits for all others: those of the other workers twice, and its own worker's one.
 #[test]
 fn two_gradients_in_flight_are_twice_as_stale_and_one_more() {
-    for workers in [1_u32, 2, 4, 8] {
-        let expected = f64::from(2 * workers - 1);
+    for (workers, compute) in
+        [(1, CONSTANT), (2, ONE_SLOW), (4, EXPONENTIAL), (8, EXPONENTIAL), (8, ONE_SLOW)]
+    {
         for seed in seeds(2) {
-            let mean = staleness_with_two_in_flight(workers, seed, 20_000);
-            assert!((mean - expected).abs() <= 0.02 * expected, "{mean} with {workers} workers, seed {seed}");
+            let config = on_the_clock(seed, AHEAD, workers, compute, 6000);
+            let (mean, expected) = (staleness(&config), f64::from(2 * workers - 1));
+            assert!((mean - expected).abs() <= 0.02 * expected, "{mean} is not {expected}: {config}");
         }
+    }
+}
+
+/// A step takes as long as computing and the way there and back together, or with two in flight as the longer of them.
+#[test]
+fn two_gradients_in_flight_hide_the_way_there_and_back() {
+    let one_way = 4_000;
+    let network = Network { delay: (one_way, one_way), jitter: 0, loss: 0, slow: Vec::new() };
+    for (mode, step) in [(ASYNC, CONSTANT.mean + 2 * one_way), (AHEAD, CONSTANT.mean)] {
+        let config = on_the_clock(1, mode, 3, CONSTANT, 3000);
+        let measured = steps_per_second(&play(&Config { network: network.clone(), ..config }, false));
+        let expected = 3.0 * 1e6 / step as f64;
+        assert!(
+            (measured / expected - 1.0).abs() <= 0.01,
+            "{measured} steps a second, {expected} are expected"
+        );
     }
 }

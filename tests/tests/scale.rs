@@ -38,5 +38,5 @@ fn a_thousand_workers_take_synchronous_steps() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes minutes with assertions: run it with --release")]
 fn a_thousand_workers_take_asynchronous_steps() {
-    completes(&large(Mode::Async { scaling: StalenessScaling::None, compensation: None }, 3));
+    completes(&large(Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 }, 3));
 }

@@ -25,6 +25,8 @@ fn whatever_goes_wrong_a_run_is_right_or_fails_by_name() {
         "retransmissions",
         "late",
         "compensated",
+        "computed ahead",
+        "thrown away",
         "void",
         "joined again",
         "server crashes",

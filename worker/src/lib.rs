@@ -2,6 +2,7 @@
 //!
 //! [`client::Client`] stands on its own; the rest is one way to use it.
 
+mod ahead;
 pub mod client;
 pub mod data;
 pub mod emulation;

@@ -13,6 +13,7 @@ use windlass_common::plan::{Membership, Plan};
 use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
 
+use crate::ahead;
 use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
 use crate::data::{self, ExampleStream, Owned};
 use crate::emulation::Emulation;
@@ -87,6 +88,10 @@ fn train_as_planned(client: &mut BlockingClient, prepared: Prepared) -> Result<W
     let Prepared { model, data } = prepared;
     match client.plan().mode.local().copied() {
         Some(work) => federated::train(client, model, data, work),
+        None if client.plan().mode.in_flight() > 1 => {
+            let batches = Batches::new(&client.plan().clone(), client, &data)?;
+            ahead::steps(client, model, batches)
+        }
         None => steps(client, model, &data),
     }
 }
@@ -98,13 +103,7 @@ fn steps(
     data: &Owned,
 ) -> Result<WorkerReport, Failure> {
     let plan = client.plan().clone();
-    let worker = client.worker();
-    let stream_of =
-        |hosted: &[ClientId]| ExampleStream::new(plan.seed, worker, data.union(hosted)).or_exit(Exit::Input);
-    let mut hosted = Arc::clone(client.hosted());
-    let mut stream = stream_of(&hosted)?;
-    let batch_size = plan.training.batch as usize;
-    let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    let mut batches = Batches::new(&plan, client, data)?;
     let mut values = client.values();
     let mut overlap = Overlap::new(&plan, values.len());
     let mut report = WorkerReport::default();
@@ -115,29 +114,20 @@ fn steps(
     let began = Instant::now();
     while let Next::Step(step) = next {
         let begun = emulation.begin();
-        if *client.hosted() != hosted {
-            hosted = Arc::clone(client.hosted());
-            stream = stream_of(&hosted)?;
-        }
-        stream.batch(step.0, batch_size, &mut indices);
-        data.gather(&indices, &mut features, &mut labels);
-        let examples = u32::try_from(indices.len()).expect("a checked plan has a batch below 2^24");
+        let (batch, examples) = batches.of(step, client.hosted())?;
         let mut gradient = client.gradient();
         let of = (step, begun, examples);
         let mut passing = Passing::new(&mut overlap, client, &mut values, of, coming.take());
-        let loss = model.gradient_with(&mut passing, Batch::new(&features, &labels), &mut gradient);
+        let loss = model.gradient_with(&mut passing, batch, &mut gradient);
         let Some(loss) = loss else {
             next = passing.give_up().map_err(failure)?;
             continue;
         };
         let (begun, pushing) = passing.done(&gradient);
         overlap.computed(emulation.end(begun).or_exit(Exit::Run)?);
-        if !loss.is_finite() {
-            let reason = anyhow!("the loss is {loss} at step {step}: the training diverged; lower --rate");
-            return Err(reason).or_exit(Exit::Run);
-        }
+        check_loss(loss, step)?;
         report.steps += 1;
-        report.work += indices.len() as u64;
+        report.work += u64::from(examples);
         (next, coming) = match pushing {
             Some(pushing) => overlap.push(pushing, gradient, client, &mut values).map_err(failure)?,
             None => {
@@ -158,7 +148,59 @@ fn steps(
     Ok(report)
 }
 
-fn microseconds(time: Duration) -> u64 {
+/// The batches of one worker, whose data may change with whom it hosts.
+#[derive(Debug)]
+pub(crate) struct Batches<'a> {
+    data: &'a Owned,
+    seed: u64,
+    worker: WorkerId,
+    size: usize,
+    hosted: Arc<[ClientId]>,
+    stream: ExampleStream,
+    indices: Vec<u32>,
+    features: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+impl<'a> Batches<'a> {
+    fn new(plan: &Plan, client: &BlockingClient, data: &'a Owned) -> Result<Self, Failure> {
+        let (seed, worker, hosted) = (plan.seed, client.worker(), Arc::clone(client.hosted()));
+        let stream = ExampleStream::new(seed, worker, data.union(&hosted)).or_exit(Exit::Input)?;
+        let size = plan.training.batch as usize;
+        let (indices, features, labels) = Default::default();
+        Ok(Self { data, seed, worker, size, hosted, stream, indices, features, labels })
+    }
+
+    /// Whose data they are of.
+    pub(crate) fn hosted(&self) -> &Arc<[ClientId]> {
+        &self.hosted
+    }
+
+    /// The batch of a step, and its examples, for a worker that hosts these clients.
+    pub(crate) fn of(&mut self, step: Step, hosted: &Arc<[ClientId]>) -> Result<(Batch<'_>, u32), Failure> {
+        if *hosted != self.hosted {
+            self.hosted = Arc::clone(hosted);
+            let data = self.data.union(hosted);
+            self.stream = ExampleStream::new(self.seed, self.worker, data).or_exit(Exit::Input)?;
+        }
+        self.stream.batch(step.0, self.size, &mut self.indices);
+        self.data.gather(&self.indices, &mut self.features, &mut self.labels);
+        let examples = u32::try_from(self.indices.len()).expect("a checked plan has a batch below 2^24");
+        Ok((Batch::new(&self.features, &self.labels), examples))
+    }
+}
+
+/// # Errors
+/// If the training has diverged.
+pub(crate) fn check_loss(loss: f32, step: Step) -> Result<(), Failure> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    let reason = anyhow!("the loss is {loss} at step {step}: the training diverged; lower --rate");
+    Err(reason).or_exit(Exit::Run)
+}
+
+pub(crate) fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -420,7 +420,12 @@ impl Plan {
             Mode::Fedavg(fedavg) => ("--ask", fedavg.asked, pushes),
             Mode::Softsync { buffer, .. } | Mode::Fedbuff { buffer, .. } => ("--buffer", *buffer, pushes),
             mode if mode.compensation().is_some() => {
-                ("the number of workers", self.cluster.workers_max(), "versions for --compensate")
+                let versions = self.cluster.workers_max().saturating_mul(mode.in_flight());
+                let flag = match mode.in_flight() {
+                    1 => "the number of workers",
+                    _ => "twice the number of workers",
+                };
+                (flag, versions, "versions for --compensate")
             }
             Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => return Ok(()),
         };
@@ -493,7 +498,8 @@ impl Plan {
         match &self.mode {
             Mode::Sync { .. } => Ok(()),
             Mode::Async { compensation, .. } | Mode::Ssp { compensation, .. } => {
-                self.check_compensation(*compensation)
+                self.check_compensation(*compensation)?;
+                self.mode.check_in_flight()
             }
             Mode::Softsync { buffer, .. } => {
                 federated::whole("--buffer", (*buffer).into(), 1, COHORT_MAX.into())

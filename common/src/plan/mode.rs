@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Fedavg, LocalWork};
+use super::{Fedavg, LocalWork, PlanError};
 
 /// How pushes are combined and how far workers may drift apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,10 @@ pub enum Mode {
         /// [`compensate`](crate::compensate::compensate), finite and not negative. `None`, as 0, is nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         compensation: Option<f32>,
+        /// Gradients of one worker under way: with 2 it computes the next on the values at hand while the last is on its
+        /// way and the pull with it is answered, with 1 it waits. 1 or 2.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        in_flight: u32,
     },
     /// As async, but no worker is more than `staleness` steps ahead of the slowest (Ho et al. 2013).
     Ssp {
@@ -39,6 +43,9 @@ pub enum Mode {
         /// As in async.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         compensation: Option<f32>,
+        /// As in async; 2 takes a bound of at least 1.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        in_flight: u32,
     },
     /// Every so many gradients make one step, whoever computed them, and nobody waits (Zhang et al. 2016,
     /// "Staleness-aware Async-SGD", n-softsync; Dutta et al. 2018, "Slow and Stale Gradients Can Win the Race",
@@ -76,6 +83,14 @@ pub enum Mode {
         /// What a client does.
         local: LocalWork,
     },
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 /// What becomes of a gradient that was computed on values which are no longer the newest, where several make one step.
@@ -190,6 +205,28 @@ impl Mode {
         }
     }
 
+    /// Gradients of one worker that may be under way: one that is computed is one of them.
+    pub fn in_flight(&self) -> u32 {
+        match self {
+            Self::Async { in_flight, .. } | Self::Ssp { in_flight, .. } => *in_flight,
+            _ => 1,
+        }
+    }
+
+    /// Whether so many gradients may be under way in this mode.
+    pub(super) fn check_in_flight(&self) -> Result<(), PlanError> {
+        let possible = match (self, self.in_flight()) {
+            // What is computed ahead is a step further: a bound of 0 would have its worker wait for itself.
+            (Self::Ssp { staleness: Some(0), .. }, 2) => {
+                "in ssp it takes a bound of 1 at least: --staleness 1, or --in-flight 1"
+            }
+            (_, 1 | 2) => return Ok(()),
+            _ => "1 or 2 is possible",
+        };
+        let found = self.in_flight().to_string();
+        Err(PlanError::Range { flag: "--in-flight", found, possible: possible.into() })
+    }
+
     /// The mode's name without its parameters.
     pub fn name(&self) -> &'static str {
         match self {
@@ -295,12 +332,42 @@ mod tests {
         for scaling in ["none", "inverse", "polynomial:0.5", "hinge:10:4"] {
             let text = format!("name = \"async\"\nscaling = \"{scaling}\"\n");
             let mode: Mode = toml::from_str(&text).unwrap();
-            assert_eq!(mode, Mode::Async { scaling: scaling.parse().unwrap(), compensation: None });
+            assert_eq!(
+                mode,
+                Mode::Async { scaling: scaling.parse().unwrap(), compensation: None, in_flight: 1 }
+            );
             assert_eq!(toml::to_string(&mode).unwrap(), text);
         }
-        let none = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+        let none = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
         assert_eq!(toml::from_str("name = \"async\""), Ok(none));
         assert!(toml::from_str::<Mode>("name = \"async\"\nscaling = \"hinge\"").is_err());
+    }
+
+    #[test]
+    fn a_second_gradient_in_flight_is_written_and_one_is_not() {
+        for (text, in_flight) in [("", 1), ("in_flight = 2\n", 2)] {
+            let text = format!("name = \"ssp\"\nstaleness = 3\nscaling = \"none\"\n{text}");
+            let mode: Mode = toml::from_str(&text).unwrap();
+            let (scaling, compensation) = (StalenessScaling::None, None);
+            assert_eq!(mode, Mode::Ssp { staleness: Some(3), scaling, compensation, in_flight });
+            assert_eq!((mode.in_flight(), toml::to_string(&mode).unwrap()), (in_flight, text));
+        }
+        assert!(toml::from_str::<Mode>("name = \"sync\"\nin_flight = 2").is_err());
+    }
+
+    #[test]
+    fn two_in_flight_take_a_bound_of_one() {
+        let (scaling, compensation) = (StalenessScaling::None, None);
+        let ssp = |staleness, in_flight| Mode::Ssp { staleness, scaling, compensation, in_flight };
+        for mode in [ssp(Some(0), 1), ssp(Some(1), 2), ssp(None, 2)] {
+            assert_eq!(mode.check_in_flight(), Ok(()), "{mode:?}");
+        }
+        let sentence = |mode: Mode| mode.check_in_flight().unwrap_err().to_string();
+        assert!(sentence(ssp(Some(0), 2)).starts_with("--in-flight is 2; in ssp it takes a bound of 1"));
+        for in_flight in [0, 3] {
+            let wrong = sentence(Mode::Async { scaling, compensation, in_flight });
+            assert_eq!(wrong, format!("--in-flight is {in_flight}; 1 or 2 is possible"));
+        }
     }
 
     proptest! {
@@ -309,7 +376,12 @@ mod tests {
             for lambda in [lambda, small, small * 1e-38, 0.0, f32::MIN_POSITIVE] {
                 let (scaling, compensation) = (StalenessScaling::Inverse, Some(lambda));
                 let staleness = bound.map(u64::from);
-                for mode in [Mode::Async { scaling, compensation }, Mode::Ssp { staleness, scaling, compensation }] {
+                let in_flight = 1;
+                let modes = [
+                    Mode::Async { scaling, compensation, in_flight },
+                    Mode::Ssp { staleness, scaling, compensation, in_flight },
+                ];
+                for mode in modes {
                     let text = toml::to_string(&mode).unwrap();
                     let read: Mode = toml::from_str(&text).unwrap();
                     prop_assert_eq!(&read, &mode, "{}", text);

@@ -123,10 +123,11 @@ pub fn outcomes_max(plan: &Plan) -> usize {
     held as usize + OUTCOMES_MAX
 }
 
-/// Versions beside the newest that a shard keeps at most for pushes that are yet to come: the one that each worker was
-/// sent last, where a push is applied by what it was computed on. A worker has one gradient in flight.
+/// Versions beside the newest that a shard keeps at most for pushes that are yet to come, where a push is applied by what it
+/// was computed on: for each gradient that a worker has in flight one that it was sent.
 pub fn versions_kept(plan: &Plan) -> usize {
-    if rules(plan).0.keeps_bases() { plan.cluster.workers_max() as usize } else { 0 }
+    let each = if rules(plan).0.keeps_bases() { plan.mode.in_flight() } else { 0 };
+    each as usize * plan.cluster.workers_max() as usize
 }
 
 impl Apply {

@@ -1,8 +1,9 @@
-//! Says which pushes a shard had to compensate: those computed on the values that it sent their worker last.
+//! Says which pushes a shard had to compensate: those computed on the values that it sent their worker last, with two in
+//! flight on those of the last two steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{Sequence, Version, WorkerId};
+use windlass_common::ids::{Sequence, Step, Version, WorkerId};
 use windlass_common::plan::Mode;
 use windlass_common::wire::Outcome;
 
@@ -21,7 +22,7 @@ pub(super) fn lambda(mode: &Mode) -> Option<f32> {
 /// The stale pushes of a shard in a mode that compensates.
 #[derive(Debug, Default)]
 pub(crate) struct Stale {
-    /// Those whose values it sent their worker last.
+    /// Those whose values it still had.
     pub(crate) compensated: BTreeSet<(WorkerId, Sequence)>,
     /// Those whose values it no longer had.
     pub(crate) as_they_came: u64,
@@ -33,21 +34,31 @@ pub(crate) fn stale(mode: &Mode, history: &History) -> Stale {
     if lambda(mode).is_none() {
         return stale;
     }
-    let mut sent: BTreeMap<WorkerId, Version> = BTreeMap::new();
+    let mut sent: BTreeMap<WorkerId, Vec<(Step, Version)>> = BTreeMap::new();
+    let most = mode.in_flight() as usize;
     for entry in history.entries() {
         match entry {
             Entry::Restored { .. } => sent.clear(),
             Entry::Members { went, .. } => sent.retain(|worker, _| !went.contains(worker)),
-            Entry::Told { session, what: Told::Values { version, .. } } => {
+            Entry::Told { session, what: Told::Values { step, version, .. } } => {
                 if let Some(worker) = history.worker_of(*session) {
-                    sent.insert(worker, *version);
+                    let sent = sent.entry(worker).or_default();
+                    match sent.last_mut() {
+                        Some(last) if last.0 == *step => last.1 = *version,
+                        _ => sent.push((*step, *version)),
+                    }
+                    sent.drain(..sent.len().saturating_sub(most));
                 }
             }
             Entry::Record(record) => match record.outcome {
-                Outcome::Applied { staleness: 1.., .. } if sent.get(&record.worker) == Some(&record.base) => {
-                    stale.compensated.insert((record.worker, record.sequence));
+                Outcome::Applied { staleness: 1.., .. } => {
+                    let sent = sent.get(&record.worker).map(Vec::as_slice).unwrap_or_default();
+                    if sent.iter().any(|(_, version)| *version == record.base) {
+                        stale.compensated.insert((record.worker, record.sequence));
+                    } else {
+                        stale.as_they_came += 1;
+                    }
                 }
-                Outcome::Applied { staleness: 1.., .. } => stale.as_they_came += 1,
                 _ => {}
             },
             _ => {}

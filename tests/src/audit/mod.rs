@@ -7,7 +7,7 @@ mod rounds;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_common::ids::{Sequence, Step, WorkerId};
+use windlass_common::ids::{Sequence, Step, Version, WorkerId};
 use windlass_common::plan::{Membership, Mode};
 use windlass_common::wire::{Order, Outcome, Record};
 use windlass_ps_core::SessionId;
@@ -125,11 +125,11 @@ fn pushes_of(pushes: &BTreeSet<(WorkerId, Sequence)>) -> BTreeMap<WorkerId, u64>
 }
 
 /// Asserts the bound of stale synchronous parallel training, by clocks of its own: on each shard, values for step c are
-/// handed out only once every worker that takes part has settled its steps up to c - s - 1, and then at once. Returns
-/// how many pulls had to wait.
+/// handed out only once every worker that takes part has settled its steps up to c - s - 1, and then at once; and every
+/// gradient of step c is computed on such values, whatever step its worker has asked for. Returns how many pulls had to wait.
 ///
 /// # Panics
-/// If a pull was answered too early, or waited for nothing.
+/// If a pull was answered too early, or waited for nothing, or a gradient was computed on values of too early a time.
 pub fn assert_bound(run: &Run, bound: u64) -> usize {
     let is_elastic = run.plan.cluster.membership != Membership::Fixed;
     run.histories.iter().map(|history| waits(history, bound, is_elastic)).sum()
@@ -139,6 +139,8 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
     let mut clocks: BTreeMap<WorkerId, u64> = BTreeMap::new();
     let mut present: BTreeSet<WorkerId> = BTreeSet::new();
     let mut parked: BTreeMap<WorkerId, (SessionId, Step)> = BTreeMap::new();
+    // How far the slowest was when a worker was handed a version last.
+    let mut handed: BTreeMap<(WorkerId, Version), u64> = BTreeMap::new();
     let mut waited = 0;
     let mut started = false;
     let mut aside = Aside::default();
@@ -151,6 +153,7 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
             Entry::Restored { .. } => {
                 present.clear();
                 parked.clear();
+                handed.clear();
                 started = false;
             }
             Entry::Image(_) | Entry::Fed { .. } => {}
@@ -178,17 +181,28 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
             }
             Entry::Ended(session) => parked.retain(|_, (its, _)| its != session),
             Entry::Record(record) => {
+                if let (Outcome::Applied { .. }, Some(clock)) =
+                    (record.outcome, handed.get(&(record.worker, record.base)))
+                {
+                    assert!(
+                        clock + bound >= record.step.0,
+                        "{record:?} was computed on what was handed out when the slowest was at {clock}"
+                    );
+                }
                 let clock = clocks.entry(record.worker).or_default();
                 *clock = (*clock).max(record.step.0 + 1);
             }
             Entry::Told { session, .. } if history.worker_of(*session).is_none() => {}
             Entry::Told { session, what } => match what {
-                Told::Values { step, .. } => {
+                Told::Values { step, version, .. } => {
                     let clock = slowest(&clocks);
                     assert!(
                         clock + bound >= step.0,
                         "{session:?} got values for step {step}, the slowest is at {clock}"
                     );
+                    if let Some(worker) = history.worker_of(*session) {
+                        handed.insert((worker, *version), clock);
+                    }
                     parked.retain(|_, (its, _)| its != session);
                 }
                 Told::Finished | Told::Rejected => parked.retain(|_, (its, _)| its != session),

@@ -3,6 +3,7 @@
 //! Nothing here calls the cores: it has its own idea of what a push, a pull and a step are, and says in a sentence where
 //! a run differs from it.
 
+mod bases;
 mod checkpoints;
 mod cohorts;
 mod images;
@@ -29,6 +30,7 @@ pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
         ledger::verify(&run.plan, shard, history);
         waits::verify(&run.plan, shard, history);
         counts.add("snapshots", snapshots::verify(&run.plan, shard, history));
+        counts.add("computed ahead", bases::verify(&run.plan, shard, history));
         let stale = stale(&run.plan.mode, history);
         counts.add("compensated", stale.compensated.len() as u64);
         counts.add("stale without their values", stale.as_they_came);

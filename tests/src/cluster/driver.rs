@@ -1,4 +1,6 @@
-//! Drives one worker's core: holds its values, computes its gradients and forms its messages.
+//! Drives one worker's core: holds its values, lets it compute and forms its messages.
+
+mod computing;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,13 +10,12 @@ use windlass_common::ids::{
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Codecs, Mode, Plan};
-use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
 use windlass_ps_core::shard::{Reply, Request};
 use windlass_ps_core::{SessionId, shard};
 use windlass_worker_core::{Effect, Encoder, Event, Taken, Until, Work, Worker};
 
-use crate::problem::{self, Problem};
+use computing::{Computed, Computing};
 
 /// A gradient that was pushed, and what it was computed on.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +24,7 @@ pub struct Pushed {
     pub computed: Vec<f32>,
     /// What the shards are sent of it, as they decode it.
     pub gradient: Vec<f32>,
-    /// For each shard the version of the values at hand, as the shard named it.
+    /// For each shard the version of the values that it was computed on, as the shard named it.
     pub bases: Vec<Version>,
     /// Whose data it was computed on, and what it counts.
     pub work: Work,
@@ -39,6 +40,8 @@ pub(crate) enum Wish {
     Request(ShardId, Request<Vec<f32>>),
     /// Let it compute for a while, and then call [`Driver::compute`].
     Compute,
+    /// Note that a gradient which was computed ahead is thrown away.
+    ThrownAway,
     /// Tell the coordinator that a client has gone from a round.
     Dropped(ClientId, Step),
     /// Tell the coordinator that it goes.
@@ -81,10 +84,17 @@ pub(crate) struct Driver {
     core: Worker,
     layout: Layout,
     placement: Placement,
-    values: Vec<f32>,
-    versions: Vec<Version>,
+    /// For each buffer the values, and their version on each shard as the shard named it.
+    values: [Vec<f32>; 2],
+    versions: [Vec<Version>; 2],
+    in_flight: u32,
+    /// What it computes.
+    computing: Option<Computing>,
+    /// What it has computed and not pushed; the gradient is in `result`.
+    computed: Option<Computed>,
+    result: Vec<f32>,
+    /// What was pushed last, and what the shards decode of it.
     gradient: Vec<f32>,
-    /// What the shards decode of it.
     sent: Vec<f32>,
     codecs: Codecs,
     encoder: Encoder,
@@ -122,11 +132,15 @@ impl Driver {
             run,
             lineage: Lineage(0),
             incarnation: Incarnation(0),
-            core: Worker::new(shards, Until::of(plan)),
+            core: Worker::new(shards, Until::of(plan)).with_in_flight(plan.mode.in_flight()),
             layout,
             placement,
-            values: vec![f32::NAN; total],
-            versions: vec![Version(0); shards],
+            values: [vec![f32::NAN; total], vec![f32::NAN; total]],
+            versions: [vec![Version(0); shards], vec![Version(0); shards]],
+            in_flight: plan.mode.in_flight(),
+            computing: None,
+            computed: None,
+            result: vec![0.0; total],
             gradient: vec![0.0; total],
             sent: vec![0.0; total],
             codecs: plan.codecs,
@@ -183,7 +197,7 @@ impl Driver {
         let mut effects = Vec::new();
         if before != Incarnation(0) && was_in != lineage {
             self.core.handle(Event::Restored { next }, &mut effects);
-            self.carry_on(effects, wishes);
+            self.carry_on(effects, gradients, wishes);
             return;
         }
         self.core.handle(Event::Joined { next }, &mut effects);
@@ -191,7 +205,7 @@ impl Driver {
             self.core.handle(Event::Pull, &mut effects);
         }
         self.keep_what_is_sent_again(before, &effects, gradients);
-        self.carry_on(effects, wishes);
+        self.carry_on(effects, gradients, wishes);
     }
 
     /// Who was cut off may send a push again, in its new life and with its old number.
@@ -207,7 +221,13 @@ impl Driver {
     }
 
     /// Takes in what a shard says.
-    pub(crate) fn reply(&mut self, shard: ShardId, reply: Reply, wishes: &mut Vec<Wish>) {
+    pub(crate) fn reply(
+        &mut self,
+        shard: ShardId,
+        reply: Reply,
+        gradients: &mut Gradients,
+        wishes: &mut Vec<Wish>,
+    ) {
         use windlass_worker_core::Reply as Told;
         if self.state != State::Training {
             return;
@@ -219,7 +239,7 @@ impl Driver {
                 for (part, values) in snapshot.changed_since(have, &slices) {
                     self.take_values(part, &values);
                 }
-                self.versions[shard.index()] = snapshot.version;
+                self.versions[self.core.incoming()][shard.index()] = snapshot.version;
                 Told::Values { step, version: snapshot.version, clients }
             }
             Reply::Finished { .. } => Told::Finished,
@@ -229,19 +249,16 @@ impl Driver {
         };
         let mut effects = Vec::new();
         self.core.handle(Event::Reply { shard: shard.index(), reply: told }, &mut effects);
-        self.carry_on(effects, wishes);
+        self.carry_on(effects, gradients, wishes);
     }
 
     /// Does what the core asks for, and what comes of that.
-    fn carry_on(&mut self, mut effects: Vec<Effect>, wishes: &mut Vec<Wish>) {
+    fn carry_on(&mut self, mut effects: Vec<Effect>, gradients: &mut Gradients, wishes: &mut Vec<Wish>) {
         while !effects.is_empty() {
             for effect in std::mem::take(&mut effects) {
                 match effect {
                     Effect::Ready { .. } if self.silent => {}
-                    Effect::Ready { step } => {
-                        self.begin(step, wishes);
-                        self.go_on(&mut effects, wishes);
-                    }
+                    Effect::Ready { step } => self.ready(step, gradients, &mut effects, wishes),
                     Effect::Taken(taken) if matches!(self.way, Way::Rounds { .. }) => {
                         if taken == Taken::Unused {
                             // The round is closed, or has to be begun again.
@@ -258,91 +275,13 @@ impl Driver {
     fn take_values(&mut self, part: Part, values: &[f32]) {
         let slice = self.placement.slices()[part.slice as usize];
         let start = self.layout.range(slice.variable).start + slice.start as usize;
-        let place = &mut self.values[start..start + part.values as usize];
+        let place = &mut self.values[self.core.incoming()][start..start + part.values as usize];
         let mut bytes = Vec::new();
         self.codecs.pull.encode_alone(values, &mut bytes);
         self.codecs
             .pull
             .decode_payload([place.len()], &bytes, place)
             .expect("what was encoded can be decoded");
-    }
-
-    /// Values for a step are at hand: who is to be trained on them?
-    fn begin(&mut self, step: Step, wishes: &mut Vec<Wish>) {
-        let Way::Rounds { seed, dropout, .. } = self.way else { return };
-        let clients = self.core.clients();
-        assert!(!clients.is_empty(), "{} is given values in a round in which it has a client", self.id);
-        let gone = |client: &ClientId| {
-            let purpose = Purpose::Dropout { client: client.0, round: step.0 };
-            Rng::new(seed, purpose).unit() < dropout
-        };
-        self.rest = clients.iter().copied().filter(|client| !gone(client)).collect();
-        wishes.extend(clients.iter().copied().filter(gone).map(|client| Wish::Dropped(client, step)));
-    }
-
-    /// Computes what comes next, or asks for the next values.
-    fn go_on(&mut self, effects: &mut Vec<Effect>, wishes: &mut Vec<Wish>) {
-        if matches!(self.way, Way::Rounds { .. }) && self.rest.is_empty() {
-            self.core.handle(Event::Pull, effects);
-        } else {
-            wishes.push(Wish::Compute);
-        }
-    }
-
-    /// Computes what it is about, and pushes it.
-    pub(crate) fn compute(
-        &mut self,
-        problem: &dyn Problem,
-        gradients: &mut Gradients,
-        wishes: &mut Vec<Wish>,
-    ) {
-        let step = self.core.step();
-        assert!(self.values.iter().all(|w| !w.is_nan()), "{} has all values before it computes", self.id);
-        let mut effects = Vec::new();
-        match self.way.clone() {
-            Way::Batch => {
-                let loss = problem.gradient(self.id, step, &self.values, &mut self.gradient);
-                let examples = problem.examples(self.id, step);
-                let work = Work { client: ClientId(self.id.0), examples, work: examples.into(), loss };
-                self.push(work, true, &mut effects, gradients);
-            }
-            Way::Rounds { rate, .. } => {
-                let client = self.rest.pop_front().expect("who computes has a client to train");
-                let work = self.train(problem, client, step, rate);
-                self.push(work, false, &mut effects, gradients);
-            }
-            Way::AtWill { seed, rate, hosted } => {
-                let mut draw = Rng::new(seed, Purpose::NextClient { worker: self.id.0, step: step.0 });
-                let client = hosted[draw.below(hosted.len() as u64) as usize];
-                let work = self.train(problem, client, step, rate);
-                self.push(work, true, &mut effects, gradients);
-            }
-        }
-        self.carry_on(effects, wishes);
-    }
-
-    fn train(&mut self, problem: &dyn Problem, client: ClientId, round: Step, rate: f32) -> Work {
-        let problem::Trained { push, work, loss } =
-            problem::train(problem, client, round, rate, &self.values);
-        self.gradient = push;
-        Work { client, examples: problem.client(client).examples, work, loss }
-    }
-
-    fn push(&mut self, work: Work, pull: bool, effects: &mut Vec<Effect>, gradients: &mut Gradients) {
-        self.steps += 1;
-        let computed = self.gradient.clone();
-        self.encode(work.client);
-        let mut sent = Vec::new();
-        self.core.handle(Event::Push { work, pull }, &mut sent);
-        let sequence = sent.iter().find_map(|effect| match effect {
-            Effect::Send { push: Some(push), .. } => Some(push.sequence),
-            _ => None,
-        });
-        effects.extend(sent);
-        let key = (self.id, self.incarnation, sequence.expect("a push is sent to every shard"));
-        let (gradient, bases) = (self.sent.clone(), self.versions.clone());
-        let before = gradients.insert(key, Pushed { computed, gradient, bases, work });
-        assert_eq!(before, None, "a life computes each push once: {key:?}");
     }
 
     /// Encodes the gradient, and decodes it as the shards do.
@@ -380,6 +319,7 @@ impl Driver {
             Effect::Ready { .. } | Effect::Taken(_) => {}
             Effect::Finished => {
                 self.state = State::Done;
+                (self.computing, self.computed) = (None, None);
                 wishes.push(Wish::Leave { steps: self.steps });
             }
             Effect::Failed(

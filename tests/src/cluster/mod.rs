@@ -228,7 +228,7 @@ impl<'a> Cluster<'a> {
         let mut wishes = Vec::new();
         match (link.from, message) {
             (Node::Shard(shard), Message::Reply(reply)) => {
-                driver.reply(shard, reply, &mut wishes);
+                driver.reply(shard, reply, &mut self.gradients, &mut wishes);
             }
             (_, Message::Control(body, incarnation, _)) => {
                 driver.control(body, incarnation, &mut self.gradients, &mut wishes);
@@ -252,6 +252,7 @@ impl<'a> Cluster<'a> {
                     driver.compute(self.problem, &mut self.gradients, &mut further);
                     wishes.extend(further);
                 }
+                Wish::ThrownAway => {}
                 Wish::Request(shard, request) => {
                     let link = Link { from: node, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Request(request)));

@@ -178,6 +178,23 @@ pub fn sequential(plan: &Plan, problem: &dyn Problem) -> Vec<f32> {
     model.values
 }
 
+/// SGD on the batches of worker 0 where each gradient is computed while the one before is on its way: the first two on the
+/// initial values, each other one on the values that the last step but one has made.
+pub fn one_behind(plan: &Plan, problem: &dyn Problem) -> Vec<f32> {
+    let mut model = Model::of(plan);
+    let (mut applied, target) = (0_u64, plan.examples_target().0);
+    let (mut at_hand, mut gradient) = (model.values.clone(), vec![0.0; model.values.len()]);
+    let mut step = Step(0);
+    while applied < target {
+        problem.gradient(WorkerId(0), step, &at_hand, &mut gradient);
+        at_hand.clone_from(&model.values);
+        model.step(&gradient, plan.schedule.rate(applied, target));
+        applied += u64::from(problem.examples(WorkerId(0), step));
+        step = step.next();
+    }
+    model.values
+}
+
 /// What one shard's values were at each of its versions, by its own records.
 ///
 /// `model` has its values before the first. `step` makes the next version of the pushes that it names, in the order of

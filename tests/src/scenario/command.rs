@@ -81,10 +81,13 @@ impl Command {
         let scaling = self.or("scaling", StalenessScaling::None)?;
         match self.need::<String>("mode")?.as_str() {
             "sync" => Ok(Mode::Sync { backup: self.or("backup", 0)? }),
-            "async" => Ok(Mode::Async { scaling, compensation: self.find("compensate")? }),
+            "async" => {
+                let (compensation, in_flight) = (self.find("compensate")?, self.or("in-flight", 1)?);
+                Ok(Mode::Async { scaling, compensation, in_flight })
+            }
             "ssp" => {
                 let (staleness, compensation) = (self.find("staleness")?, self.find("compensate")?);
-                Ok(Mode::Ssp { staleness, scaling, compensation })
+                Ok(Mode::Ssp { staleness, scaling, compensation, in_flight: self.or("in-flight", 1)? })
             }
             "softsync" => Ok(Mode::Softsync {
                 buffer: self.need("buffer")?,

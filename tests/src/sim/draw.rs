@@ -115,6 +115,7 @@ impl Config {
         keep_copies(seed, deliveries, &mut config);
         config.codecs = codecs(seed);
         compensate(seed, &mut config);
+        compute_ahead(seed, &mut config);
         config
     }
 }
@@ -251,6 +252,17 @@ fn compensate(seed: u64, config: &mut Config) {
     }
 }
 
+/// In a third of the runs in which it is possible workers compute ahead. The numbers are of a stream of their own, too.
+fn compute_ahead(seed: u64, config: &mut Config) {
+    let mut draw = Draw(Rng::new(seed, Purpose::Simulation(9)));
+    let is_drawn = draw.once_in(3);
+    if let Mode::Async { in_flight, .. } | Mode::Ssp { staleness: None | Some(1..), in_flight, .. } =
+        &mut config.mode
+    {
+        *in_flight = 1 + u32::from(is_drawn);
+    }
+}
+
 fn scaling(draw: &mut Draw) -> StalenessScaling {
     match draw.within(0, 3) {
         0 => StalenessScaling::None,
@@ -267,10 +279,10 @@ fn mode(seed: u64, draw: &mut Draw, workers: u32, clients: u32) -> Mode {
     match kind(seed) {
         "backup" if workers > 1 => Mode::Sync { backup: draw.within(1, u64::from(workers) - 1) as u32 },
         "sync" | "backup" => Mode::Sync { backup: 0 },
-        "async" => Mode::Async { scaling, compensation: None },
+        "async" => Mode::Async { scaling, compensation: None, in_flight: 1 },
         "ssp" => {
             let staleness = draw.one(&[Some(0), Some(1), Some(2), Some(5), None]);
-            Mode::Ssp { staleness, scaling, compensation: None }
+            Mode::Ssp { staleness, scaling, compensation: None, in_flight: 1 }
         }
         "softsync" => Mode::Softsync { buffer, scaling, stale: Stale::Kept },
         "batchsync" => Mode::Softsync { buffer, scaling, stale: Stale::Late },

@@ -22,14 +22,15 @@ const FAREWELL: u64 = 2_000_000;
 impl World<'_> {
     pub(super) fn worker_answered(&mut self, worker: WorkerId, shard: ShardId, stream: usize, reply: Reply) {
         let now = self.now;
-        let seat = self.seat(worker);
+        let seat = &mut self.seats[worker.index()];
         if seat.phase != Phase::Working || seat.streams.get(shard.index()) != Some(&stream) {
             return;
         }
         seat.heard[shard.index()] = now;
         let mut wishes = Vec::new();
         if let Some(driver) = &mut seat.driver {
-            driver.reply(shard, reply, &mut wishes);
+            let era = self.eras.get_mut(&driver.lineage()).expect("every lineage has a history");
+            driver.reply(shard, reply, &mut era.gradients, &mut wishes);
             if driver.state == State::Succeeded {
                 // The coordinator knows why, and is about to say so.
                 driver.state = State::Training;
@@ -69,6 +70,7 @@ impl World<'_> {
                     let life = seat.life;
                     self.queue.push(at, Happening::Computed { worker, life });
                 }
+                Wish::ThrownAway => self.counts.add("thrown away", 1),
                 Wish::Dropped(client, step) => {
                     let control = self.seat(worker).control.filter(|&c| self.is_open(c));
                     let Some(control) = control else {
@@ -149,7 +151,15 @@ impl World<'_> {
 
     pub(super) fn computed(&mut self, worker: WorkerId, life: u32) {
         let seat = &mut self.seats[worker.index()];
-        if seat.life != life || seat.phase != Phase::Working {
+        if seat.life != life || !matches!(seat.phase, Phase::Working) && !seat.joins_again() {
+            return;
+        }
+        if seat.joins_again() {
+            let driver = seat.driver.as_mut().expect("who joins again has been at work");
+            let (era, mut wishes) = (self.eras.get_mut(&driver.lineage()), Vec::new());
+            let era = era.expect("every lineage has a history");
+            driver.compute(&self.config.problem, &mut era.gradients, &mut wishes);
+            assert!(wishes.is_empty(), "{worker} asks for nothing before it has joined again: {wishes:?}");
             return;
         }
         if let Some(why) = seat.stopped.take() {

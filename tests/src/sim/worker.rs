@@ -120,6 +120,13 @@ impl Seat {
         self.phase == Phase::Working && self.driver.as_ref().is_some_and(Driver::is_busy)
     }
 
+    /// Whether it has been at work in this life, and is about to be again.
+    pub(super) fn joins_again(&self) -> bool {
+        let joins =
+            matches!(self.phase, Phase::Pausing | Phase::Connecting | Phase::Joining | Phase::Reaching);
+        joins && self.driver.is_some()
+    }
+
     /// What it is about, in words.
     pub(super) fn in_words(&self) -> String {
         let driver = self.driver.as_ref().map_or_else(String::new, Driver::waits_for);

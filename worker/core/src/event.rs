@@ -18,9 +18,10 @@ pub enum Event {
         /// Where it goes on.
         next: Resume,
     },
-    /// Values are wanted for the next step.
+    /// Values are wanted for the next step, which is computed on them.
     Pull,
-    /// A gradient is ready, computed on the values at hand.
+    /// A gradient is ready, computed on the values at hand; or, with two in flight, while the push before was on its way. From
+    /// now on another one may be computed on the newest values.
     Push {
         /// What it was computed from.
         work: Work,
@@ -78,9 +79,9 @@ pub enum Effect {
         /// What values are wanted.
         pull: Option<Pull>,
     },
-    /// The values of every shard are at hand, all for this step.
+    /// The values of every shard are at hand, and the next push can be made.
     Ready {
-        /// The step.
+        /// Its step.
         step: Step,
     },
     /// Tell the encoder what has become of the push.

@@ -2,6 +2,11 @@
 //!
 //! [`Worker`] takes events and gives effects. It holds no values and no gradients, opens no socket and reads no clock:
 //! whoever drives it moves the bytes.
+//!
+//! With two gradients in flight whoever drives it computes the next one while a push is on its way and is answered. It has two
+//! buffers of values: it computes on the one that [`Worker::newest`] names when it begins, and puts what comes into the one
+//! that [`Worker::incoming`] names. When the answer is complete, [`Worker::is_ahead`] says whether what it has computed
+//! meanwhile is the gradient of the next push; if not, it is thrown away, and the next is computed on the newest values.
 
 mod encoder;
 mod event;
@@ -26,11 +31,13 @@ struct InFlight {
 
 #[derive(Clone, Debug, Default)]
 struct Link {
-    /// The version of this shard's values at hand.
-    have: Option<Version>,
+    /// The versions of this shard's values that the buffers hold.
+    have: [Option<Version>; 2],
+    /// The version that the next gradient is computed on, if that is done while the one before is in flight.
+    used: Option<Version>,
     /// The version that the gradient in flight was computed on.
     base: Version,
-    /// The step that those are for.
+    /// The step that the last values are for.
     step: Step,
     awaits_push: bool,
     awaits_values: bool,
@@ -43,7 +50,11 @@ struct Link {
 #[derive(Clone, Debug)]
 pub struct Worker {
     until: Until,
+    /// Gradients that are computed while one is on its way: 0 or 1.
+    ahead: u64,
     links: Vec<Link>,
+    /// The buffer with the newest values at hand.
+    newest: usize,
     /// The next push.
     next: Resume,
     in_flight: Option<InFlight>,
@@ -58,6 +69,8 @@ impl Worker {
     pub fn new(shards: usize, until: Until) -> Self {
         Self {
             until,
+            ahead: 0,
+            newest: 0,
             links: vec![Link::default(); shards],
             next: Resume::default(),
             in_flight: None,
@@ -67,7 +80,17 @@ impl Worker {
         }
     }
 
-    /// The step that the values at hand are for.
+    /// The same worker with so many gradients in flight, of which one is computed: 1, as it is without this, or 2.
+    ///
+    /// # Panics
+    /// If it is another number, or 2 where a receipt is enough to go on.
+    pub fn with_in_flight(self, in_flight: u32) -> Self {
+        let is_possible = in_flight == 1 || in_flight == 2 && self.until == Until::Settled;
+        assert!(is_possible, "{in_flight} gradients in flight where a push waits until {:?}", self.until);
+        Self { ahead: u64::from(in_flight - 1), ..self }
+    }
+
+    /// The step of the next push. With one gradient in flight the values at hand are for that.
     pub fn step(&self) -> Step {
         self.next.step
     }
@@ -77,6 +100,28 @@ impl Worker {
         // A shard lacks at least what comes after that which it has: the longest list has all that some shard lacks.
         let current = self.links.iter().filter(|l| l.step == self.next.step);
         current.map(|l| l.clients.as_slice()).max_by_key(|clients| clients.len()).unwrap_or_default()
+    }
+
+    /// The buffer, 0 or 1, with the newest values at hand: a gradient that is begun now is computed on these, and what comes
+    /// meanwhile does not touch them. With one gradient in flight there is only buffer 0.
+    pub fn newest(&self) -> usize {
+        self.newest
+    }
+
+    /// The buffer into which values come.
+    pub fn incoming(&self) -> usize {
+        if self.ahead == 0 { self.newest } else { 1 - self.newest }
+    }
+
+    /// Whether the gradient that is or was computed while the last push was on its way is that of the next push. Otherwise
+    /// there is none, or it is of another step or history: the next is computed on the values at hand.
+    pub fn is_ahead(&self) -> bool {
+        self.links.iter().all(|link| link.used.is_some())
+    }
+
+    /// A gradient that was computed ahead is not that of the next push after all: that is computed on the newest values.
+    pub fn throw_away(&mut self) {
+        self.links.iter_mut().for_each(|link| link.used = None);
     }
 
     /// Whether the shard still owes an answer.
@@ -101,6 +146,7 @@ impl Worker {
             Event::Pull => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 self.wants_values = true;
+                self.throw_away();
                 // In a round, who asks again has no further client to train in this one.
                 let is_done = self.until == Until::HeldInRound && self.is_ready;
                 let step = if is_done { self.next.step.next() } else { self.next.step };
@@ -111,8 +157,12 @@ impl Worker {
                 let Resume { sequence, step } = self.next;
                 self.wants_values = pull;
                 self.in_flight = Some(InFlight { sequence, step, work });
+                let computes_on = self.newest;
                 for link in &mut self.links {
-                    link.base = link.have.expect("a gradient is computed on values that were pulled");
+                    let newest =
+                        link.have[computes_on].expect("a gradient is computed on values that were pulled");
+                    link.base = link.used.unwrap_or(newest);
+                    link.used = (self.ahead > 0).then_some(newest);
                 }
                 self.send_push(out);
             }
@@ -121,11 +171,11 @@ impl Worker {
     }
 
     fn joined(&mut self, next: Resume, out: &mut Vec<Effect>) {
-        let busy = self.is_busy();
+        let (busy, incoming) = (self.is_busy(), self.incoming());
         for link in &mut self.links {
             if link.awaits_values {
-                // What was on its way may have come in part: the values at hand are of no one version.
-                link.have = None;
+                // What was on its way may have come in part: what is in that buffer is of no one version.
+                link.have[incoming] = None;
             }
             (link.awaits_push, link.awaits_values) = (false, false);
         }
@@ -148,6 +198,10 @@ impl Worker {
             self.send_push(out);
             return;
         }
+        let computed = self.in_flight.map_or(self.next.step, |pushed| pushed.step.next());
+        if computed != next.step {
+            self.throw_away();
+        }
         self.next = next;
         if let Some(pushed) = self.in_flight.take() {
             // It has been settled on every shard while this worker was away, or the others are beyond its step.
@@ -168,7 +222,7 @@ impl Worker {
         let busy = self.is_busy();
         for link in &mut self.links {
             (link.awaits_push, link.awaits_values) = (false, false);
-            link.have = None;
+            (link.have, link.used) = ([None; 2], None);
             link.taken = None;
         }
         (self.is_ready, self.finished) = (false, false);
@@ -188,26 +242,35 @@ impl Worker {
 
     fn send_push(&mut self, out: &mut Vec<Effect>) {
         let InFlight { sequence, step, work } = self.in_flight.expect("there is a push to send");
+        let (wanted, incoming) = (self.used_by(step.next()), self.incoming());
         for (shard, link) in self.links.iter_mut().enumerate() {
             link.awaits_push = true;
             link.awaits_values = self.wants_values;
             link.taken = None;
             let push = Some(Push { sequence, step, base: link.base, work });
-            let pull = self.wants_values.then_some(Pull { step: step.next(), have: link.have });
+            let pull = self.wants_values.then_some(Pull { step: wanted, have: link.have[incoming] });
             out.push(Effect::Send { shard, push, pull });
         }
     }
 
-    fn pull_from_all(&mut self, step: Step, out: &mut Vec<Effect>) {
+    /// The step that uses the values which are there when the push for `step` is next. What is computed ahead is not yet
+    /// computed on them by then.
+    fn used_by(&self, step: Step) -> Step {
+        Step(step.0 + self.ahead)
+    }
+
+    fn pull_from_all(&mut self, next: Step, out: &mut Vec<Effect>) {
         self.is_ready = false;
+        let (step, incoming) = (self.used_by(next), self.incoming());
         for (shard, link) in self.links.iter_mut().enumerate() {
             link.awaits_values = true;
-            out.push(Effect::Send { shard, push: None, pull: Some(Pull { step, have: link.have }) });
+            let pull = Some(Pull { step, have: link.have[incoming] });
+            out.push(Effect::Send { shard, push: None, pull });
         }
     }
 
     fn reply(&mut self, shard: usize, reply: Reply, out: &mut Vec<Effect>) {
-        let expected = self.in_flight.map(|p| p.sequence);
+        let (expected, incoming) = (self.in_flight.map(|p| p.sequence), self.incoming());
         let link = &mut self.links[shard];
         match reply {
             Reply::Held { sequence } => {
@@ -232,7 +295,7 @@ impl Worker {
             }
             Reply::Values { step, version, clients } => {
                 link.awaits_values = false;
-                link.have = Some(version);
+                link.have[incoming] = Some(version);
                 link.step = step;
                 link.clients = clients;
             }
@@ -272,19 +335,21 @@ impl Worker {
     fn answered(&mut self, out: &mut Vec<Effect>) {
         if self.finished {
             self.wants_values = false;
+            self.throw_away();
             out.push(Effect::Finished);
             return;
         }
-        let step = self.links.iter().map(|l| l.step).max().unwrap_or_default();
+        let (step, incoming) = (self.links.iter().map(|l| l.step).max().unwrap_or_default(), self.incoming());
         for (shard, link) in self.links.iter_mut().enumerate().filter(|(_, l)| l.step < step) {
             link.awaits_values = true;
-            out.push(Effect::Send { shard, push: None, pull: Some(Pull { step, have: link.have }) });
+            let pull = Some(Pull { step, have: link.have[incoming] });
+            out.push(Effect::Send { shard, push: None, pull });
         }
         if !self.is_busy() {
             self.wants_values = false;
-            self.next.step = step;
-            self.is_ready = true;
-            out.push(Effect::Ready { step });
+            self.next.step = Step(step.0.saturating_sub(self.ahead));
+            (self.is_ready, self.newest) = (true, incoming);
+            out.push(Effect::Ready { step: self.next.step });
         }
     }
 }

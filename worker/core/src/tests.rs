@@ -1,5 +1,7 @@
 //! Tests of the order of pulls and pushes.
 
+mod ahead;
+
 use super::*;
 
 /// What is asked for, beside what the encoder is told.

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
@@ -17,7 +18,7 @@ use windlass_common::wire::WorkerReport;
 
 use super::companion::Driver;
 use super::overlap::{Arrival, Coming, Done, Made};
-use super::{Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
+use super::{Ahead, Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
 pub struct BlockingClient {
@@ -32,6 +33,10 @@ pub struct BlockingClient {
     // Dropped last: what is above may have tasks of its runtime.
     driver: Arc<Driver>,
 }
+
+/// An exchange that goes on behind the computation.
+#[derive(Debug)]
+pub(crate) struct Behind(oneshot::Receiver<(Result<Next, ClientError>, Vec<f32>)>);
 
 /// Where the client is.
 enum Place {
@@ -230,6 +235,49 @@ impl BlockingClient {
             inner
         })?;
         Ok((tell, Coming::new(coming, Arc::clone(&self.driver), self.plan.cluster.shards())))
+    }
+
+    /// As [`Client::compute_ahead`].
+    pub(crate) fn compute_ahead(&mut self) -> Result<(), ClientError> {
+        here(&mut self.place, &self.driver)?.client.compute_ahead();
+        Ok(())
+    }
+
+    /// As [`Client::ahead`].
+    pub(crate) fn ahead(&mut self) -> Result<Ahead, ClientError> {
+        Ok(here(&mut self.place, &self.driver)?.client.ahead())
+    }
+
+    /// The gradient that was computed ahead is not to be pushed.
+    pub(crate) fn throw_away(&mut self) -> Result<(), ClientError> {
+        here(&mut self.place, &self.driver)?.client.core.throw_away();
+        Ok(())
+    }
+
+    /// Begins to push a gradient and to fetch values, while the calling thread computes the next gradient.
+    pub(crate) fn push_pull_behind(
+        &mut self,
+        gradient: Gradient,
+        work: Work,
+        mut values: Vec<f32>,
+    ) -> Result<Behind, ClientError> {
+        let (tell, told) = oneshot::channel();
+        self.behind(|mut inner| async move {
+            let exchange = inner.client.push_pull_behind(gradient, work, &mut values);
+            let next = inner.interrupted.or(exchange).await;
+            // Whoever does not want to know any more asks for something else next.
+            let _ = tell.send((next, values));
+            inner
+        })?;
+        Ok(Behind(told))
+    }
+
+    /// Waits until such an exchange has ended: how it goes on, and the buffer of the values.
+    pub(crate) fn finish(&mut self, Behind(mut told): Behind) -> Result<(Next, Vec<f32>), ClientError> {
+        here(&mut self.place, &self.driver)?;
+        self.take_stock();
+        let (next, values) = told.try_recv().map_err(|_| ClientError::Interrupted)?;
+        Ok((next?, values))
     }
 
     /// Takes in how an exchange in parts ended.

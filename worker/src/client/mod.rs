@@ -91,6 +91,17 @@ pub enum Next {
     Finished,
 }
 
+/// What a worker that computes ahead must know of its values and gradient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// The buffer, 0 or 1, with the newest values.
+    pub(crate) newest: usize,
+    /// The one into which the next come.
+    pub(crate) incoming: usize,
+    /// Whether the gradient that was computed ahead is that of the next push.
+    pub(crate) is_next: bool,
+}
+
 /// A worker's place in a run.
 ///
 /// One request is in flight at a time. When a connection breaks, the request is taken up again over a new one, under the
@@ -363,6 +374,32 @@ impl Client {
             self.outgoing(gradient, work)
         };
         self.until_answered(Event::Push { work, pull: true }, going, Sink::Arrivals(arrivals)).await
+    }
+
+    /// From now on the next gradient is computed while a push is on its way, if the plan has two in flight: values then come into
+    /// the one of two buffers that [`Ahead`] names.
+    pub(crate) fn compute_ahead(&mut self) {
+        let core = std::mem::replace(&mut self.core, Worker::new(0, Until::Settled));
+        self.core = core.with_in_flight(self.session.plan.mode.in_flight() as u32);
+    }
+
+    /// Of whoever computes ahead: which values are where, and what the gradient that is computed ahead is good for.
+    pub(crate) fn ahead(&self) -> Ahead {
+        let core = &self.core;
+        Ahead { newest: core.newest(), incoming: core.incoming(), is_next: core.is_ahead() }
+    }
+
+    /// As [`push_pull`](Self::push_pull), for an exchange whose time nobody spends.
+    pub(crate) async fn push_pull_behind(
+        &mut self,
+        gradient: Gradient,
+        work: Work,
+        values: &mut [f32],
+    ) -> Result<Next, ClientError> {
+        let encoding = self.encoding;
+        let next = self.exchange_all(Event::Push { work, pull: true }, Some(gradient), Some(values)).await;
+        self.encoding = encoding;
+        next
     }
 
     async fn until_answered(

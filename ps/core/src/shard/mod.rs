@@ -1,6 +1,7 @@
 //! Decides, for one shard, when a push counts and when a pull is answered.
 
 mod apply;
+mod bases;
 mod cut;
 mod event;
 mod feed;
@@ -21,6 +22,7 @@ use windlass_common::reduce::Contribution;
 use windlass_common::schedule::Schedule;
 use windlass_common::wire::{Entry, Fed, Pull, Push, Reject, Task};
 
+use bases::Bases;
 use cut::Cut;
 pub use cut::{Image, ShardState};
 pub use event::{Effect, Event, Reply, Request};
@@ -70,8 +72,8 @@ pub struct Shard<B> {
     anew: BTreeSet<Task>,
     /// The coordinator opens no further round.
     concluded: bool,
-    /// Where a push is applied by what it was computed on, too: the values that each worker was given last.
-    bases: BTreeMap<WorkerId, Snapshot>,
+    /// Where a push is applied by what it was computed on, too.
+    bases: Bases,
     /// At most one pull per worker.
     parked: BTreeMap<WorkerId, Parked>,
     /// The values that the step before was computed on, for a worker that has to compute it again.
@@ -157,7 +159,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             tasks: Vec::new(),
             anew: BTreeSet::new(),
             concluded: false,
-            bases: BTreeMap::new(),
+            bases: Bases::new(plan.mode.in_flight()),
             parked: BTreeMap::new(),
             previous: None,
             snapshots: Snapshots::new(

@@ -30,7 +30,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 // One that comes back may push once more what it had computed before.
                 if let Apply::Immediate { .. } = self.apply {
                     let ledger = &self.ledger;
-                    self.bases.retain(|&worker, _| ledger.is_member(worker));
+                    self.bases.retain(|worker| ledger.is_member(worker));
                 }
                 self.release_parked(now, out);
             }

@@ -79,7 +79,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             }
             Apply::Mix { scaling } => {
                 self.check_own_step(worker, step)?;
-                let based = self.bases.get(&worker).ok_or(Reject::NotStarted)?;
+                let based = self.bases.last(worker).ok_or(Reject::NotStarted)?;
                 if based.version != base {
                     return Err(Reject::OtherBase { given: based.version.0, found: base.0 });
                 }
@@ -92,10 +92,10 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         }
     }
 
-    /// The values of this version, if they are those that the worker was given last and something has been applied since.
+    /// The values of this version, if they are kept for the worker and something has been applied since.
     fn pulled(&self, worker: WorkerId, base: Version) -> Option<Snapshot> {
-        let given = self.bases.get(&worker)?;
-        (given.version == base && base < self.store.version()).then(|| given.clone())
+        let sent = self.bases.find(worker, base)?;
+        (base < self.store.version()).then(|| sent.clone())
     }
 
     fn check_own_step(&self, worker: WorkerId, step: Step) -> Result<(), Reject> {

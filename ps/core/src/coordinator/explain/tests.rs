@@ -177,8 +177,10 @@ fn a_healthy_run_gives_no_advice() {
 
 #[test]
 fn who_is_missing_at_the_start_is_named() {
-    let mut run =
-        Run::gathering(plan(FIXED, Mode::Async { scaling: Default::default(), compensation: None }));
+    let mut run = Run::gathering(plan(
+        FIXED,
+        Mode::Async { scaling: Default::default(), compensation: None, in_flight: 1 },
+    ));
     run.join(1);
     run.live(10, &[]);
     assert_eq!(run.waiting(), "waiting for worker 0, worker 2 to join");
@@ -244,8 +246,10 @@ fn an_elastic_run_goes_on_without_who_has_gone() {
 
 #[test]
 fn who_left_of_its_own_will_is_no_trouble() {
-    let mut run =
-        Run::training(plan(ELASTIC, Mode::Async { scaling: Default::default(), compensation: None }));
+    let mut run = Run::training(plan(
+        ELASTIC,
+        Mode::Async { scaling: Default::default(), compensation: None, in_flight: 1 },
+    ));
     run.tell(Event::WorkerLeft { session: SessionId(2), report: WorkerReport::default() });
     run.live(3, &[0, 1]);
     assert_eq!((run.waiting(), run.advice()), (String::new(), Vec::new()));
@@ -273,7 +277,10 @@ fn a_worker_that_lives_and_holds_others_up_is_named_when_that_is_unusual() {
 
 #[test]
 fn a_silent_shard_and_a_long_queue_are_named() {
-    let mut run = Run::training(plan(FIXED, Mode::Async { scaling: Default::default(), compensation: None }));
+    let mut run = Run::training(plan(
+        FIXED,
+        Mode::Async { scaling: Default::default(), compensation: None, in_flight: 1 },
+    ));
     for _ in 0..4 {
         run.now = run.now.plus_seconds(1);
         let report = Report::Standing(Standing { queue: 200, ..Standing::default() });

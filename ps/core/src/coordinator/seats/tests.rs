@@ -11,8 +11,11 @@ use crate::sample;
 const SERVERS: u32 = 3;
 
 fn plan() -> Plan {
-    let mut plan =
-        sample::plan(Mode::Async { scaling: StalenessScaling::None, compensation: None }, SERVERS, 2);
+    let mut plan = sample::plan(
+        Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 },
+        SERVERS,
+        2,
+    );
     plan.cluster.replicas = 1;
     plan.check().unwrap();
     plan

@@ -42,11 +42,16 @@ fn modes() -> [Mode; 6] {
     };
     [
         Mode::Sync { backup: 0 },
-        Mode::Async { scaling: StalenessScaling::Inverse, compensation: None },
-        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None, compensation: None },
+        Mode::Async { scaling: StalenessScaling::Inverse, compensation: None, in_flight: 1 },
+        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::None, compensation: None, in_flight: 1 },
         Mode::Fedavg(fedavg),
-        Mode::Async { scaling: StalenessScaling::None, compensation: Some(0.5) },
-        Mode::Ssp { staleness: Some(2), scaling: StalenessScaling::Inverse, compensation: Some(2.0) },
+        Mode::Async { scaling: StalenessScaling::None, compensation: Some(0.5), in_flight: 1 },
+        Mode::Ssp {
+            staleness: Some(2),
+            scaling: StalenessScaling::Inverse,
+            compensation: Some(2.0),
+            in_flight: 1,
+        },
     ]
 }
 
@@ -330,7 +335,7 @@ fn a_standby_is_told_of_encoded_pushes_with_the_length_of_their_gradients() {
 fn compensation_makes_a_difference_to_a_primary_and_its_standby() {
     let [_, plain, _, _, compensated, _] = modes();
     let digest = |mode| played(&plan(mode), 1, 3, 70).0.primary.digest();
-    let none = Mode::Async { scaling: StalenessScaling::None, compensation: None };
+    let none = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 1 };
     assert_ne!(plain, none);
     assert_ne!(digest(compensated), digest(none));
 }
