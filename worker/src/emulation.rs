@@ -46,6 +46,8 @@ pub struct Begun {
     overdue: Duration,
     /// Time since then that was no computation.
     aside: Duration,
+    /// Time since then in which it has slept in order to last.
+    slept: Duration,
 }
 
 impl Begun {
@@ -55,8 +57,13 @@ impl Begun {
     }
 
     /// This share of the step's computation is done: sleeps until as large a share of its time is over.
-    pub fn reach(&self, done: f64) {
-        std::thread::sleep(self.rest(done));
+    pub fn reach(&mut self, done: f64) {
+        let rest = self.rest(done);
+        if !rest.is_zero() {
+            let before = Instant::now();
+            std::thread::sleep(rest);
+            self.slept += before.elapsed();
+        }
     }
 
     /// How long it sleeps.
@@ -106,7 +113,7 @@ impl Emulation {
             let mean = self.heterogeneity.mean_step_time_us(worker, workers, step).unwrap_or(us);
             (Duration::from_micros(us), Duration::from_micros(mean))
         });
-        Begun { at, planned, overdue: self.overdue, aside: Duration::ZERO }
+        Begun { at, planned, overdue: self.overdue, aside: Duration::ZERO, slept: Duration::ZERO }
     }
 
     /// The step's computation has ended: sleeps until the step's time is over, and says how long that was. A step that is not
@@ -121,12 +128,13 @@ impl Emulation {
         let step = self.step;
         self.step += 1;
         if let Some((planned, mean)) = begun.planned {
-            let found = begun.computed();
+            let took = begun.computed();
+            let found = took.saturating_sub(begun.slept);
             if found > planned.max(mean) {
                 return Err(StepTimeError { step, planned, mean, found });
             }
             self.overdue += found.saturating_sub(planned);
-            let rest = planned.saturating_sub(found);
+            let rest = planned.saturating_sub(took);
             let caught_up = rest.min(self.overdue);
             self.overdue -= caught_up;
             std::thread::sleep(rest - caught_up);
@@ -194,12 +202,19 @@ mod tests {
         assert!(at.elapsed() >= Duration::from_millis(40), "a quarter of 40 ms behind a wait of 30");
         begun.reach(0.75);
         assert!(at.elapsed() >= Duration::from_millis(60));
-        let late = Begun { at: Instant::now() - Duration::from_millis(35), aside: Duration::ZERO, ..begun };
-        assert_eq!(late.rest(0.75), Duration::ZERO, "what is late already does not sleep");
+        // A sleep that lasts too long is no computation that does.
+        begun.reach(1.0);
+        begun.slept += Duration::from_millis(50);
+        begun.at -= Duration::from_millis(50);
+        emulation.end(begun).unwrap();
+        assert_eq!(emulation.overdue, Duration::ZERO);
+        let (mut emulation, begun) = (Emulation { heterogeneity, ..Emulation::none() }, emulation.begin());
+        let late = Begun { at: Instant::now() - Duration::from_millis(25), aside: Duration::ZERO, ..begun };
+        assert_eq!(late.rest(0.5), Duration::ZERO, "what is late already does not sleep");
         let took = emulation.end(late).unwrap();
         assert!(took >= Duration::from_millis(40) && took == emulation.computing(), "{took:?}");
         // A given-up step counts for nothing.
-        let given_up = emulation.begin();
+        let mut given_up = emulation.begin();
         given_up.reach(0.1);
         drop(given_up);
         assert_eq!((emulation.step, emulation.computing()), (1, took));

@@ -200,7 +200,7 @@ impl<'a> Passing<'a> {
         (self.begun, self.pushing)
     }
 
-    fn reach(&self, done: f64) {
+    fn reach(&mut self, done: f64) {
         if self.is_layered {
             self.begun.reach(done);
         }

@@ -168,6 +168,15 @@ impl Stream {
         Some(header)
     }
 
+    /// The next header with its payload.
+    pub(crate) async fn hear_all(&mut self) -> Option<(Header, Vec<u8>)> {
+        let bytes = self.receiver.header(HEADER_BYTES_MAX, &mut self.buffer).await.ok()??;
+        let header = Header::decode(bytes).unwrap();
+        let mut payload = vec![0; header.body.payload_bytes() as usize];
+        self.receiver.payload(&mut payload).await.ok()?;
+        Some((header, payload))
+    }
+
     /// What is heard next, signs of life left out.
     pub(crate) async fn word(&mut self) -> Header {
         loop {
@@ -184,11 +193,23 @@ impl Stream {
 
     /// A client that has gone meanwhile hears nothing, and its test knows.
     pub(crate) async fn say_with(&mut self, body: Body, payload: Bytes) {
+        let bytes = self.header(body);
+        let _ = self.sender.send(&bytes, [payload]).await;
+    }
+
+    /// Says something and sends only the beginning of its payload.
+    pub(crate) async fn begin_with(&mut self, body: Body, payload: Bytes) {
+        let bytes = self.header(body);
+        self.sender.begin(&bytes).await.unwrap();
+        self.sender.chunk(payload).await.unwrap();
+    }
+
+    fn header(&self, body: Body) -> AlignedVec {
         let incarnation = Incarnation(self.incarnation);
         let envelope = Envelope { run: RUN, worker: WORKER, incarnation, ..Envelope::default() };
         let mut bytes = AlignedVec::new();
         envelope.header(body).encode(&mut bytes).unwrap();
-        let _ = self.sender.send(&bytes, [payload]).await;
+        bytes
     }
 }
 

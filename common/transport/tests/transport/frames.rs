@@ -327,25 +327,6 @@ async fn a_piece_given_up_midway_spoils_its_stream() {
 }
 
 #[tokio::test]
-async fn a_piece_that_the_peer_does_not_take_is_given_up_after_the_patience_of_the_stream() {
-    bounded(async {
-        let limits = Limits { stream_window: 65_536, receive_window: 65_536, ..Limits::default() };
-        let pair = pair(Limits { send_window: 65_536, ..limits }).await;
-        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
-        let within = Duration::from_millis(150);
-        sender.set_patience(within);
-        sender.begin(b"head").await.unwrap();
-        // Between the pieces the sender may take its time.
-        tokio::time::sleep(within * 2).await;
-        sender.chunk(Bytes::from(vec![0; 1000])).await.unwrap();
-        let not_taken = Err(FrameError::NotTaken { within });
-        assert_eq!(sender.chunk(Bytes::from(vec![0; 1_000_000])).await, not_taken);
-        assert_eq!(sender.end(), Err(FrameError::Interrupted));
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_stream_given_up_by_one_side_is_told_to_the_other() {
     bounded(async {
         let pair = pair(Limits::default()).await;

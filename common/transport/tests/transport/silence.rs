@@ -89,6 +89,27 @@ async fn a_frame_of_which_nothing_is_taken_is_given_up() {
 }
 
 #[tokio::test]
+async fn so_is_a_piece_of_one() {
+    bounded(async {
+        let pair = pair(small()).await;
+        let not_taken = Err(FrameError::NotTaken { within: PATIENCE });
+        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
+        sender.set_patience(PATIENCE);
+        sender.begin(b"head").await.unwrap();
+        // Between the pieces the sender may take its time.
+        tokio::time::sleep(PATIENCE * 2).await;
+        sender.chunk(Bytes::from(vec![0; 1000])).await.unwrap();
+        assert_eq!(sender.chunk(Bytes::from(vec![0; 1_000_000])).await, not_taken);
+        assert_eq!(sender.end(), Err(FrameError::Interrupted));
+        let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
+        sender.set_patience(PATIENCE);
+        assert_eq!(sender.begin(&vec![0; 1_000_000]).await, not_taken);
+        assert_eq!(sender.chunk(Bytes::new()).await, Err(FrameError::Interrupted));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_peer_that_is_slow_and_goes_on_is_waited_for() {
     bounded(async {
         let pair = pair(small()).await;
@@ -178,7 +199,7 @@ fn each_wait_is_known() {
     };
     let found: BTreeSet<String> = sources.iter().flat_map(|s| s.lines()).filter_map(of_line).collect();
     let by_deadline = ["connect", "shutdown", "finish", "resolve", "received"];
-    let by_patience = ["send", "header", "payload", "skip_payload"];
+    let by_patience = ["send", "begin", "chunk", "header", "payload", "skip_payload"];
     let by_connection = ["accept", "accept_stream", "open_stream", "closed"];
     let known = by_deadline.iter().chain(&by_patience).chain(&by_connection);
     assert_eq!(found, known.map(|name| (*name).to_owned()).collect());
