@@ -23,7 +23,7 @@ const SEEDS: &str = "0..1000";
 /// The hunt takes a few seconds; one that takes this long has a run that does not end.
 const HUNT_WITHIN: Duration = Duration::from_secs(60);
 /// These the hunt has to notice by itself.
-const BY_THE_HUNT: [&str; 23] = [
+const BY_THE_HUNT: [&str; 25] = [
     // The duplicate check.
     "duplicate-taken",
     // The order of acknowledgement.
@@ -32,6 +32,9 @@ const BY_THE_HUNT: [&str; 23] = [
     // The release rule.
     "bound-loose",
     "bound-tight",
+    // What a gradient is computed on that was computed ahead.
+    "ahead-on-the-newest",
+    "ahead-beyond-the-bound",
     // The order of reduction.
     "reduction-order",
     "round-by-arrival",

@@ -50,17 +50,14 @@ pub(crate) fn stale(mode: &Mode, history: &History) -> Stale {
                     sent.drain(..sent.len().saturating_sub(most));
                 }
             }
-            Entry::Record(record) => match record.outcome {
-                Outcome::Applied { staleness: 1.., .. } => {
-                    let sent = sent.get(&record.worker).map(Vec::as_slice).unwrap_or_default();
-                    if sent.iter().any(|(_, version)| *version == record.base) {
-                        stale.compensated.insert((record.worker, record.sequence));
-                    } else {
-                        stale.as_they_came += 1;
-                    }
+            Entry::Record(record) if matches!(record.outcome, Outcome::Applied { staleness: 1.., .. }) => {
+                let sent = sent.get(&record.worker).map(Vec::as_slice).unwrap_or_default();
+                if sent.iter().any(|(_, version)| *version == record.base) {
+                    stale.compensated.insert((record.worker, record.sequence));
+                } else {
+                    stale.as_they_came += 1;
                 }
-                _ => {}
-            },
+            }
             _ => {}
         }
     }
