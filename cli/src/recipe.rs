@@ -357,6 +357,15 @@ mod tests {
     }
 
     #[test]
+    fn overlap_is_on_unless_it_is_turned_off_and_is_no_part_of_what_is_trained() {
+        let (with, without) = (plan(&[]).unwrap(), plan(&["--no-overlap"]).unwrap());
+        assert_eq!((with.training.overlap, without.training.overlap), (true, false));
+        assert!(!with.to_text().contains("overlap"), "plans of before are plans with it");
+        assert_eq!(Plan::parse(&without.to_text()).unwrap(), without);
+        assert_eq!(with.differs_in_training(&without), None);
+    }
+
+    #[test]
     fn compensation_is_a_number_of_async_and_ssp() {
         let none = StalenessScaling::None;
         let with = |mode: &str, lambda: &str| plan(&["--mode", mode, "--compensate", lambda]);
