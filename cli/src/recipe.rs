@@ -205,15 +205,23 @@ fn mode(recipe: &RecipeFlags) -> Outcome<Mode> {
             name.name()
         )));
     }
+    if recipe.in_flight.is_some() && !matches!(name, ModeName::Async | ModeName::Ssp) {
+        return Err(Failure::usage(format!(
+            "--in-flight is for modes in which each gradient is applied at once; {} does not: leave it out, or train with \
+             --mode async or ssp",
+            name.name()
+        )));
+    }
+    let in_flight = recipe.in_flight.unwrap_or(1);
     if let Some(mode) = federated::mode(recipe, scaling)? {
         return Ok(mode);
     }
     Ok(match name {
         ModeName::Sync => Mode::Sync { backup: recipe.backup.unwrap_or(0) },
-        ModeName::Async => Mode::Async { scaling, compensation, in_flight: 1 },
+        ModeName::Async => Mode::Async { scaling, compensation, in_flight },
         ModeName::Ssp => {
             let Bound(staleness) = recipe.staleness.unwrap_or(Bound(Some(STALENESS)));
-            Mode::Ssp { staleness, scaling, compensation, in_flight: 1 }
+            Mode::Ssp { staleness, scaling, compensation, in_flight }
         }
         _ => unreachable!("the others have been made"),
     })
@@ -390,6 +398,33 @@ mod tests {
         assert!(many("256", &["--compensate", "1"]).is_ok() && many("257", &[]).is_ok());
         let sentence = many("257", &["--compensate", "1"]).unwrap_err().sentence();
         assert!(sentence.contains("each shard keeps a version for each of them, 256 at most"), "{sentence}");
+    }
+
+    #[test]
+    fn two_gradients_are_in_flight_in_async_and_ssp() {
+        let with = |flags: &[&'static str]| plan(&[flags, &["--in-flight", "2"]].concat());
+        let (scaling, compensation, in_flight) = (StalenessScaling::None, None, 2);
+        let asynchronous = with(&["--mode", "async"]).unwrap();
+        assert_eq!(asynchronous.mode, Mode::Async { scaling, compensation, in_flight });
+        assert_eq!(Plan::parse(&asynchronous.to_text()).unwrap(), asynchronous);
+        let ssp = with(&["--mode", "ssp", "--staleness", "1"]).unwrap();
+        assert_eq!(ssp.mode, Mode::Ssp { staleness: Some(1), scaling, compensation, in_flight });
+        assert_eq!(with(&["--mode", "ssp", "--staleness", "inf"]).unwrap().mode.in_flight(), 2);
+        assert_eq!(
+            plan(&["--mode", "async", "--in-flight", "1"]).unwrap(),
+            plan(&["--mode", "async"]).unwrap()
+        );
+        let sentence = with(&["--mode", "ssp", "--staleness", "0"]).unwrap_err().sentence();
+        assert_eq!(
+            sentence,
+            "--in-flight is 2; in ssp it takes a bound of 1 at least: --staleness 1, or --in-flight 1"
+        );
+        assert!(refusal(&["--mode", "async", "--in-flight", "3"]).contains("1 or 2 is possible"));
+        assert!(refusal(&["--in-flight", "2"]).starts_with("--in-flight is for modes"));
+        assert!(refusal(&["--mode", "batchsync", "--in-flight", "1"]).contains("batchsync does not"));
+        assert!(
+            refusal(&["--mode", "fedasync", "--clients", "3", "--in-flight", "2"]).contains("fedasync does")
+        );
     }
 
     #[test]

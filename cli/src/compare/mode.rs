@@ -73,7 +73,7 @@ impl ModeSpec {
             recipe.staleness_rate = None;
         }
         if !matches!(self.mode, ModeName::Async | ModeName::Ssp) {
-            recipe.compensate = None;
+            (recipe.compensate, recipe.in_flight) = (None, None);
         }
         let buffer = recipe.federated.buffer;
         if self.is_federated() {

@@ -87,6 +87,10 @@ pub(crate) struct RecipeFlags {
     /// shard then keeps a version for each worker [default: none]
     #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true, help_heading = "Mode")]
     pub(crate) compensate: Option<f32>,
+    /// async and ssp: gradients of each worker under way, 1 or 2: with 2 it computes the next one on the values that it has
+    /// while one is on its way and is answered; ssp takes a bound of at least 1 then [default: 1]
+    #[arg(long, value_name = "COUNT", help_heading = "Mode")]
+    pub(crate) in_flight: Option<u32>,
 
     /// Number of server processes
     #[arg(long, value_name = "COUNT", default_value_t = 2, help_heading = "Cluster")]
