@@ -26,12 +26,12 @@ done
 shells=(-p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker -p windlass-cli)
 optimised=(--release --locked "${shells[@]}" -p windlass-process-tests)
 
-# Runs these test programs two at a time, since most of what they do is wait, and prints what each says in one piece.
+# Runs these test programs three at a time, since most of what they do is wait, and prints what each says in one piece.
 side_by_side() {
     local said
     said="$(mktemp -d "${TMPDIR:-/tmp}/windlass-test.XXXXXX")"
     # shellcheck disable=SC2016
-    printf '%s\0' "$@" | xargs -0 -P 2 -I NAME bash -c '
+    printf '%s\0' "$@" | xargs -0 -P 3 -I NAME bash -c '
         said="$1/$2"
         shift 2
         "$@" >"$said" 2>&1 && code=0 || code=1
@@ -72,7 +72,7 @@ say "transport, servers, workers and command line"
 cargo test "${optimised[@]}" --lib --bins
 cargo test --release --locked "${shells[@]}" --test '*'
 cargo test "${optimised[@]}" --doc
-say "real processes, two tests at a time"
+say "real processes, three tests at a time"
 side_by_side "${together[@]}"
 say "real processes whose waiting is measured"
 cargo test "${optimised[@]}" "${alone[@]/#/--test=}"
