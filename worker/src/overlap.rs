@@ -51,7 +51,8 @@ impl Overlap {
         let layout = plan.layout().expect("a checked plan has a layout");
         let variables = (0..).map(VariableId).take(layout.variables().len());
         Self {
-            is_allowed: plan.training.overlap,
+            // Several threads compute a gradient in one piece.
+            is_allowed: plan.training.overlap && plan.training.compute_threads == 1,
             goes_in_parts: plan.codecs.push.is_elementwise(),
             starts: variables.map(|variable| layout.range(variable).start).collect(),
             pool: Pool::new(POOLED_MODELS * 4 * values),
