@@ -30,7 +30,7 @@ struct Flags {
     pairs: u64,
     /// Examples of a batch: fewer than a step of that length is for, so that a busy machine can keep the time. Neither bytes
     /// nor the layers' shares of the time depend on it.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 4)]
     batch: u64,
     #[command(flatten)]
     program: Program,

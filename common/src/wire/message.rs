@@ -406,7 +406,7 @@ pub struct WorkerReport {
     pub work: u64,
     /// Microseconds in computation, from the first values to the last acknowledgement.
     pub compute_us: u64,
-    /// Microseconds of that time in which it encoded what it pushed.
+    /// Microseconds of that time in which it encoded what it pushed, or copied parts of it, and computed nothing.
     pub encode_us: u64,
     /// Microseconds of that time in which it waited for shards: for the wire, for them, and for others.
     pub exchange_us: u64,
