@@ -380,7 +380,7 @@ impl Client {
     /// the one of two buffers that [`Ahead`] names.
     pub(crate) fn compute_ahead(&mut self) {
         let core = std::mem::replace(&mut self.core, Worker::new(0, Until::Settled));
-        self.core = core.with_in_flight(self.session.plan.mode.in_flight() as u32);
+        self.core = core.with_in_flight(self.session.plan.mode.in_flight());
     }
 
     /// Of whoever computes ahead: which values are where, and what the gradient that is computed ahead is good for.
