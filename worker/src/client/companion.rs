@@ -116,10 +116,10 @@ impl Drop for Driver {
 
 /// Drives the runtime whenever its owner has been away for [`AWAY_MAX`], or at once where that is to be expected.
 fn accompany(runtime: &Runtime, turns: &Turns) {
-    let mut seen = 0;
+    let mut seen = u64::MAX;
     while !turns.is_over.load(Ordering::SeqCst) {
         let now = turns.count.load(Ordering::SeqCst);
-        let is_away = now.is_multiple_of(2) && now > 0;
+        let is_away = now.is_multiple_of(2);
         if is_away && (now == seen || turns.is_called()) {
             runtime.block_on(until_back(turns, now));
         }
