@@ -21,7 +21,7 @@ use crate::meter::Meters;
 use crate::replication::{self, Route};
 use crate::restore;
 use crate::shard::{self, Gradient, ShardLink, ShardMessage};
-use crate::standby::{self, StandbyLink};
+use crate::standby::StandbyLink;
 
 /// A copy of a shard, while no thread has it.
 enum Kept {
@@ -44,7 +44,6 @@ pub(crate) struct Host {
     id: ServerId,
     kept: BTreeMap<ShardId, Kept>,
     primaries: Vec<(ShardId, JoinHandle<Shard<Gradient>>)>,
-    standbys: Vec<(ShardId, JoinHandle<Standby<Gradient>>)>,
     feeding: Vec<AbortHandle>,
     /// Threads that help every shard of which this server is the primary.
     crew: Option<Arc<Crew>>,
@@ -77,8 +76,8 @@ impl Life<'_> {
 
 impl Host {
     pub(crate) fn new(id: ServerId, crew: Option<Arc<Crew>>) -> Self {
-        let (kept, primaries, standbys, feeding) = Default::default();
-        Self { id, kept, primaries, standbys, feeding, crew, meters: Arc::default() }
+        let (kept, primaries, feeding) = Default::default();
+        Self { id, kept, primaries, feeding, crew, meters: Arc::default() }
     }
 
     /// The copies that may be gone on with.
@@ -124,9 +123,7 @@ impl Host {
         for (id, seats) in (0..).map(ShardId).zip(&life.seats) {
             if seats.standby == Some(self.id) {
                 let standby = Standby::new(life.envelope.run, life.envelope.lineage, id);
-                let (link, thread) = standby::spawn(Arc::clone(&plan), id, standby).or_exit(Exit::System)?;
-                self.standbys.push((id, thread));
-                standbys.push((id, link));
+                standbys.push((id, StandbyLink::new(Arc::clone(&plan), id, standby)));
             }
         }
         Ok(Hosted { seats: life.seats.clone(), shards, standbys })
@@ -155,15 +152,14 @@ impl Host {
     pub(crate) fn stop(&mut self, hosted: &Hosted) {
         self.feeding.drain(..).for_each(|task| task.abort());
         hosted.shards.iter().for_each(|(_, link)| link.stop());
-        hosted.standbys.iter().for_each(|(_, link)| link.stop());
+        for (id, link) in &hosted.standbys {
+            if let Some(standby) = link.stop() {
+                self.kept.insert(*id, Kept::Standby(Box::new(standby)));
+            }
+        }
         for (id, thread) in self.primaries.drain(..) {
             if let Ok(shard) = thread.join() {
                 self.kept.insert(id, Kept::Primary(Box::new(shard)));
-            }
-        }
-        for (id, thread) in self.standbys.drain(..) {
-            if let Ok(standby) = thread.join() {
-                self.kept.insert(id, Kept::Standby(Box::new(standby)));
             }
         }
     }

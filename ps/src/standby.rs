@@ -1,172 +1,117 @@
 //! Keeps a copy of another server's shard: takes what its primary tells, and confirms it.
+//!
+//! The task that reads the stream does what it has read, and confirms it: handing it to another thread, and the confirmation
+//! back, would take longer than the work, and whoever has pushed waits for all of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use bytemuck::cast_slice_mut;
-use crossbeam::channel::{self, Receiver, Sender};
+use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
-use tokio::sync::{Semaphore, watch};
-use windlass_common::ids::{Lineage, ShardId};
+use windlass_common::ids::ShardId;
 use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header, Reject};
+use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject};
 use windlass_ps_core::replica::{Refused, Standby};
 use windlass_transport::{FrameReceiver, FrameSender, Pool};
 
+use crate::server::at_length;
 use crate::session::SessionError;
-use crate::shard::Gradient;
+use crate::shard::{AT_ONCE_MAX, Gradient};
 
-/// Feeds that may wait for a standby's thread; a primary that finds no place waits.
-const FEEDS_MAX: usize = 64;
-
-/// How far a standby has come for one stream of its primary, or why it goes no further.
-#[derive(Clone, Debug, Default)]
-struct Progress {
-    confirmed: u64,
-    refused: Option<Refused>,
+/// A standby and who feeds it.
+struct Copy {
+    /// Nothing once it has been given back.
+    standby: Option<Standby<Gradient>>,
+    /// Streams that the primary has opened: the newest counts.
+    streams: u64,
 }
 
-/// What has come on a stream of the primary.
-struct Fed {
-    /// Which stream: the newest counts.
-    stream: u64,
-    lineage: Lineage,
-    number: u64,
-    feed: Feed,
-    floats: Gradient,
-    told: watch::Sender<Progress>,
-}
-
-enum Input {
-    Feed(Box<Fed>),
-    Stop,
-}
-
-/// The way to a standby's thread.
+/// The way to a standby.
 #[derive(Clone)]
 pub(crate) struct StandbyLink {
-    inputs: Sender<Input>,
-    places: Arc<Semaphore>,
-    /// Streams that the primary has opened.
-    streams: Arc<AtomicU64>,
-    /// Most floats that come at once: those of the whole shard.
-    floats_max: u64,
+    plan: Arc<Plan>,
+    copy: Arc<Mutex<Copy>>,
+    /// Values of the shard.
+    values: u64,
 }
 
 impl StandbyLink {
-    /// Ends the thread, which gives the copy back.
-    pub(crate) fn stop(&self) {
-        let _ = self.inputs.send(Input::Stop);
+    /// For a standby that has nothing yet.
+    pub(crate) fn new(plan: Arc<Plan>, shard: ShardId, standby: Standby<Gradient>) -> Self {
+        let values = plan.placement().map_or(0, |placement| placement.values_of(shard));
+        Self { plan, copy: Arc::new(Mutex::new(Copy { standby: Some(standby), streams: 0 })), values }
     }
-}
 
-/// Starts the thread of a standby.
-///
-/// # Errors
-/// If the system gives no thread.
-pub(crate) fn spawn(
-    plan: Arc<Plan>,
-    shard: ShardId,
-    standby: Standby<Gradient>,
-) -> std::io::Result<(StandbyLink, JoinHandle<Standby<Gradient>>)> {
-    // Values, the optimizer's vectors, and the values before.
-    let copies = 2 + plan.optimizer.state_names().len() as u64;
-    let floats_max = plan.placement().map_or(0, |placement| placement.values_of(shard)) * copies;
-    let (inputs, receiver) = channel::bounded(FEEDS_MAX + 1);
-    let places = Arc::new(Semaphore::new(FEEDS_MAX));
-    let freed = Arc::clone(&places);
-    let thread = std::thread::Builder::new()
-        .name(format!("standby-{}", shard.0))
-        .spawn(move || run(&plan, standby, &receiver, &freed))?;
-    Ok((StandbyLink { inputs, places, streams: Arc::default(), floats_max }, thread))
-}
+    /// Gives the copy back, and takes nothing more.
+    pub(crate) fn stop(&self) -> Option<Standby<Gradient>> {
+        self.copy.lock().standby.take()
+    }
 
-fn run(
-    plan: &Plan,
-    mut standby: Standby<Gradient>,
-    inputs: &Receiver<Input>,
-    places: &Semaphore,
-) -> Standby<Gradient> {
-    let mut newest = 0;
-    while let Ok(Input::Feed(fed)) = inputs.recv() {
-        let Fed { stream, lineage, number, feed, floats, told } = *fed;
-        places.add_permits(1);
-        if stream < newest {
-            continue;
+    /// Most floats that come at once: those of the whole shard, which are its values, the optimizer's vectors and the values
+    /// before.
+    fn floats_max(&self) -> u64 {
+        self.values * (2 + self.plan.optimizer.state_names().len() as u64)
+    }
+
+    fn open(&self) -> u64 {
+        let mut copy = self.copy.lock();
+        copy.streams += 1;
+        copy.streams
+    }
+
+    /// Takes what has come on a stream. `None` says that nobody needs to hear of it: there is a newer stream, or the copy has been
+    /// given back.
+    fn take(&self, stream: u64, header: Header, floats: Gradient) -> Option<Result<u64, Refused>> {
+        let Header { lineage, body: Body::Feed { number, feed }, .. } = header else { return None };
+        let mut copy = self.copy.lock();
+        if copy.streams != stream {
+            return None;
         }
-        newest = stream;
-        let taken = standby.take(plan, lineage, number, feed, floats);
-        told.send_modify(|progress| match taken {
-            Ok(number) => progress.confirmed = number,
-            Err(refused) => progress.refused = Some(refused),
-        });
+        Some(copy.standby.as_mut()?.take(&self.plan, lineage, number, feed, floats))
     }
-    standby
 }
 
-/// Serves the stream of a primary until it ends. Its first frame has been read.
+/// Serves the stream of a primary until it ends or the standby goes no further. Its first frame has been read.
 pub(crate) async fn serve(
     envelope: Envelope,
-    (sender, mut receiver): (FrameSender, FrameReceiver),
+    (mut sender, mut receiver): (FrameSender, FrameReceiver),
     link: StandbyLink,
     pool: Arc<Pool>,
 ) -> Result<(), SessionError> {
-    let stream = link.streams.fetch_add(1, Ordering::Relaxed);
-    let (told, progress) = watch::channel(Progress::default());
-    let confirming = tokio::spawn(confirm(envelope, sender, progress));
-    let mut buffer = AlignedVec::new();
+    let stream = link.open();
+    let (mut buffer, mut answer) = (AlignedVec::new(), AlignedVec::new());
     while let Some(bytes) = receiver.header(HEADER_BYTES_MAX, &mut buffer).await? {
         let malformed = |reason: String| SessionError::Refused(Reject::Malformed { reason });
         let header = Header::decode(bytes).map_err(|e| malformed(e.to_string()))?;
-        let Header { lineage, body: Body::Feed { number, feed }, .. } = header else {
+        let Body::Feed { feed, .. } = &header.body else {
             return Err(malformed("a primary says nothing but what happens".into()));
         };
-        let floats = feed.payload_bytes() / 4;
-        if floats > link.floats_max {
-            return Err(malformed(format!(
-                "{floats} floats, where the shard has {} at most",
-                link.floats_max
-            )));
+        let (found, most) = (feed.payload_bytes() / 4, link.floats_max());
+        if found > most {
+            return Err(malformed(format!("{found} floats, where the shard has {most} at most")));
         }
-        let mut floats = pool.take(floats as usize);
+        let mut floats = pool.take(found as usize);
         if !floats.is_empty() {
             receiver.payload(cast_slice_mut(&mut floats)).await?;
         }
-        let place = link.places.acquire().await.expect("the semaphore is never closed");
-        place.forget();
-        let floats = Gradient::from(floats);
-        let told = told.clone();
-        let fed = Fed { stream, lineage, number, feed, floats, told };
-        if link.inputs.send(Input::Feed(Box::new(fed))).is_err() {
-            break;
-        }
-    }
-    drop(told);
-    let _ = confirming.await;
-    Ok(())
-}
-
-/// Says how far the standby has come, each time that it has come further.
-async fn confirm(envelope: Envelope, mut sender: FrameSender, mut progress: watch::Receiver<Progress>) {
-    let mut buffer = AlignedVec::new();
-    while progress.changed().await.is_ok() {
-        let Progress { confirmed, refused } = progress.borrow_and_update().clone();
-        let body = match refused {
-            None => Body::Confirmed { number: confirmed },
-            Some(refused) => {
+        let take = || link.take(stream, header, floats.into());
+        let taken = if link.values > AT_ONCE_MAX { at_length(take) } else { take() };
+        let Some(taken) = taken else { return Ok(()) };
+        let is_last = taken.is_err();
+        let body = match taken {
+            Ok(number) => Body::Confirmed { number },
+            Err(refused) => {
                 tracing::warn!(%refused, "a standby is of no use any more");
                 Body::Refused(Reject::Malformed { reason: refused.to_string() })
             }
         };
-        let is_last = matches!(body, Body::Refused(_));
-        let sent = envelope.header(body).encode(&mut buffer);
-        if sent.is_err() || sender.send(&buffer, []).await.is_err() {
-            return;
-        }
+        let answer_malformed = |e: windlass_common::wire::WireError| malformed(e.to_string());
+        envelope.header(body).encode(&mut answer).map_err(answer_malformed)?;
+        sender.send(&answer, []).await?;
         if is_last {
             let _ = sender.finish();
-            return;
+            return Ok(());
         }
     }
+    Ok(())
 }

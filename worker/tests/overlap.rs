@@ -1,14 +1,18 @@
 //! What a worker that pushes in parts does when its connection breaks in the middle, or shards show other values than they
-//! began to: it never mixes versions, pushes each gradient once, and says which values it was computed on.
+//! began to: it never mixes versions, pushes each gradient once, and says which values it was computed on. And the same of
+//! one that computes ahead.
 #![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 mod scripted;
 
 use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use windlass_common::ids::{Examples, Incarnation, Sequence, ShardId, Step, Version};
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::plan::{Mode, StalenessScaling};
 use windlass_common::wire::{Body, Outcome, Part, Pull, Resume};
 use windlass_transport::{Connection, Endpoint, Limits};
 use windlass_worker::client::Patience;
@@ -70,15 +74,45 @@ fn scene(shards: u32) -> (Scene, Endpoint) {
     (scene, endpoint)
 }
 
+/// Its gradient is the values that it was given. Counts the buffers that it is given for the first time.
+#[derive(Debug)]
+struct Whole(Arc<AtomicU32>);
+
+impl Model for Whole {
+    fn variables(&self) -> Vec<Variable> {
+        Echo.variables()
+    }
+
+    fn input(&self) -> Input {
+        Echo.input()
+    }
+
+    fn gradient(&mut self, values: &[f32], _: Batch<'_>, gradient: &mut [f32]) -> f32 {
+        // What has been used holds what was last written to it, and no value here is 0.
+        let is_new = gradient.iter().all(|&value| value == 0.0);
+        self.0.fetch_add(is_new.into(), Ordering::Relaxed);
+        gradient.copy_from_slice(values);
+        0.5
+    }
+
+    fn score(&mut self, _: &[f32], _: Batch<'_>) -> Score {
+        Score::default()
+    }
+}
+
 /// Trains until it is told that the run is over.
 async fn work(scene: &Scene) {
+    work_with(scene, Echo).await;
+}
+
+async fn work_with(scene: &Scene, model: impl Model + 'static) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.csv");
     let rows: String = (0..40).map(|i| format!("{i},{}\n", i % 2)).collect();
     std::fs::write(&data, format!("feature,label\n{rows}")).unwrap();
     let join = scene.join(Patience::default());
     let options = TrainingOptions { join, data: Some(data) };
-    let train = move || train_with(options, pending(), |_| Ok(Box::new(Echo)));
+    let train = move || train_with(options, pending(), |_| Ok(Box::new(model)));
     tokio::task::spawn_blocking(train).await.unwrap().unwrap();
 }
 
@@ -303,4 +337,36 @@ async fn a_shard_that_shows_another_step_has_the_gradient_computed_anew() {
         life.finish(2).await;
     };
     both(server, work(&scene)).await;
+}
+
+/// Each gradient is computed on the values before the last step, into the buffer that does not go to the wire.
+#[tokio::test]
+async fn with_two_in_flight_values_and_gradients_have_two_buffers_each_or_a_few_more() {
+    const PUSHES: u64 = 20;
+    let (mut scene, endpoint) = scene(1);
+    scene.plan.mode = Mode::Async { scaling: StalenessScaling::None, compensation: None, in_flight: 2 };
+    let server = async {
+        let mut life = admit(&scene, &endpoint, 1, from(0, 0)).await;
+        life.is_asked(0, (1, None)).await;
+        life.show(&scene, 0, 1, 1.0).await;
+        for step in 0..PUSHES {
+            let (header, payload) = life.shards[0].hear_all().await.unwrap();
+            let Body::Push { push, pull } = header.body else { panic!("{header:?}") };
+            let used = step.max(1);
+            assert_eq!((push.sequence, push.step, push.base), (Sequence(step), Step(step), Version(used)));
+            // The values come into the other buffer, which holds those of two pulls before.
+            let pull = pull.map(|pull| (pull.step.0, pull.have.map(|version| version.0)));
+            assert_eq!(pull, Some((step + 2, (step > 0).then_some(step))));
+            assert!(payload.chunks_exact(4).all(|value| value == (used as f32).to_le_bytes()), "push {step}");
+            if step + 1 < PUSHES {
+                life.settle(0, step).await;
+                life.show(&scene, 0, step + 2, step as f32 + 2.0).await;
+            }
+        }
+        life.finish(PUSHES - 1).await;
+    };
+    let new = Arc::new(AtomicU32::new(0));
+    both(server, work_with(&scene, Whole(Arc::clone(&new)))).await;
+    let new = new.load(Ordering::Relaxed);
+    assert!((2..=5).contains(&new), "{new} buffers for {PUSHES} gradients");
 }

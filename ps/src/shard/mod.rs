@@ -34,7 +34,7 @@ const BATCH_MAX: usize = 16;
 /// Messages for the coordinator that may wait while sessions work on a shard; then requests go through the queue.
 const OUTBOX_MAX: usize = 16;
 /// Values of a shard up to which sessions work on it themselves. Applying a push of as many takes about 0.05 ms.
-const AT_ONCE_MAX: u64 = 1 << 18;
+pub(crate) const AT_ONCE_MAX: u64 = 1 << 18;
 const TICK: Duration = Duration::from_millis(100);
 
 /// A gradient, which the shard and the way to its standby share.
@@ -105,24 +105,23 @@ pub(crate) struct ShardLink {
 impl ShardLink {
     /// Does a request, or hands it over, waiting for a place.
     pub(crate) async fn request(&self, event: Event<Gradient>) {
-        let Some(event) = self.at_once(event) else { return };
+        let input = Input::Event(event, None);
+        let input = if self.shape.values() > AT_ONCE_MAX { Some(input) } else { self.at_once(input) };
+        let Some(Input::Event(event, _)) = input else { return };
         let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         self.put(Input::Event(event, Some(permit)));
     }
 
-    /// Does a request if it is the next and nobody has to wait for it; otherwise gives it back.
-    fn at_once(&self, event: Event<Gradient>) -> Option<Event<Gradient>> {
-        if self.shape.values() > AT_ONCE_MAX {
-            return Some(event);
-        }
-        let Some(mut desk) = self.desk.try_lock() else { return Some(event) };
+    /// Does what is the next if nobody has to wait for it; otherwise gives it back.
+    fn at_once(&self, input: Input) -> Option<Input> {
+        let Some(mut desk) = self.desk.try_lock() else { return Some(input) };
         // What waits is taken up by the thread, which has the desk meanwhile: so the order of a sender's inputs is kept.
         let Some(desk) = desk.as_mut().filter(|d| self.inputs.is_empty() && d.outbox.len() < OUTBOX_MAX)
         else {
-            return Some(event);
+            return Some(input);
         };
         let told = desk.outbox.len();
-        desk.handle(event);
+        desk.take(input);
         if desk.outbox.len() > told {
             self.put(Input::Wake);
         }
@@ -151,7 +150,9 @@ impl ShardLink {
 
     /// The standby has done so much.
     pub(crate) fn confirmed(&self, number: u64) {
-        self.put(Input::Confirmed(number));
+        if let Some(input) = self.at_once(Input::Confirmed(number)) {
+            self.put(input);
+        }
     }
 
     /// The standby is gone; false if the thread has ended.

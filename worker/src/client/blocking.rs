@@ -26,7 +26,7 @@ pub struct BlockingClient {
     worker: WorkerId,
     values: usize,
     place: Place,
-    /// A buffer that came back with an exchange behind the computation.
+    /// A buffer for what is computed while an exchange goes on behind the computation.
     spare: Option<Gradient>,
     clients: Vec<ClientId>,
     hosted: Arc<[ClientId]>,
@@ -262,6 +262,9 @@ impl BlockingClient {
         mut values: Vec<f32>,
     ) -> Result<Behind, ClientError> {
         let (tell, told) = oneshot::channel();
+        // The next one is computed while the client is away with its buffers.
+        let inner = here(&mut self.place, &self.driver)?;
+        self.spare.get_or_insert_with(|| inner.client.gradient());
         self.behind(|mut inner| async move {
             let exchange = inner.client.push_pull_behind(gradient, work, &mut values);
             let next = inner.interrupted.or(exchange).await;
