@@ -1,5 +1,7 @@
 //! Writes values as bfloat16: the upper half of binary32, rounded to nearest even.
 
+use multiversion::multiversion;
+
 use super::error::CodecError;
 use super::words;
 
@@ -8,6 +10,7 @@ pub const BYTES: usize = 2;
 
 /// The nearest bfloat16; of two equally near ones the even one. What is beyond the largest becomes infinite, a NaN stays
 /// a NaN.
+#[inline(always)]
 pub fn narrow(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
@@ -17,13 +20,14 @@ pub fn narrow(value: f32) -> u16 {
 }
 
 /// The value of a bfloat16, exactly.
+#[inline(always)]
 pub fn widen(word: u16) -> f32 {
     f32::from_bits(u32::from(word) << 16)
 }
 
 /// Appends two bytes for each value.
 pub fn encode(values: &[f32], out: &mut Vec<u8>) {
-    words::encode(values, out, |value| narrow(value).to_le_bytes());
+    narrow_all(values, words::room(values, out));
 }
 
 /// As [`encode`], and writes into `residual` what is lost of each value.
@@ -31,8 +35,31 @@ pub fn encode(values: &[f32], out: &mut Vec<u8>) {
 /// # Panics
 /// If `residual` is not as long as `values`.
 pub fn encode_with_residual(values: &[f32], residual: &mut [f32], out: &mut Vec<u8>) {
-    let word = |value| narrow(value).to_le_bytes();
-    words::encode_with_residual(values, residual, out, word, |word| widen(u16::from_le_bytes(word)));
+    assert_eq!(values.len(), residual.len(), "values and their residuals");
+    let words = words::room(values, out);
+    narrow_all(values, words);
+    lost(values, words, residual);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn narrow_all(values: &[f32], words: &mut [[u8; BYTES]]) {
+    for (word, &value) in words.iter_mut().zip(values) {
+        *word = narrow(value).to_le_bytes();
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn widen_all(words: &[[u8; BYTES]], out: &mut [f32]) {
+    for (value, &word) in out.iter_mut().zip(words) {
+        *value = widen(u16::from_le_bytes(word));
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn lost(values: &[f32], words: &[[u8; BYTES]], residual: &mut [f32]) {
+    for ((residual, &value), &word) in residual.iter_mut().zip(values).zip(words) {
+        *residual = value - widen(u16::from_le_bytes(word));
+    }
 }
 
 /// Whether `bytes` are an encoding of so many values.
@@ -55,7 +82,7 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
 
 /// Writes the values from number `start` into `out`, of bytes that have passed [`check`].
 pub(super) fn part(bytes: &[u8], start: usize, out: &mut [f32]) {
-    words::decode(bytes, start, out, |word| widen(u16::from_le_bytes(word)));
+    widen_all(words::from(bytes, start), out);
 }
 
 #[cfg(test)]

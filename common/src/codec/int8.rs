@@ -11,6 +11,10 @@
 //! A block whose magnitudes are all below 127 times the smallest normal f32, about 1.5e-36, has scale 0 and bytes 0.
 //! One with a value that is not finite has [`NOT_FINITE`] for its scale and bytes 0; it is decoded to NaN throughout.
 
+use std::slice::from_mut;
+
+use multiversion::multiversion;
+
 use super::dither::{BLOCK, Dither};
 use super::error::CodecError;
 use super::{NOT_FINITE, is_scale};
@@ -33,7 +37,7 @@ pub fn bytes(values: u64) -> u64 {
 /// # Panics
 /// If `start` is not a multiple of 64.
 pub fn encode(values: &[f32], start: u64, dither: Option<Dither>, out: &mut Vec<u8>) {
-    run(values, start, dither, out, |_, _, _, _| ());
+    run(values, start, dither, None, out);
 }
 
 /// As [`encode`], and writes into `residual` what is lost of each value.
@@ -48,70 +52,73 @@ pub fn encode_with_residual(
     out: &mut Vec<u8>,
 ) {
     assert_eq!(values.len(), residual.len(), "values and their residuals");
-    run(values, start, dither, out, |at, values, scale, codes| {
-        for ((residual, &value), &code) in residual[at..].iter_mut().zip(values).zip(codes) {
-            *residual = value - f32::from(code as i8) * scale;
-        }
-    });
+    run(values, start, dither, Some(residual), out);
 }
 
-/// `after` is given the place of a block, its values, its scale and its bytes.
-fn run(
-    values: &[f32],
-    start: u64,
-    dither: Option<Dither>,
-    out: &mut Vec<u8>,
-    mut after: impl FnMut(usize, &Block, f32, &[u8]),
-) {
+fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut [f32]>, out: &mut Vec<u8>) {
     assert!(start.is_multiple_of(BLOCK as u64), "slices start at multiples of {BLOCK}");
-    out.reserve(bytes(values.len() as u64) as usize);
-    let mut scale_at = out.len();
-    out.resize(scale_at + 4 * values.len().div_ceil(BLOCK), 0);
-    let mut number = start / BLOCK as u64;
-    let mut one = |at: usize, block: &Block, len: usize| {
-        let (scale, inverse) = scale(block);
-        let codes = match (scale.is_finite(), dither) {
-            (false, _) => [0; BLOCK],
-            (true, None) => nearest(block, inverse),
-            (true, Some(dither)) => by_chance(block, inverse, &dither.block(number)),
-        };
-        out[scale_at..scale_at + 4].copy_from_slice(&scale.to_le_bytes());
-        out.extend_from_slice(&codes[..len]);
-        after(at, block, scale, &codes[..len]);
-        (scale_at, number) = (scale_at + 4, number + 1);
-    };
-    let (blocks, rest) = values.as_chunks::<BLOCK>();
-    for (i, block) in blocks.iter().enumerate() {
-        one(i * BLOCK, block, BLOCK);
-    }
+    let before = out.len();
+    out.resize(before + bytes(values.len() as u64) as usize, 0);
+    let (scales, codes) = out[before..].split_at_mut(4 * values.len().div_ceil(BLOCK));
+    let (scales, _) = scales.as_chunks_mut();
+    let (whole, rest) = values.as_chunks();
+    let (whole_codes, rest_codes) = codes.as_chunks_mut();
+    let (whole_residual, rest_residual) = residual.map(|residual| residual.as_chunks_mut()).unzip();
+    let first = start / BLOCK as u64;
+    blocks(
+        whole,
+        dither.map(|dither| (dither, first)),
+        &mut scales[..whole.len()],
+        whole_codes,
+        whole_residual,
+    );
     if !rest.is_empty() {
-        let mut block = [0.0; BLOCK];
+        let (mut block, mut codes, mut residual) = ([0.0; BLOCK], [0; BLOCK], [0.0; BLOCK]);
         block[..rest.len()].copy_from_slice(rest);
-        one(values.len() - rest.len(), &block, rest.len());
+        let of = dither.map(|dither| (dither, first + whole.len() as u64));
+        blocks(&[block], of, &mut scales[whole.len()..], from_mut(&mut codes), Some(from_mut(&mut residual)));
+        rest_codes.copy_from_slice(&codes[..rest.len()]);
+        if let Some(rest_residual) = rest_residual {
+            rest_residual.copy_from_slice(&residual[..rest.len()]);
+        }
+    }
+}
+
+/// Writes the scale and the bytes of each block, and what is lost of its values. `dither` comes with the number of the first.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn blocks(
+    values: &[Block],
+    dither: Option<(Dither, u64)>,
+    scales: &mut [[u8; 4]],
+    codes: &mut [[u8; BLOCK]],
+    mut residual: Option<&mut [Block]>,
+) {
+    assert!(values.len() == scales.len() && values.len() == codes.len(), "a scale and bytes for each block");
+    for (i, ((values, scale_bytes), codes)) in values.iter().zip(scales).zip(codes).enumerate() {
+        let (scale, inverse) = scale(values);
+        *scale_bytes = scale.to_le_bytes();
+        let dither = dither.map(|(dither, first)| dither.block(first + i as u64));
+        let whole = match (scale.is_finite(), dither) {
+            (false, _) => [WHOLE; BLOCK],
+            (true, None) => nearest(values, inverse),
+            (true, Some(dither)) => by_chance(values, inverse, &dither),
+        };
+        *codes = whole.map(|whole| whole.to_bits() as u8);
+        if let Some(residual) = residual.as_mut().map(|residual| &mut residual[i]) {
+            for ((residual, value), whole) in residual.iter_mut().zip(values).zip(whole) {
+                *residual = value - (whole - WHOLE) * scale;
+            }
+        }
     }
 }
 
 /// The scale, and its inverse or a number just below it: no magnitude times that is above 127.
+#[inline(always)]
 fn scale(block: &Block) -> (f32, f32) {
-    const LANES: usize = 8;
-    let (mut largest, mut wrong) = ([0_f32; LANES], [0_u32; LANES]);
-    for row in block.as_chunks::<LANES>().0 {
-        for ((largest, wrong), &value) in largest.iter_mut().zip(&mut wrong).zip(row) {
-            let magnitude = value.abs();
-            *largest = larger(*largest, magnitude);
-            // An infinity is the largest; a NaN is larger than nothing.
-            *wrong |= u32::from(value.is_nan());
-        }
-    }
-    // By halves, as they lie in the processor's vectors: one after the other they would all be waited for.
-    for half in [LANES / 2, LANES / 4, LANES / 8] {
-        for i in 0..half {
-            largest[i] = larger(largest[i], largest[i + half]);
-            wrong[i] |= wrong[i + half];
-        }
-    }
-    let largest = largest[0];
-    if largest == f32::INFINITY || wrong[0] != 0 {
+    // The bits of magnitudes are in the order of the magnitudes; above them are those of infinity, and then those of NaN.
+    let largest = block.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
         return (NOT_FINITE, 0.0);
     }
     let scale = (largest / 127.0).min(SCALE_MAX);
@@ -126,23 +133,21 @@ fn scale(block: &Block) -> (f32, f32) {
     (scale, inverse)
 }
 
-/// As an instruction of the processor has it; `f32::max` takes several to mind NaN.
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
-}
-
-fn nearest(block: &Block, inverse: f32) -> [u8; BLOCK] {
-    block.map(|value| (value * inverse + WHOLE).to_bits() as u8)
+/// Whole numbers, each with [`WHOLE`] added.
+#[inline(always)]
+fn nearest(block: &Block, inverse: f32) -> Block {
+    block.map(|value| value * inverse + WHOLE)
 }
 
 /// A whole number stays what it is, since the numbers added to it are below 1/2 and the sum is exact. So 127 does not
 /// become 128, which is no signed byte.
-fn by_chance(block: &Block, inverse: f32, dither: &Block) -> [u8; BLOCK] {
-    let mut codes = [0; BLOCK];
-    for ((code, &value), &dither) in codes.iter_mut().zip(block).zip(dither) {
-        *code = (value * inverse + dither + WHOLE).to_bits() as u8;
+#[inline(always)]
+fn by_chance(block: &Block, inverse: f32, dither: &Block) -> Block {
+    let mut whole = [0.0; BLOCK];
+    for ((whole, &value), &dither) in whole.iter_mut().zip(block).zip(dither) {
+        *whole = value * inverse + dither + WHOLE;
     }
-    codes
+    whole
 }
 
 /// Whether `bytes` are an encoding of so many values.
@@ -161,14 +166,18 @@ pub fn check(bytes: &[u8], values: usize) -> Result<(), CodecError> {
             return Err(CodecError::Scale { index, bits: scale.to_bits() });
         }
     }
-    for (number, codes) in codes.chunks(BLOCK).enumerate() {
-        // All of them are looked at, for a loop that may end early is not vectorised.
-        if codes.iter().fold(false, |found, &code| found | (code == 0x80)) {
-            let index = codes.iter().position(|&code| code == 0x80).unwrap_or_default();
-            return Err(CodecError::Code { index: number * BLOCK + index });
-        }
+    if has_a_foreign_byte(codes) {
+        let index = codes.iter().position(|&code| code == 0x80).unwrap_or_default();
+        return Err(CodecError::Code { index });
     }
     Ok(())
+}
+
+/// Whether there is a byte among these that is never written. All of them are looked at, for a loop that may end early is not
+/// vectorised.
+#[multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
+fn has_a_foreign_byte(codes: &[u8]) -> bool {
+    codes.iter().fold(0, |found, &code| found | u8::from(code == 0x80)) != 0
 }
 
 /// Writes all values into `out`.
@@ -185,12 +194,27 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
 /// [`check`].
 pub(super) fn part(bytes: &[u8], values: usize, start: usize, out: &mut [f32]) {
     let (scales, codes) = bytes.split_at(4 * values.div_ceil(BLOCK));
-    let scales = &scales.as_chunks().0[start / BLOCK..];
-    for ((out, codes), scale) in out.chunks_mut(BLOCK).zip(codes[start..].chunks(BLOCK)).zip(scales) {
-        let scale = f32::from_le_bytes(*scale);
+    values_of(&scales.as_chunks().0[start / BLOCK..], &codes[start..], out);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn values_of(scales: &[[u8; 4]], codes: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn one(scale: [u8; 4], codes: &[u8], out: &mut [f32]) {
+        let scale = f32::from_le_bytes(scale);
         for (value, &code) in out.iter_mut().zip(codes) {
             *value = f32::from(code as i8) * scale;
         }
+    }
+    let (whole, rest) = out.as_chunks_mut::<BLOCK>();
+    let (whole_codes, rest_codes) = codes.as_chunks::<BLOCK>();
+    let count = whole.len();
+    for ((out, codes), scale) in whole.iter_mut().zip(whole_codes).zip(scales) {
+        one(*scale, codes, out);
+    }
+    if let (false, Some(scale)) = (rest.is_empty(), scales.get(count)) {
+        let rest_codes = whole_codes.get(count).map_or(rest_codes, <[u8; BLOCK]>::as_slice);
+        one(*scale, rest_codes, rest);
     }
 }
 

@@ -8,7 +8,9 @@ pub const BYTES: usize = 4;
 
 /// Appends the values to `out`.
 pub fn encode(values: &[f32], out: &mut Vec<u8>) {
-    words::encode(values, out, |value| value.to_le_bytes());
+    for (word, value) in words::room(values, out).iter_mut().zip(values) {
+        *word = value.to_le_bytes();
+    }
 }
 
 /// Whether `bytes` are an encoding of so many values.
@@ -31,7 +33,9 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
 
 /// Writes the values from number `start` into `out`, of bytes that have passed [`check`].
 pub(super) fn part(bytes: &[u8], start: usize, out: &mut [f32]) {
-    words::decode(bytes, start, out, f32::from_le_bytes);
+    for (value, &word) in out.iter_mut().zip(words::from::<BYTES>(bytes, start)) {
+        *value = f32::from_le_bytes(word);
+    }
 }
 
 #[cfg(test)]

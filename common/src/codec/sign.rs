@@ -9,6 +9,8 @@
 //!
 //! A variable with a value that is not finite has [`NOT_FINITE`] for its scale, and is decoded to NaN throughout.
 
+use multiversion::multiversion;
+
 use super::error::CodecError;
 use super::{NOT_FINITE, is_scale};
 
@@ -98,11 +100,24 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
 /// Writes the values from number `start`, a multiple of 64, into `out`, of bytes that have passed [`check`].
 pub(super) fn part(bytes: &[u8], start: usize, out: &mut [f32]) {
     let Some((scale, signs)) = bytes.split_first_chunk() else { return };
-    let scale = u32::from_le_bytes(*scale);
-    for (out, &signs) in out.chunks_mut(8).zip(&signs[start / 8..]) {
+    values_of(u32::from_le_bytes(*scale), &signs[start / 8..], out);
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+fn values_of(scale: u32, signs: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn one(scale: u32, signs: u8, out: &mut [f32]) {
         for (i, value) in out.iter_mut().enumerate() {
             *value = f32::from_bits(scale ^ (u32::from(signs) << (31 - i) & 0x8000_0000));
         }
+    }
+    let (whole, rest) = out.as_chunks_mut::<8>();
+    let last = signs.get(whole.len());
+    for (out, &signs) in whole.iter_mut().zip(signs) {
+        one(scale, signs, out);
+    }
+    if let (false, Some(&signs)) = (rest.is_empty(), last) {
+        one(scale, signs, rest);
     }
 }
 

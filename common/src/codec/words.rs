@@ -1,43 +1,12 @@
-//! Writes and reads a fixed number of bytes for each value, whatever they mean.
+//! Finds room and place for a fixed number of bytes a value, whatever they mean.
 
 use super::error::CodecError;
 
-/// Values that are encoded together before they are appended: their bytes stay in the nearest cache.
-const TOGETHER: usize = 256;
-
-/// Appends `word(value)` for each value.
-pub(super) fn encode<const N: usize>(values: &[f32], out: &mut Vec<u8>, word: impl Fn(f32) -> [u8; N]) {
-    out.reserve(values.len() * N);
-    let mut words = [[0; N]; TOGETHER];
-    for values in values.chunks(TOGETHER) {
-        let words = &mut words[..values.len()];
-        for (to, &value) in words.iter_mut().zip(values) {
-            *to = word(value);
-        }
-        out.extend_from_slice(words.as_flattened());
-    }
-}
-
-/// As [`encode`], and writes into `residual` what is lost of each value: the value minus what `value_of` makes of its
-/// word.
-pub(super) fn encode_with_residual<const N: usize>(
-    values: &[f32],
-    residual: &mut [f32],
-    out: &mut Vec<u8>,
-    word: impl Fn(f32) -> [u8; N],
-    value_of: impl Fn([u8; N]) -> f32,
-) {
-    assert_eq!(values.len(), residual.len(), "values and their residuals");
-    out.reserve(values.len() * N);
-    let mut words = [[0; N]; TOGETHER];
-    for (values, residual) in values.chunks(TOGETHER).zip(residual.chunks_mut(TOGETHER)) {
-        let words = &mut words[..values.len()];
-        for ((to, &value), residual) in words.iter_mut().zip(values).zip(residual) {
-            *to = word(value);
-            *residual = value - value_of(*to);
-        }
-        out.extend_from_slice(words.as_flattened());
-    }
+/// Appends room for a word for each value.
+pub(super) fn room<'a, const N: usize>(values: &[f32], out: &'a mut Vec<u8>) -> &'a mut [[u8; N]] {
+    let before = out.len();
+    out.resize(before + values.len() * N, 0);
+    out[before..].as_chunks_mut().0
 }
 
 pub(super) fn check<const N: usize>(
@@ -49,15 +18,7 @@ pub(super) fn check<const N: usize>(
     if found as u64 == expected { Ok(()) } else { Err(CodecError::Length { codec, values, expected, found }) }
 }
 
-/// Writes `value_of(word)` into `out` for the words from number `start`.
-pub(super) fn decode<const N: usize>(
-    bytes: &[u8],
-    start: usize,
-    out: &mut [f32],
-    value_of: impl Fn([u8; N]) -> f32,
-) {
-    let (words, _) = bytes[start * N..].as_chunks::<N>();
-    for (value, &word) in out.iter_mut().zip(words) {
-        *value = value_of(word);
-    }
+/// The words for so many values from number `start`.
+pub(super) fn from<const N: usize>(bytes: &[u8], start: usize) -> &[[u8; N]] {
+    bytes[start * N..].as_chunks().0
 }
