@@ -15,6 +15,7 @@ mod oracle;
 mod passes;
 mod pool;
 mod threads;
+mod tiles;
 
 use std::fmt;
 use std::ops::Range;
