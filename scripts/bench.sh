@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Reproduces the numbers in docs/performance.md: scripts/bench.sh [PART ...]; all but peers without arguments. Parts: wire bound round
-# stall checkpoints replicas sessions apply roofline codecs gradients links accuracy overlap peers. The part peers sets Windlass beside
+# Reproduces the numbers in docs/performance.md: scripts/bench.sh [PART ...]; all but peers without arguments. Parts: wire bound scaling
+# round stall checkpoints replicas sessions apply roofline codecs gradients links accuracy overlap peers. The part peers sets Windlass beside
 # TensorFlow, which it installs into target/peers/venv; because of that download it is not part of all. Its flags:
 # benches/peers/run.sh --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all=(wire bound round stall checkpoints replicas sessions apply roofline codecs gradients links accuracy overlap)
+all=(wire bound scaling round stall checkpoints replicas sessions apply roofline codecs gradients links accuracy overlap)
 for part in "$@"; do
     case "$part" in
         -h | --help) sed -n '2,5s/^# //p' scripts/bench.sh; exit 0 ;;

@@ -242,10 +242,9 @@ fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
                     payload.push(bytes_of(values));
                 }
             } else {
-                let encode = |values: &[f32]| {
-                    let mut bytes = Vec::with_capacity(codec.bytes_max(values.len() as u64) as usize);
-                    codec.encode_alone(values, &mut bytes);
-                    bytes
+                let encode = |values: &[f32], bytes: &mut Vec<u8>| {
+                    bytes.reserve(codec.bytes_max(values.len() as u64) as usize);
+                    codec.encode_alone(values, bytes);
                 };
                 for (part, bytes) in snapshot.encoded_since(have, &slices, encode) {
                     parts.push(part);

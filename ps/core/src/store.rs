@@ -6,12 +6,13 @@
 
 mod combined;
 mod hands;
+mod written;
 
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
@@ -25,6 +26,7 @@ pub use combined::{Combined, Compensated};
 pub use hands::Hands;
 
 use crate::Time;
+use written::{Earlier, Written};
 
 /// Spare buffers kept per slice, beside one for each of the optimizer's vectors; beyond that, memory is given back.
 const SPARES_MAX: usize = 8;
@@ -171,7 +173,7 @@ struct SnapshotSlice {
     changed: Version,
     values: SliceValues,
     /// The same as workers are sent them.
-    encoded: Arc<OnceLock<Encoded>>,
+    encoded: Arc<Written>,
 }
 
 impl Snapshot {
@@ -189,15 +191,15 @@ impl Snapshot {
         self.slices_since(have, requested).map(|s| (s.part, s.values.clone()))
     }
 
-    /// The same, as `encode` writes the values of each, which it does once for all who ask.
+    /// The same, as `encode` appends the values of each to an empty buffer, which it does once for all who ask.
     pub fn encoded_since<'a>(
         &'a self,
         have: Option<Version>,
         requested: &'a [u32],
-        encode: impl Fn(&[f32]) -> Vec<u8> + 'a,
+        encode: impl Fn(&[f32], &mut Vec<u8>) + 'a,
     ) -> impl Iterator<Item = (Part, Encoded)> + 'a {
         self.slices_since(have, requested).map(move |s| {
-            let encoded = s.encoded.get_or_init(|| Arc::new(encode(&s.values)));
+            let encoded = s.encoded.get(|bytes| encode(&s.values, bytes));
             (s.part, Arc::clone(encoded))
         })
     }
@@ -235,7 +237,9 @@ struct Stored {
     changed: Version,
     current: SliceValues,
     /// Those as workers are sent them, once somebody has asked.
-    encoded: Arc<OnceLock<Encoded>>,
+    encoded: Arc<Written>,
+    /// Memory for those of the next versions.
+    earlier: Earlier,
     state: State,
     /// Buffers as long as the slice, for values and for vectors of the state, whichever needs one.
     spares: Vec<SliceValues>,
@@ -288,6 +292,7 @@ impl Store {
                     changed: Version(0),
                     current: Arc::new(initial_values(layout, slice, seed)),
                     encoded: Arc::default(),
+                    earlier: Earlier::default(),
                     state: State::new(&optimizer, slice.len as usize),
                     spares: Vec::new(),
                 };
@@ -323,6 +328,7 @@ impl Store {
                 changed: version,
                 current: slice.values,
                 encoded: Arc::default(),
+                earlier: Earlier::default(),
                 state: slice.state,
                 spares: Vec::new(),
             };
@@ -477,10 +483,7 @@ impl Store {
             slice.spares.push(before);
             slice.spares.truncate(spares_max);
             slice.changed = self.version;
-            match Arc::get_mut(&mut slice.encoded) {
-                Some(nobodys) => drop(nobodys.take()),
-                None => slice.encoded = Arc::default(),
-            }
+            slice.earlier.renew(&mut slice.encoded);
         }
     }
 }

@@ -47,7 +47,6 @@ pub struct Cnn {
     /// Gradient of the first stage's result for the image at hand, and the kernel that makes it.
     maps_delta: Vec<f32>,
     turned_kernel: Vec<f32>,
-    taps: Vec<f32>,
 }
 
 /// A convolution with its pooling.
@@ -103,7 +102,6 @@ impl Cnn {
             hidden: Vec::new(),
             hidden_delta: Vec::new(),
             logits: Vec::new(),
-            taps: Vec::new(),
         }
     }
 
@@ -122,13 +120,13 @@ impl Cnn {
         for i in 0..examples {
             lay_image(batch, i, &first.convolution, self.sizes.side, &mut self.image);
             let map = &mut self.maps[i * map..(i + 1) * map];
-            first.forward(parameters, i, &self.image, &mut self.taps, &mut map[origin..]);
+            first.forward(parameters, i, &self.image, &mut map[origin..]);
             if i == 0 {
                 parameters = passes.values(second.bias().end, progress.share())?;
             }
             let flat = second.pool.values();
             let flat = &mut self.flat[i * flat..(i + 1) * flat];
-            second.forward(parameters, i, map, &mut self.taps, flat);
+            second.forward(parameters, i, map, flat);
         }
         progress.add(first.convolution.multiplications(), examples);
         progress.add(second.convolution.multiplications(), examples);
@@ -188,11 +186,11 @@ impl Cnn {
         let turned = second.convolution.turned_around();
         let map = second.convolution.padded() * filters1;
         for (i, flat_delta) in self.flat_delta.chunks_exact(second.pool.values()).enumerate() {
-            second.backward(i, flat_delta, &self.maps[i * map..(i + 1) * map], &mut self.taps, gradient);
-            turned.apply(&second.delta, &self.turned_kernel, &mut self.taps, &mut self.maps_delta);
+            second.backward(i, flat_delta, &self.maps[i * map..(i + 1) * map], gradient);
+            turned.apply(&second.delta, &self.turned_kernel, &mut self.maps_delta);
             // Nobody needs the gradient of the image.
             lay_image(batch, i, &first.convolution, self.sizes.side, &mut self.image);
-            first.backward(i, &self.maps_delta, &self.image, &mut self.taps, gradient);
+            first.backward(i, &self.maps_delta, &self.image, gradient);
         }
         progress.add(2 * first.convolution.multiplications(), examples);
         progress.add(2 * second.convolution.multiplications(), examples);
@@ -244,15 +242,8 @@ impl Stage {
     }
 
     /// Result of the stage for example `i`.
-    fn forward(
-        &mut self,
-        parameters: &[f32],
-        i: usize,
-        padded: &[f32],
-        taps: &mut Vec<f32>,
-        pooled: &mut [f32],
-    ) {
-        self.convolution.apply(padded, &parameters[self.kernel()], taps, &mut self.output);
+    fn forward(&mut self, parameters: &[f32], i: usize, padded: &[f32], pooled: &mut [f32]) {
+        self.convolution.apply(padded, &parameters[self.kernel()], &mut self.output);
         let bias = &parameters[self.bias()];
         let winners = self.pool.values();
         let winners = &mut self.winners[i * winners..(i + 1) * winners];
@@ -260,21 +251,14 @@ impl Stage {
     }
 
     /// Adds the gradients of kernel and bias for example `i`, and leaves that of the convolution's output in `delta`.
-    fn backward(
-        &mut self,
-        i: usize,
-        pooled_delta: &[f32],
-        padded: &[f32],
-        taps: &mut Vec<f32>,
-        gradient: &mut [f32],
-    ) {
+    fn backward(&mut self, i: usize, pooled_delta: &[f32], padded: &[f32], gradient: &mut [f32]) {
         let bias = self.bias();
         let origin = self.convolution.origin() * self.pool.channels;
         let winners = self.pool.values();
         let winners = &self.winners[i * winners..(i + 1) * winners];
         self.pool.backward(pooled_delta, winners, &mut self.delta[origin..], &mut gradient[bias]);
         let kernel = self.kernel();
-        self.convolution.add_kernel_gradient(padded, &self.delta, taps, &mut gradient[kernel]);
+        self.convolution.add_kernel_gradient(padded, &self.delta, &mut gradient[kernel]);
     }
 }
 

@@ -1,23 +1,15 @@
-//! Computes 5x5 convolutions and their gradients as matrix products over shifted views of a padded image.
+//! Computes 5x5 convolutions and their gradients over padded images, without copying what the kernel sees.
 //!
 //! The usual way (im2col) writes each pixel 25 times before one large product. Here images lie channels-last with a
 //! margin of zeros, and a row is only as long as the image and *one* margin: the right margin of a row is the left
-//! margin of the next. In this layout ("padded", `Convolution::padded` pixels) the pixel that tap (ky, kx) sees lies
-//! at the same distance behind every position, so one kernel row at all positions is a plain matrix in strides:
+//! margin of the next. In this layout ("padded", `Convolution::padded` pixels) what a row of the kernel sees at a position
+//! are 5 x channels values in a row, and those for the next position begin one pixel further on. So outputs and the
+//! gradient of the kernel are products of matrices with overlapping rows (`tiles.rs`). The gradient of the input is the
+//! same thing as the outputs, with the kernel turned around.
 //!
-//! - For the gradient of the kernel the padded image itself is that matrix, with overlapping rows: nothing is copied.
-//! - For the outputs it must be packed along the positions, which the matrix product does fast only where these are
-//!   contiguous. So the channels are copied out as planes, 5 times, one for each kx (not 25 times); ky is a shift.
-//!   The copy pays: without it the gradient of 64 examples takes 70 ms where it takes 60 with it.
-//! - The gradient of the input is the same thing as the outputs, with the kernel turned around.
-//!
-//! The price is two unused positions per row, 1/8 of the work for 14x14 images. It is small change: 14 x 16 positions
-//! are whole vectors of 16, where 14 x 14 would leave a remainder, and there is neither im2col nor col2im.
+//! Results have rows of `pitch` pixels too, of which the last two are neither written nor read.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ShapeBuilder};
-
-use super::dense::{matrix, matrix_mut};
+use super::tiles::{Block, Terms, Walk, multiply, multiply_add};
 
 /// Height and width of every kernel.
 pub(super) const KERNEL: usize = 5;
@@ -86,80 +78,33 @@ impl Convolution {
     }
 
     /// Outputs at all positions, [positions, outputs], of a padded image [padded, inputs].
-    ///
-    /// `taps` is scratch; what it holds before does not matter.
-    pub(super) fn apply(&self, padded: &[f32], kernel: &[f32], taps: &mut Vec<f32>, output: &mut [f32]) {
-        let (rows, length) = self.lay_taps(padded, taps);
-        let output = &mut matrix_mut(output, self.positions(), self.outputs);
-        let mut beta = 0.0;
-        for (i, kernel_part) in kernel.chunks_exact(rows * self.outputs).enumerate() {
-            let taps = ArrayView2::from_shape(
-                (self.positions(), rows).strides((1, length)),
-                &taps[i * self.pitch()..],
-            )
-            .expect("taps reach behind the last position");
-            general_mat_mul(1.0, &taps, &matrix(kernel_part, rows, self.outputs), beta, output);
-            beta = 1.0;
+    pub(super) fn apply(&self, padded: &[f32], kernel: &[f32], output: &mut [f32]) {
+        let (row, pitch) = (KERNEL * self.inputs, self.pitch());
+        let terms = Terms {
+            outer: Walk { count: KERNEL, a: pitch * self.inputs, b: row * self.outputs },
+            inner: Walk { count: row, a: 1, b: self.outputs },
+        };
+        let block = Block { rows: self.side, row: self.outputs, columns: self.outputs };
+        for y in 0..self.side {
+            let padded = &padded[y * pitch * self.inputs..];
+            multiply(terms, self.inputs, padded, kernel, block, &mut output[y * pitch * self.outputs..]);
         }
     }
 
     /// Adds the gradient of the kernel for one image to `gradient`.
     ///
     /// `delta` is the gradient of the outputs, padded like an image of them: [padded, outputs].
-    pub(super) fn add_kernel_gradient(
-        &self,
-        padded: &[f32],
-        delta: &[f32],
-        taps: &mut Vec<f32>,
-        gradient: &mut [f32],
-    ) {
-        let positions = self.positions();
-        let start = self.origin() * self.outputs;
-        let delta = matrix(&delta[start..start + positions * self.outputs], positions, self.outputs);
-        if self.kernel_rows_per_product() == KERNEL {
-            let (rows, length) = self.lay_taps(padded, taps);
-            let taps = matrix(&taps[..rows * length], rows, length);
-            general_mat_mul(1.0, &taps, &delta, 1.0, &mut matrix_mut(gradient, rows, self.outputs));
-            return;
+    pub(super) fn add_kernel_gradient(&self, padded: &[f32], delta: &[f32], gradient: &mut [f32]) {
+        let (row, pitch) = (KERNEL * self.inputs, self.pitch());
+        let delta = &delta[self.origin() * self.outputs..];
+        let terms = Terms {
+            outer: Walk { count: self.side, a: pitch * self.inputs, b: pitch * self.outputs },
+            inner: Walk { count: self.side, a: self.inputs, b: self.outputs },
+        };
+        let block = Block { rows: row, row: self.outputs, columns: self.outputs };
+        for (ky, gradient) in gradient.chunks_exact_mut(row * self.outputs).enumerate() {
+            multiply_add(terms, &padded[ky * pitch * self.inputs..], delta, block, gradient);
         }
-        let rows = KERNEL * self.inputs;
-        for (ky, gradient) in gradient.chunks_exact_mut(rows * self.outputs).enumerate() {
-            let shifted = &padded[ky * self.pitch() * self.inputs..];
-            let taps = ArrayView2::from_shape((rows, positions).strides((1, self.inputs)), shifted)
-                .expect("the margins reach behind the last position");
-            general_mat_mul(1.0, &taps, &delta, 1.0, &mut matrix_mut(gradient, rows, self.outputs));
-        }
-    }
-
-    /// One product takes one row of the kernel, or all of it where a row would not fill a vector of 16.
-    fn kernel_rows_per_product(&self) -> usize {
-        if KERNEL * self.inputs < 16 { KERNEL } else { 1 }
-    }
-
-    /// Copies the channels out as planes, one for each tap that a product takes: row (ky, kx, channel) holds what the
-    /// tap sees at every position. Returns the number of rows and their length.
-    fn lay_taps(&self, padded: &[f32], taps: &mut Vec<f32>) -> (usize, usize) {
-        let kernel_rows = self.kernel_rows_per_product();
-        let rows = kernel_rows * KERNEL * self.inputs;
-        let length = (self.side + KERNEL - kernel_rows) * self.pitch();
-        taps.resize(rows * length, 0.0);
-        for ky in 0..kernel_rows {
-            let start = ky * self.pitch();
-            let block = KERNEL * self.inputs * length;
-            let taps = &mut taps[ky * block..(ky + 1) * block];
-            let (first, shifted) = taps.split_at_mut(self.inputs * length);
-            transpose(&padded[start * self.inputs..], self.inputs, length, first);
-            for (kx, plane) in shifted.chunks_exact_mut(self.inputs * length).enumerate() {
-                let kx = kx + 1;
-                for (channel, row) in plane.chunks_exact_mut(length).enumerate() {
-                    row[..length - kx].copy_from_slice(&first[channel * length + kx..(channel + 1) * length]);
-                    for (i, value) in row[length - kx..].iter_mut().enumerate() {
-                        *value = padded[(start + length + i) * self.inputs + channel];
-                    }
-                }
-            }
-        }
-        (rows, length)
     }
 }
 
@@ -235,8 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn products_over_shifted_views_are_a_direct_convolution_and_its_gradients() {
-        // One row of the kernel per product from 4 inputs on, all of it below; sides around the vector's width.
+    fn products_over_windows_are_a_direct_convolution_and_its_gradients() {
+        // Those of the paper's network, and sizes that fill no tile.
         for (side, inputs, outputs) in
             [(28, 1, 32), (14, 32, 64), (4, 1, 3), (6, 2, 5), (7, 3, 1), (5, 4, 2), (2, 17, 20)]
         {
@@ -253,24 +198,21 @@ mod tests {
                 expected_image_gradient[i] += f64::from(kernel[k]) * f64::from(delta[o]);
             });
 
-            // Scratch buffers hold remains of something else.
-            let mut taps = vec![f32::NAN; 12_345];
             let padded = pad(&convolution, &image, inputs);
             let mut output = vec![f32::NAN; convolution.positions() * outputs];
-            convolution.apply(&padded, &kernel, &mut taps, &mut output);
+            convolution.apply(&padded, &kernel, &mut output);
             close(&cut(&convolution, &output, outputs), &expected_output, "output");
 
             let padded_delta = pad(&convolution, &delta, outputs);
             let mut gradient = vec![1.0; kernel.len()];
-            taps.fill(f32::NAN);
-            convolution.add_kernel_gradient(&padded, &padded_delta, &mut taps, &mut gradient);
+            convolution.add_kernel_gradient(&padded, &padded_delta, &mut gradient);
             close(&gradient, &expected_kernel_gradient, "gradient of the kernel");
 
             let turned = convolution.turned_around();
             let mut turned_kernel = vec![f32::NAN; kernel.len()];
             turn_around(&kernel, (inputs, outputs), &mut turned_kernel);
             let mut image_gradient = vec![f32::NAN; turned.positions() * inputs];
-            turned.apply(&padded_delta, &turned_kernel, &mut taps, &mut image_gradient);
+            turned.apply(&padded_delta, &turned_kernel, &mut image_gradient);
             close(&cut(&turned, &image_gradient, inputs), &expected_image_gradient, "gradient of the image");
         }
     }

@@ -1,8 +1,8 @@
 //! Computes the loss and the gradient of the built-in models over flat buffers of parameters.
 //!
 //! A model holds its scratch buffers and reuses them, so that nothing is allocated per step once it is warm (but
-//! for the packing buffer inside each matrix product). It holds no parameters: these come with every call, because
-//! they belong to the parameter servers.
+//! for the packing buffer inside each product of dense layers, which the library does not let a caller keep). It holds no
+//! parameters: these come with every call, because they belong to the parameter servers.
 
 mod cnn;
 mod convolution;
@@ -15,6 +15,7 @@ mod oracle;
 mod passes;
 mod pool;
 mod threads;
+mod tiles;
 
 use std::fmt;
 use std::ops::Range;
