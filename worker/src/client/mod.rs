@@ -5,6 +5,7 @@
 mod blocking;
 mod companion;
 mod error;
+mod form;
 mod gradient;
 pub(crate) mod link;
 mod making;
