@@ -90,7 +90,7 @@ fn sync_is_one_process_that_accumulates_in_order_of_rank() {
 fn every_codec_gives_the_same_bits_on_any_number_of_shards() {
     let problem = Network::uneven(1, 10, 3);
     for push in Codec::all() {
-        for pull in Codec::all().into_iter().filter(|codec| codec.is_for_values_alone()) {
+        for pull in Codec::for_pulls() {
             let codecs = Codecs { push, pull };
             let base = Config { codecs, schedule: cosine(), ..Config::new(0, SYNC, 4, 58 * 8 + 5) };
             let mut first = None;

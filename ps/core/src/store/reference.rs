@@ -185,3 +185,6 @@ impl Snapshot {
         Self { sent: None, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests;
