@@ -237,13 +237,18 @@ fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
         Reply::Values { step, snapshot, have, slices, clients } => {
             let (mut parts, mut payload) = (Vec::new(), Vec::new());
             if Patch::of(codec).is_some() {
+                let mut shared: Vec<Bytes> = Vec::new();
                 for (part, sent) in snapshot.sent_since(have, &slices) {
                     parts.push(part);
                     match sent {
                         Sent::Whole(values) => payload.push(bytes_of(values)),
-                        Sent::Patches(patches, place) => payload.extend(patches.iter().map(|patch| {
-                            Bytes::from_owner(Shared(Arc::clone(patch))).slice(place.clone())
-                        })),
+                        Sent::Patches(patches, place) => {
+                            if shared.is_empty() {
+                                let bytes = |patch: &Encoded| Bytes::from_owner(Shared(Arc::clone(patch)));
+                                shared.extend(patches.iter().map(bytes));
+                            }
+                            payload.extend(shared.iter().map(|patch| patch.slice(place.clone())));
+                        }
                     }
                 }
             } else if codec == Codec::F32 {

@@ -100,8 +100,7 @@ fn following_with_a_reference_allocates_nothing_once_its_patches_are_there() {
     let optimizer = Optimizer::all()[0];
     let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1, Every::Never);
     store.refer(Patch::of("topk:2%".parse().unwrap()).unwrap(), None);
-    let mut apply =
-        || store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 1 }]), 0.01);
+    let mut apply = || store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 1 }]), 0.01);
     assert!(requests(|| (0..PATCHES_MAX + 2).for_each(|_| apply())) >= PATCHES_MAX / 2);
     assert_eq!(requests(|| (0..10).for_each(|_| apply())), 0);
 }

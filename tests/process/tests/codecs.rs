@@ -59,7 +59,7 @@ fn the_same_bits_on_one_two_and_five_shards() {
                 "--mode {mode} --workers 2 {cluster} --push-codec {push} --pull-codec {pull} {}",
                 amount(mode)
             );
-            model(&run(folder.path(), format!("{mode}-{push}-{}", cluster.replace(' ', "")), &flags))
+            model(&run(folder.path(), format!("{mode}-{push}-{pull}-{}", cluster.replace(' ', "")), &flags))
         });
         assert!(found.iter().all(|bytes| *bytes == found[0]), "{mode}, {push} up, {pull} down");
     }

@@ -234,8 +234,7 @@ fn codecs(seed: u64) -> Codecs {
     let mut all: Vec<Codec> = Codec::all().into_iter().filter(|codec| *codec != Codec::F16).collect();
     all.push("topk:20%".parse().expect("it is a codec"));
     let push = draw.one(&all);
-    let mut pulls: Vec<Codec> =
-        Codec::for_pulls().into_iter().filter(|codec| *codec != Codec::F16).collect();
+    let mut pulls: Vec<Codec> = Codec::for_pulls().into_iter().filter(|codec| *codec != Codec::F16).collect();
     pulls.push("topk:20%".parse().expect("it is a codec"));
     Codecs { push, pull: draw.one(&pulls) }
 }

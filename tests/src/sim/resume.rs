@@ -47,7 +47,9 @@ impl Whole {
                 let range = start..start + slice.len as usize;
                 assert_eq!(state.state.updates, updates, "every slice is of one step");
                 whole[0][range.clone()].copy_from_slice(&state.values);
-                for (to, vector) in whole[1..].iter_mut().zip(state.state.vectors.iter().chain(&state.reference)) {
+                for (to, vector) in
+                    whole[1..].iter_mut().zip(state.state.vectors.iter().chain(&state.reference))
+                {
                     to[range.clone()].copy_from_slice(vector);
                 }
             }

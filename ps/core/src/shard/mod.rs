@@ -182,7 +182,12 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     }
 
     /// Takes the place of the values with which a shard begins.
-    fn begin_with(&mut self, plan: &Plan, version: Version, slices: Vec<SliceState>) -> Result<(), PlanError> {
+    fn begin_with(
+        &mut self,
+        plan: &Plan,
+        version: Version,
+        slices: Vec<SliceState>,
+    ) -> Result<(), PlanError> {
         let references = slices.iter().map(|slice| slice.reference.clone()).collect();
         let (placement, id) = (plan.placement()?, self.shape.shard);
         self.store = Store::restored(&placement, id, plan.optimizer, version, slices);
