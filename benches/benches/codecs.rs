@@ -1,9 +1,9 @@
-//! Encoding and decoding a variable, per codec, in bytes of f32 per second.
+//! Encoding and decoding a variable, per codec, and patches to it, in bytes of f32 per second.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use windlass_common::codec::{Codec, Scratch};
+use windlass_common::codec::{Codec, Patch, Scratch};
 use windlass_common::rng::{Purpose, normal};
 
 /// As many values as 2NN has, which stay in the last cache, and as many as do not.
@@ -53,5 +53,32 @@ fn codecs(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, codecs);
+/// Patches to the values of a version, to a reference that begins as they were before: written as a shard does after each
+/// update, and applied as a worker does.
+fn patches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("patches");
+    group.sample_size(20);
+    for (size, len) in SIZES {
+        let (mut values, mut reference) = (vec![0.0; len], vec![0.0; len]);
+        normal(1, Purpose::InitialValues("bench"), 0, 1e-3, &mut values);
+        let mut bytes = Vec::new();
+        group.throughput(Throughput::Bytes(4 * len as u64));
+        for share in ["topk:2%", "topk:5%", "topk:20%"] {
+            let patch = Patch::of(share.parse().expect("topk is a codec")).expect("there are patches");
+            let name = |what: &str| BenchmarkId::new(format!("{share}, {what}"), size);
+            group.bench_function(name("write"), |b| {
+                b.iter(|| {
+                    bytes.clear();
+                    patch.write(black_box(&values), &mut reference, &mut bytes);
+                });
+            });
+            group.bench_function(name("apply"), |b| {
+                b.iter(|| patch.apply(black_box(&bytes), &mut reference).expect("just written"));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, codecs, patches);
 criterion_main!(benches);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use windlass_common::codec::Scratch;
-use windlass_common::ids::{ServerId, ShardId, WorkerId};
+use windlass_common::codec::{Patch, Scratch};
+use windlass_common::ids::{ServerId, ShardId, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::plan::{Every, Mode, Plan};
 use windlass_common::reduce::Contribution;
@@ -114,13 +114,20 @@ fn codecs_and_update(
         .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
         .collect();
     let parts: Vec<Vec<f32>> = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
-    let mut wires = [Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false)];
+    let (mut up, mut down) = (Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false));
+    let mut patches = Patch::of(plan.codecs.pull).map(|patch| Patches::new(patch, plan, layout, values));
+    if let Some(Patches { patch, .. }) = &patches {
+        stores.iter_mut().for_each(|store| store.refer(*patch, None));
+    }
     let mut once = || -> anyhow::Result<[usize; 2]> {
-        let up = wires[0].there(layout, gradient)?;
+        let up = up.there(layout, gradient)?;
         for (store, part) in stores.iter_mut().zip(&parts) {
             store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), 1e-9);
         }
-        Ok([up, wires[1].there(layout, values)?])
+        Ok(match &mut patches {
+            Some(patches) => [up, patches.apply()?],
+            None => [up, down.there(layout, values)?],
+        })
     };
     let begun = Instant::now();
     let [up, down] = once()?;
@@ -166,7 +173,7 @@ impl Travel {
         self.out.resize(values.len(), 0.0);
         let mut sum = 0;
         for (number, _) in (0_u32..).zip(layout.variables()) {
-            let range = layout.range(windlass_common::ids::VariableId(number));
+            let range = layout.range(VariableId(number));
             let variable = &values[range.clone()];
             self.bytes.clear();
             let purpose = Purpose::PushRounding { source: 0, variable: number, step: 0 };
@@ -182,6 +189,48 @@ impl Travel {
             sum += self.bytes.len();
         }
         Ok(sum)
+    }
+}
+
+/// Values on their way in patches, which are written as the values are updated.
+struct Patches {
+    patch: Patch,
+    /// Of each variable.
+    bytes: Vec<Vec<u8>>,
+    slices: Vec<Vec<f32>>,
+    /// How many a worker is sent at once.
+    versions: usize,
+}
+
+impl Patches {
+    fn new(patch: Patch, plan: &Plan, layout: &Layout, values: &[f32]) -> Self {
+        let ranges = (0_u32..).zip(layout.variables()).map(|(number, _)| layout.range(VariableId(number)));
+        let variables: Vec<&[f32]> = ranges.map(|range| &values[range]).collect();
+        let write = |variable: &&[f32]| {
+            let mut bytes = Vec::new();
+            patch.write(variable, &mut vec![0.0; variable.len()], &mut bytes);
+            bytes
+        };
+        let bytes = variables.iter().map(write).collect();
+        let workers = plan.cluster.workers;
+        // While a worker computes, each of the others makes a version, or so many of them make one.
+        let versions = match plan.mode {
+            Mode::Sync { .. } => 1,
+            Mode::Softsync { buffer, .. } => workers.div_ceil(buffer.max(1)),
+            _ => workers,
+        };
+        let slices = variables.iter().map(|variable| variable.to_vec()).collect();
+        Self { patch, bytes, slices, versions: versions as usize }
+    }
+
+    /// Applies what a worker is sent; returns its bytes.
+    fn apply(&mut self) -> anyhow::Result<usize> {
+        for (bytes, slice) in self.bytes.iter().zip(&mut self.slices) {
+            for _ in 0..self.versions {
+                self.patch.apply(bytes, slice)?;
+            }
+        }
+        Ok(self.bytes.iter().map(Vec::len).sum::<usize>() * self.versions)
     }
 }
 

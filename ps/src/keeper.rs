@@ -19,6 +19,10 @@ use windlass_ps_core::shard::{Image, ShardState};
 /// Checkpoints that may wait for the thread, per shard of the process. One that finds no place is not kept, and said not to be.
 const WAITING_MAX: usize = 2;
 
+/// The name under which a file has what workers were sent of the values, where those go down in patches, beside what the optimizer
+/// remembers of them.
+pub(crate) const REFERENCE: &str = "pull-reference";
+
 /// What the coordinator is told of a part that is in the store.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Part {
@@ -114,12 +118,13 @@ impl Work {
     fn part(&self, checkpoint: u64, shard: ShardId, image: &Image) -> Result<String, StoreError> {
         let mut slices = Vec::with_capacity(image.slices.len());
         for (slice, kept) in self.placement.of_shard(shard).iter().zip(&image.slices) {
-            let states = self.names.iter().copied().zip(kept.state.vectors.iter().map(|v| v.as_slice()));
+            let states = self.names.iter().copied().zip(&kept.state.vectors);
+            let states = states.chain(kept.reference.iter().map(|reference| (REFERENCE, reference)));
             slices.push(SlicePart {
                 variable: &self.layout.variables()[slice.variable.index()].name,
                 start: slice.start,
                 values: &kept.values,
-                states: states.collect(),
+                states: states.map(|(name, vector)| (name, vector.as_slice())).collect(),
                 updates: kept.state.updates,
             });
         }

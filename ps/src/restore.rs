@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use windlass_checkpoint::{Checkpoint, Kind, Request, Store, list, newest};
+use windlass_common::codec::Patch;
 use windlass_common::ids::{ShardId, Version};
 use windlass_common::optimizer::State;
 use windlass_common::plan::Plan;
@@ -11,7 +12,7 @@ use windlass_ps_core::coordinator::{Restore, RunState};
 use windlass_ps_core::shard::{Image, ShardState};
 use windlass_ps_core::store::SliceState;
 
-use crate::keeper::Remembered;
+use crate::keeper::{REFERENCE, Remembered};
 
 /// What a run goes on from, and what was counted until then.
 pub(crate) struct Found {
@@ -97,7 +98,9 @@ pub(crate) fn image(
     let checkpoint = Checkpoint::open(store, number).with_context(of)?;
     let Remembered { mut shards, .. } = remembered(&checkpoint, plan)?;
     let (layout, placement) = (plan.layout()?, plan.placement()?);
-    let names = plan.optimizer.state_names();
+    let mut names = plan.optimizer.state_names().to_vec();
+    let has_reference = Patch::of(plan.codecs.pull).is_some();
+    names.extend(has_reference.then_some(REFERENCE));
     let slices = placement.of_shard(shard);
     let mut values: Vec<Vec<f32>> = slices.iter().map(|s| vec![0.0; s.len as usize]).collect();
     let mut states: Vec<Vec<Vec<f32>>> =
@@ -114,8 +117,9 @@ pub(crate) fn image(
     checkpoint.read_all(&mut requests).with_context(of)?;
     let updates: Vec<u64> = requests.iter().step_by(1 + names.len()).map(|r| r.updates).collect();
     drop(requests);
-    let slice = |((values, vectors), updates): ((_, Vec<_>), _)| SliceState {
+    let slice = |((values, mut vectors), updates): ((_, Vec<_>), _)| SliceState {
         values: Arc::new(values),
+        reference: if has_reference { vectors.pop().map(Arc::new) } else { None },
         state: State { vectors: vectors.into_iter().map(Arc::new).collect(), updates },
     };
     let slices = values.into_iter().zip(states).zip(updates).map(slice).collect();

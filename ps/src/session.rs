@@ -6,11 +6,11 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
-use windlass_common::codec::CodecError;
+use windlass_common::codec::{CodecError, Patch};
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Event, Reply, Request};
-use windlass_ps_core::store::Encoded;
+use windlass_ps_core::store::{Encoded, Sent};
 use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
@@ -236,7 +236,22 @@ fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
         Reply::NoSnapshot { next } => Body::NoSnapshot { next },
         Reply::Values { step, snapshot, have, slices, clients } => {
             let (mut parts, mut payload) = (Vec::new(), Vec::new());
-            if codec == Codec::F32 {
+            if Patch::of(codec).is_some() {
+                let mut shared: Vec<Bytes> = Vec::new();
+                for (part, sent) in snapshot.sent_since(have, &slices) {
+                    parts.push(part);
+                    match sent {
+                        Sent::Whole(values) => payload.push(bytes_of(values)),
+                        Sent::Patches(patches, place) => {
+                            if shared.is_empty() {
+                                let bytes = |patch: &Encoded| Bytes::from_owner(Shared(Arc::clone(patch)));
+                                shared.extend(patches.iter().map(bytes));
+                            }
+                            payload.extend(shared.iter().map(|patch| patch.slice(place.clone())));
+                        }
+                    }
+                }
+            } else if codec == Codec::F32 {
                 for (part, values) in snapshot.changed_since(have, &slices) {
                     parts.push(part);
                     payload.push(bytes_of(values));

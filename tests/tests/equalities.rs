@@ -90,7 +90,7 @@ fn sync_is_one_process_that_accumulates_in_order_of_rank() {
 fn every_codec_gives_the_same_bits_on_any_number_of_shards() {
     let problem = Network::uneven(1, 10, 3);
     for push in Codec::all() {
-        for pull in Codec::all().into_iter().filter(|codec| codec.is_for_values_alone()) {
+        for pull in Codec::for_pulls() {
             let codecs = Codecs { push, pull };
             let base = Config { codecs, schedule: cosine(), ..Config::new(0, SYNC, 4, 58 * 8 + 5) };
             let mut first = None;
@@ -101,6 +101,38 @@ fn every_codec_gives_the_same_bits_on_any_number_of_shards() {
             }
         }
     }
+}
+
+#[test]
+fn what_goes_down_in_patches_is_what_the_records_say_whoever_dies() {
+    let problem = Network::uneven(7, 6, 1);
+    let codecs = |push: Codec| Codecs { push, pull: "topk:5%".parse().unwrap() };
+    let modes = [SYNC, ASYNC, ssp(Some(2))].into_iter().chain(compensated(Some(0.5), 1)).chain(ahead());
+    for (mode, push) in modes.zip(Codec::all().into_iter().cycle()) {
+        for (seed, shards) in each(5) {
+            let config = Config { shards, codecs: codecs(push), ..Config::new(seed, mode.clone(), 3, 300) };
+            let calm = completed(&config, &problem);
+            assert_replays(&calm, &problem);
+            let kills = deaths(seed, 3, calm.deliveries);
+            assert_replays(&completed(&Config { kills, ..config }, &problem), &problem);
+        }
+    }
+    // Who has died in sync is sent what the step before was computed on, and computes the same.
+    let base = Config {
+        optimizer: Optimizer::Adam(Adam::default()),
+        codecs: codecs(Codec::F32),
+        ..Config::new(0, SYNC, 3, 21 * 6)
+    };
+    let expected = completed(&base, &problem);
+    let mut died = 0;
+    for (seed, shards) in each(40) {
+        let kills = deaths(seed, 3, expected.deliveries * u64::from(shards));
+        let run = completed(&Config { seed, shards, kills, ..base.clone() }, &problem);
+        died += run.deaths;
+        assert_same(&run.values, &expected.values, &format!("{shards} shards"));
+    }
+    println!("{died} deaths");
+    assert!(died > 100 || !all_seeds(), "workers died {died} times");
 }
 
 #[test]

@@ -146,7 +146,8 @@ pub(crate) struct RecipeFlags {
     /// largest of each variable, such as topk:1%) or sign. What int8, topk and sign leave out goes into the next push
     #[arg(long, value_name = "CODEC", default_value_t = Codec::F32, help_heading = "Wire")]
     pub(crate) push_codec: Codec,
-    /// How servers write the values that workers pull: f32, bf16, f16 or int8. They keep and evaluate all of f32
+    /// How servers write the values that workers pull: f32, bf16, f16, int8 or topk:SHARE (of each 64 those that have changed
+    /// most, from topk:1.5625% on; the others come later). They keep and evaluate all of f32
     #[arg(long, value_name = "CODEC", default_value_t = Codec::F32, help_heading = "Wire")]
     pub(crate) pull_codec: Codec,
     /// Push a gradient when all of it is made, and compute the next when all values have come, rather than layer by layer.

@@ -23,6 +23,8 @@ pub enum CodecError {
     Short { number: u64, count: u64 },
     #[error("the index of what is kept number {number} is beyond {values} values")]
     Index { number: u64, values: usize },
+    #[error("an index of the block at value {start} is not above the one before it")]
+    Order { start: usize },
     #[error("the next slice of the payload takes {expected} bytes, and {found} are left")]
     Payload { expected: u64, found: usize },
     #[error("{found} bytes are left over after the last index")]

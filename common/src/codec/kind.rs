@@ -35,7 +35,8 @@ pub enum Codec {
     F16,
     /// A byte for each value and a scale for each 64.
     Int8 { rounding: Rounding },
-    /// Only the largest values of each variable, exactly; the others are decoded to 0.
+    /// Only the largest values of each variable, exactly; the others are decoded to 0. Of values that are pulled, only those
+    /// of each block that have changed most ([`Patch`](super::Patch)).
     TopK { share: Share },
     /// A bit for each value and a scale for each variable.
     Sign,
@@ -93,6 +94,13 @@ impl Codec {
             Self::TopK { share },
             Self::Sign,
         ]
+    }
+
+    /// Each codec that values can be pulled in once; top-k with a share of 2 %.
+    pub fn for_pulls() -> [Self; 5] {
+        let share = Share(Share::ALL / 50);
+        let int8 = Self::Int8 { rounding: Rounding::Nearest };
+        [Self::F32, Self::Bf16, Self::F16, int8, Self::TopK { share }]
     }
 
     /// Whether what is decoded differs from the values in the mean, so much that the difference has to be added to what

@@ -21,6 +21,8 @@
 //! }
 //! ```
 //!
+//! Values on their way down have a sparse codec of another kind, which refers to what was sent before ([`patch`]).
+//!
 //! Error feedback (Karimireddy et al. 2019): p = g + e is encoded in place of g, and e = p - C(p) is kept, which is the
 //! `residual` above. Codecs that are biased need it.
 //!
@@ -33,6 +35,7 @@ mod error;
 pub mod f16;
 pub mod int8;
 mod kind;
+pub mod patch;
 mod payload;
 pub mod plain;
 mod rice;
@@ -49,6 +52,7 @@ mod feedback;
 pub use dither::Dither;
 pub use error::CodecError;
 pub use kind::{Codec, Rounding, Share, UnknownCodec};
+pub use patch::Patch;
 pub use select::{Kept, select};
 
 use crate::placement::BLOCK;
@@ -247,7 +251,8 @@ fn is_scale(scale: f32, most: f32) -> bool {
 }
 
 /// A bit for each value, the first lowest: whether `is` says yes.
-fn mask(group: &[f32; 64], is: impl Fn(f32) -> bool) -> u64 {
+#[inline]
+fn mask<T: Copy>(group: &[T; 64], is: impl Fn(T) -> bool) -> u64 {
     let answers = group.map(|value| u8::from(is(value)));
     let mut mask = 0;
     for (i, eight) in answers.as_chunks::<8>().0.iter().enumerate() {

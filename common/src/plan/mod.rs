@@ -19,7 +19,7 @@ pub use heterogeneity::{
 pub use mode::{COMPENSATED_MAX, Membership, Mode, POLYNOMIAL_EXPONENT, Stale, StalenessScaling};
 pub use partition::{DIRICHLET_CLASS_DRAWS_MAX, DIRICHLET_CLASS_EXAMPLES_MIN, Partition, PartitionError};
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Patch};
 use crate::cohort::Hosts;
 use crate::ids::{Examples, ServerId, ShardId, Step, WorkerId};
 use crate::layout::{Layout, LayoutError, Variable};
@@ -211,7 +211,8 @@ fn is_yes(is: &bool) -> bool {
 pub struct Codecs {
     /// What workers push. What a biased codec leaves out of a push is added to the next one of the same client.
     pub push: Codec,
-    /// What workers pull; each value by itself, so that whoever misses a version misses nothing.
+    /// What workers pull: each value by itself, so that whoever misses a version misses nothing; or, with top-k, in patches to
+    /// a reference that all workers share.
     pub pull: Codec,
 }
 
@@ -221,10 +222,10 @@ impl Codecs {
     }
 
     fn check(self) -> Result<(), PlanError> {
-        if self.pull.is_for_values_alone() {
+        if self.pull.is_for_values_alone() || Patch::of(self.pull).is_some() {
             return Ok(());
         }
-        let possible = "f32, bf16, f16 and int8 are possible".into();
+        let possible = "f32, bf16, f16, int8 and topk from 1.5625%, one of 64 values, are possible".into();
         Err(PlanError::Range { flag: "--pull-codec", found: self.pull.to_string(), possible })
     }
 }

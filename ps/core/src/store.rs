@@ -6,6 +6,7 @@
 
 mod combined;
 mod hands;
+mod reference;
 mod written;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 use std::ops::Range;
 use std::sync::Arc;
 
+use windlass_common::codec::Patch;
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
 use windlass_common::mix::mix;
@@ -24,8 +26,10 @@ use windlass_common::wire::{Codec, Part, Pull, Push, Reject};
 
 pub use combined::{Combined, Compensated};
 pub use hands::Hands;
+pub use reference::{PATCHES_MAX, Sent};
 
 use crate::Time;
+use reference::{Reference, Shown};
 use written::{Earlier, Written};
 
 /// Spare buffers kept per slice, beside one for each of the optimizer's vectors; beyond that, memory is given back.
@@ -165,6 +169,8 @@ pub struct Snapshot {
     /// When they were made.
     pub made: Time,
     slices: Arc<[SnapshotSlice]>,
+    /// What workers are sent, where that is not the values.
+    sent: Option<Shown>,
 }
 
 #[derive(Clone, Debug)]
@@ -188,7 +194,7 @@ impl Snapshot {
         have: Option<Version>,
         requested: &'a [u32],
     ) -> impl Iterator<Item = (Part, SliceValues)> + 'a {
-        self.slices_since(have, requested).map(|s| (s.part, s.values.clone()))
+        self.slices_since(have, requested).map(|(_, s)| (s.part, s.values.clone()))
     }
 
     /// The same, as `encode` appends the values of each to an empty buffer, which it does once for all who ask.
@@ -198,7 +204,7 @@ impl Snapshot {
         requested: &'a [u32],
         encode: impl Fn(&[f32], &mut Vec<u8>) + 'a,
     ) -> impl Iterator<Item = (Part, Encoded)> + 'a {
-        self.slices_since(have, requested).map(move |s| {
+        self.slices_since(have, requested).map(move |(_, s)| {
             let encoded = s.encoded.get(|bytes| encode(&s.values, bytes));
             (s.part, Arc::clone(encoded))
         })
@@ -208,13 +214,13 @@ impl Snapshot {
         &'a self,
         have: Option<Version>,
         requested: &'a [u32],
-    ) -> impl Iterator<Item = &'a SnapshotSlice> + 'a {
+    ) -> impl Iterator<Item = (usize, &'a SnapshotSlice)> + 'a {
         // A version beyond this one belongs to another history: everything is sent.
         let have = have.filter(|&v| v <= self.version);
-        self.slices
-            .iter()
-            .filter(move |s| requested.is_empty() || requested.contains(&s.part.slice))
-            .filter(move |s| have.is_none_or(|have| s.changed > have))
+        let slices = self.slices.iter().enumerate();
+        slices
+            .filter(move |(_, s)| requested.is_empty() || requested.contains(&s.part.slice))
+            .filter(move |(_, s)| have.is_none_or(|have| s.changed > have))
     }
 }
 
@@ -252,6 +258,8 @@ pub struct SliceState {
     pub values: SliceValues,
     /// The optimizer's vectors, and how often it has updated the slice.
     pub state: State,
+    /// What workers have of it, where values go down in patches.
+    pub reference: Option<SliceValues>,
 }
 
 /// A shard's slices.
@@ -266,6 +274,8 @@ pub struct Store {
     /// Earlier versions that are kept elsewhere, at most: so many more spare buffers are not given back.
     kept_elsewhere: usize,
     hands: Option<Arc<dyn Hands>>,
+    /// Where values go down in patches.
+    reference: Option<Reference>,
 }
 
 impl Store {
@@ -302,7 +312,8 @@ impl Store {
             .collect();
         let room = if every == Every::Never { 0 } else { room_for_checkpoints(&optimizer) };
         let version = Version(0);
-        Self { optimizer, version, slices, shown: None, room, kept_elsewhere: 0, hands: None }
+        let (shown, hands, reference) = (None, None, None);
+        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, reference }
     }
 
     /// The slices of a checkpoint, in the order of the shape; so often had something been applied. It sets memory aside
@@ -337,7 +348,8 @@ impl Store {
         };
         let slices: Vec<Stored> = parts.iter().zip(slices).map(stored).collect();
         let room = room_for_checkpoints(&optimizer);
-        Self { optimizer, version, slices, shown: None, room, kept_elsewhere: 0, hands: None }
+        let (shown, hands, reference) = (None, None, None);
+        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, reference }
     }
 
     /// Large slices are updated by these threads from now on, with the same bits. Without them the caller's does it all.
@@ -350,11 +362,34 @@ impl Store {
         self.kept_elsewhere = versions;
     }
 
+    /// Values go down in patches from now on. Workers have this reference, or what there is now.
+    ///
+    /// # Panics
+    /// If it has not the shape of the values.
+    pub fn refer(&mut self, patch: Patch, reference: Option<Vec<SliceValues>>) {
+        let slices = reference.unwrap_or_else(|| {
+            let copied = |s: &Stored| Arc::new(s.current.to_vec());
+            self.slices.iter().map(copied).collect()
+        });
+        let parts: Vec<Part> = self.slices.iter().map(|s| s.part).collect();
+        let is_as_long = slices.iter().map(|s| s.len() as u64).eq(parts.iter().map(|part| part.values));
+        assert!(is_as_long, "a reference has every value of its shard");
+        let mut reference = Reference::new(patch, parts, slices);
+        if self.room > 0 {
+            reference.make_room();
+        }
+        self.reference = Some(reference);
+    }
+
     /// All slices with what the optimizer remembers of them, in order. Nothing is copied, and nothing that is applied
     /// later changes what has been handed out.
     pub fn slices(&self) -> Vec<SliceState> {
-        let slice = |s: &Stored| SliceState { values: s.current.clone(), state: s.state.clone() };
-        self.slices.iter().map(slice).collect()
+        let slice = |(i, s): (usize, &Stored)| SliceState {
+            values: s.current.clone(),
+            state: s.state.clone(),
+            reference: self.reference.as_ref().map(|reference| reference.slices()[i].clone()),
+        };
+        self.slices.iter().enumerate().map(slice).collect()
     }
 
     /// How often something has been applied.
@@ -362,10 +397,11 @@ impl Store {
         self.version
     }
 
-    /// Memory of the newest values and the optimizer's state, in bytes.
+    /// Memory of the newest values, the optimizer's state and what is kept to be sent in patches, in bytes.
     pub fn bytes(&self) -> u64 {
         let copies = 1 + self.optimizer.state_names().len() as u64;
-        self.slices.iter().map(|s| 4 * s.current.len() as u64 * copies).sum()
+        let reference = self.reference.as_ref().map_or(0, Reference::bytes);
+        self.slices.iter().map(|s| 4 * s.current.len() as u64 * copies).sum::<u64>() + reference
     }
 
     /// The values now, for this step. Made once per version and shared by all who ask.
@@ -374,8 +410,8 @@ impl Store {
         if let Some(shown) = self.shown.as_ref().filter(|s| s.version == version && s.step == step) {
             return shown.clone();
         }
-        let slices = match &self.shown {
-            Some(shown) if shown.version == version => shown.slices.clone(),
+        let (slices, sent) = match &self.shown {
+            Some(shown) if shown.version == version => (shown.slices.clone(), shown.sent.clone()),
             _ => {
                 let slice = |s: &Stored| SnapshotSlice {
                     part: s.part,
@@ -383,11 +419,12 @@ impl Store {
                     values: s.current.clone(),
                     encoded: s.encoded.clone(),
                 };
-                self.slices.iter().map(slice).collect()
+                let sent = self.reference.as_ref().map(Reference::shown);
+                (self.slices.iter().map(slice).collect(), sent)
             }
         };
         let Made { examples, pushes, at: made } = of;
-        let snapshot = Snapshot { version, step, examples, pushes, made, slices };
+        let snapshot = Snapshot { version, step, examples, pushes, made, slices, sent };
         self.shown = Some(snapshot.clone());
         snapshot
     }
@@ -402,7 +439,8 @@ impl Store {
         let slice =
             |(part, values)| SnapshotSlice { part, changed: version, values, encoded: Arc::default() };
         let Made { examples, pushes, at: made } = of;
-        Snapshot { version, step, examples, pushes, made, slices: slices.into_iter().map(slice).collect() }
+        let slices = slices.into_iter().map(slice).collect();
+        Snapshot { version, step, examples, pushes, made, slices, sent: None }
     }
 
     /// Makes one optimizer step with what these pushes combine to, in one pass over memory: of several pushes a block is
@@ -484,6 +522,9 @@ impl Store {
             slice.spares.truncate(spares_max);
             slice.changed = self.version;
             slice.earlier.renew(&mut slice.encoded);
+        }
+        if let Some(reference) = &mut self.reference {
+            reference.follow(self.slices.iter().map(|s| &s.current), spares_max);
         }
     }
 }

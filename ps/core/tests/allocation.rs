@@ -8,13 +8,14 @@
 use std::alloc::{GlobalAlloc, Layout as Request, System};
 use std::cell::Cell;
 
+use windlass_common::codec::Patch;
 use windlass_common::ids::{ShardId, Step};
 use windlass_common::layout::{Initial, Layout, Variable};
 use windlass_common::optimizer::Optimizer;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Every;
 use windlass_common::reduce::{Contribution, Scaled};
-use windlass_ps_core::store::{Combined, Compensated, Made, Snapshot, Store};
+use windlass_ps_core::store::{Combined, Compensated, Made, PATCHES_MAX, Snapshot, Store};
 
 /// Bytes that only values take.
 const LARGE: usize = 100_000;
@@ -88,6 +89,20 @@ fn applying_allocates_nothing() {
         assert!(requests(&mut apply) > 0, "{optimizer}: the first takes a second buffer for the values");
         assert_eq!(requests(|| (0..10).for_each(|_| apply())), 0, "{optimizer}");
     }
+}
+
+#[test]
+fn following_with_a_reference_allocates_nothing_once_its_patches_are_there() {
+    let variable = |(name, len)| Variable::new(name, &[len], Initial::Zeros);
+    let layout = Layout::new([("a", 200_000), ("b", 70)].into_iter().map(variable).collect()).unwrap();
+    let placement = Placement::new(&layout, 1).unwrap();
+    let gradient = vec![0.5; layout.total() as usize];
+    let optimizer = Optimizer::all()[0];
+    let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1, Every::Never);
+    store.refer(Patch::of("topk:2%".parse().unwrap()).unwrap(), None);
+    let mut apply = || store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 1 }]), 0.01);
+    assert!(requests(|| (0..PATCHES_MAX + 2).for_each(|_| apply())) >= PATCHES_MAX / 2);
+    assert_eq!(requests(|| (0..10).for_each(|_| apply())), 0);
 }
 
 #[test]

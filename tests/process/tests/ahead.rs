@@ -15,7 +15,7 @@ const WITHIN: Duration = Duration::from_secs(120);
 #[test]
 fn one_worker_computes_on_the_values_before_its_last_step_on_any_number_of_servers() {
     let folder = tempfile::tempdir().unwrap();
-    for codec in ["f32", "int8"] {
+    for codec in ["f32", "int8", "topk:2%"] {
         let run = |servers: u32, in_flight: u32| {
             let run = folder.path().join(format!("{codec}-{servers}-{in_flight}"));
             let flags =
@@ -42,12 +42,16 @@ fn one_worker_computes_on_the_values_before_its_last_step_on_any_number_of_serve
 
 #[test]
 fn a_break_while_a_gradient_is_computed_ahead_changes_nothing() {
-    let flags = "--mode async --in-flight 2 --model softmax --passes 0.05 --seed 5 --step-time const:20ms";
-    let calm = ByHand::start(1, 1, flags, None).finish();
-    let mut run = ByHand::start(1, 1, flags, Some((&Faults::none(Duration::from_millis(30)), 1)));
-    run.pushes(8);
-    run.cut(Duration::from_secs(2));
-    let finished = run.finish();
-    assert!(finished.counts[0].cut > 0, "{:?}", finished.counts);
-    assert_eq!(model(&calm.run), model(&finished.run));
+    for codec in ["f32", "topk:2%"] {
+        let flags = format!(
+            "--mode async --in-flight 2 --model softmax --passes 0.05 --seed 5 --step-time const:20ms --pull-codec {codec}"
+        );
+        let calm = ByHand::start(1, 1, &flags, None).finish();
+        let mut run = ByHand::start(1, 1, &flags, Some((&Faults::none(Duration::from_millis(30)), 1)));
+        run.pushes(8);
+        run.cut(Duration::from_secs(2));
+        let finished = run.finish();
+        assert!(finished.counts[0].cut > 0, "{codec}: {:?}", finished.counts);
+        assert_eq!(model(&calm.run), model(&finished.run), "{codec}");
+    }
 }

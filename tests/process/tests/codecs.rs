@@ -8,7 +8,7 @@ use windlass_process_tests::{model, start, summary, text, train};
 
 const WITHIN: Duration = Duration::from_secs(120);
 const PUSHES: [&str; 7] = ["f32", "bf16", "f16", "int8", "int8-stochastic", "topk:1%", "sign"];
-const PULLS: [&str; 4] = ["f32", "bf16", "f16", "int8"];
+const PULLS: [&str; 5] = ["f32", "bf16", "f16", "int8", "topk:10%"];
 const MODES: [&str; 8] = ["sync", "async", "ssp", "softsync", "batchsync", "fedavg", "fedbuff", "fedasync"];
 /// Values of the softmax model, in variables of 7840 and 10.
 const VALUES: u64 = 7850;
@@ -51,13 +51,15 @@ fn the_same_bits_on_one_two_and_five_shards() {
         ("sync", "int8-stochastic", "f16"),
         ("sync", "topk:1%", "f32"),
         ("fedavg", "sign", "int8"),
+        ("sync", "topk:1%", "topk:2%"),
+        ("fedavg", "f32", "topk:20%"),
     ] {
         let found = ["--servers 1", "--servers 2", "--servers 1 --shards-per-server 5"].map(|cluster| {
             let flags = format!(
                 "--mode {mode} --workers 2 {cluster} --push-codec {push} --pull-codec {pull} {}",
                 amount(mode)
             );
-            model(&run(folder.path(), format!("{mode}-{push}-{}", cluster.replace(' ', "")), &flags))
+            model(&run(folder.path(), format!("{mode}-{push}-{pull}-{}", cluster.replace(' ', "")), &flags))
         });
         assert!(found.iter().all(|bytes| *bytes == found[0]), "{mode}, {push} up, {pull} down");
     }
@@ -81,6 +83,21 @@ fn as_many_bytes_go_as_the_codec_says() {
 }
 
 #[test]
+fn what_is_pulled_in_patches_is_all_of_it_once_and_a_patch_for_each_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = "--mode sync --workers 2 --servers 2 --passes 0.2 --pull-codec topk:2%";
+    let summary = summary(&run(folder.path(), "patches".into(), flags));
+    let count = |name: &str| summary[name].as_u64().unwrap();
+    let steps = count("pushes") / 2;
+    // An index and a value of each block of 64, which begin anew with each variable.
+    let patch = 5 * (7840_u64.div_ceil(64) + 1);
+    // Evaluation points and the result are pulled too, as they are. Nobody needs the values after the last step.
+    let whole = count("payload_bytes_down") - 2 * (steps - 1) * patch;
+    assert_eq!(whole % (4 * VALUES), 0, "{summary}");
+    assert!(whole / (4 * VALUES) < 8, "{summary}");
+}
+
+#[test]
 fn a_codec_that_there_is_not_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |arguments: &[&str], says: &[&str]| {
@@ -91,5 +108,7 @@ fn a_codec_that_there_is_not_is_refused() {
     };
     refused(&["--push-codec", "int4"], &["int4", "int8-stochastic", "topk:1%"]);
     refused(&["--push-codec", "topk:0"], &["share"]);
-    refused(&["--pull-codec", "sign"], &["--pull-codec is sign", "f32, bf16, f16 and int8 are possible"]);
+    let possible = "f32, bf16, f16, int8 and topk from 1.5625%, one of 64 values, are possible";
+    refused(&["--pull-codec", "sign"], &["--pull-codec is sign", possible]);
+    refused(&["--pull-codec", "topk:1%"], &["--pull-codec is topk:1%", possible]);
 }

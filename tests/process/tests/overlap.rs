@@ -51,6 +51,7 @@ fn sync_ends_in_the_same_bytes_with_overlap_and_without() {
         "--push-codec int8 --pull-codec int8",
         "--push-codec int8-stochastic --pull-codec f16",
         "--push-codec topk:1%",
+        "--push-codec bf16 --pull-codec topk:2%",
     ] {
         for servers in [1, 2] {
             equal_with_and_without(servers, &format!("{SYNC} {codecs}"));
@@ -67,7 +68,7 @@ fn so_does_a_convolutional_network() {
 /// Over links on which each gradient and all values take a third of a second.
 #[test]
 fn so_it_does_over_a_network_that_breaks_in_the_middle() {
-    for (servers, codecs) in [(1, ""), (2, "--push-codec int8")] {
+    for (servers, codecs) in [(1, ""), (2, "--push-codec int8"), (2, "--pull-codec topk:20%")] {
         let flags = format!("{SYNC} {codecs}");
         let faults = Faults::none(Duration::from_millis(2));
         let mut broken =

@@ -185,6 +185,24 @@ fn a_checkpoint_of_two_servers_restores_on_others_and_a_damaged_one_is_passed_ov
 }
 
 #[test]
+fn what_workers_were_sent_in_patches_is_restored_on_any_number_of_servers() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = format!("{SYNC} --pull-codec topk:2%");
+    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
+    train(&whole, &flags).end(WITHIN).well();
+    let running = train(&run, &format!("{flags} --checkpoint-every 100steps"));
+    until("a checkpoint", || lines(&run).iter().any(|l| l["event"] == "checkpoint").then_some(()));
+    kill_all(running, &["server-0", "server-1", "worker-0", "worker-1"]);
+    for servers in ["1", "2", "5"] {
+        let copy = folder.path().join(format!("on-{servers}"));
+        copy_folder(&run, &copy);
+        resume(&copy, &format!("--servers {servers}")).end(WITHIN).well();
+        assert_eq!(restored(&copy), 1);
+        assert_eq!(model(&whole), model(&copy), "on {servers} servers");
+    }
+}
+
+#[test]
 fn a_place_that_cannot_be_written_stops_nothing_and_is_used_when_it_can() {
     let folder = tempfile::tempdir().unwrap();
     let [run, place] = ["run", "place"].map(|name| folder.path().join(name));

@@ -2,6 +2,7 @@
 
 mod aside;
 mod compensated;
+mod references;
 mod replay;
 mod rounds;
 

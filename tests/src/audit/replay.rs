@@ -9,6 +9,7 @@ use windlass_common::wire::{Outcome, Record};
 
 use super::assert_same;
 use super::compensated::{lambda, stale};
+use super::references::{self, References};
 use crate::cluster::{Entry, Pushed, Run, Source};
 use crate::oracle::{self, Model, mean};
 use crate::problem::{Problem, train};
@@ -21,8 +22,8 @@ use crate::problem::{Problem, train};
 pub fn assert_replays(run: &Run, problem: &dyn Problem) {
     let initial = Model::of(&run.plan).values;
     let shards = (0..run.plan.cluster.shards()).map(ShardId);
-    let versions: Vec<Vec<Vec<f32>>> = shards.clone().map(|shard| replayed(run, shard, &initial)).collect();
-    for (shard, versions) in shards.clone().zip(&versions) {
+    let replayed: Vec<_> = shards.clone().map(|shard| replayed(run, shard, &initial)).collect();
+    for (shard, (versions, _)) in shards.clone().zip(&replayed) {
         // A run that failed has no result.
         if !run.values.is_empty() {
             let last = versions.last().expect("there is a first version");
@@ -41,12 +42,15 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
         let pushed = &run.gradients[&(worker, incarnation, sequence)];
         let mut values = vec![f32::NAN; initial.len()];
         for shard in shards.clone() {
-            let base = pushed.bases[shard.index()];
-            scatter(run, shard, &versions[shard.index()][base.index()], &mut values);
+            let (versions, references) = &replayed[shard.index()];
+            let base = pushed.bases[shard.index()].index();
+            scatter(run, shard, &references.at(versions, base), &mut values);
         }
-        for slice in run.placement.slices() {
-            let start = run.layout.range(slice.variable).start + slice.start as usize;
-            as_pulled(run.plan.codecs.pull, &mut values[start..start + slice.len as usize]);
+        if !references::are_kept(run.plan.codecs.pull) {
+            for slice in run.placement.slices() {
+                let start = run.layout.range(slice.variable).start + slice.start as usize;
+                as_pulled(run.plan.codecs.pull, &mut values[start..start + slice.len as usize]);
+            }
         }
         let computed = match run.plan.mode.local() {
             Some(local) => train(problem, pushed.work.client, step, local.rate as f32, &values).push,
@@ -62,13 +66,15 @@ pub fn assert_replays(run: &Run, problem: &dyn Problem) {
     }
 }
 
-/// The versions of one shard, each made of the one before as the mode's definition says.
-fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
+/// The versions of one shard, each made of the one before as the mode's definition says, and what workers were sent of them.
+fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> (Vec<Vec<f32>>, References) {
     let model = Model::new(run.part_of(shard, initial), run.plan.optimizer);
     let part = |r: &Record| run.part_of(shard, &pushed(run, r).gradient);
     let goal = run.plan.goal();
     let history = &run.histories[shard.index()];
     let stale = stale(&run.plan.mode, history);
+    let lengths = run.placement.of_shard(shard).iter().map(|slice| slice.len as usize).collect();
+    let references = References::new(run.plan.codecs.pull, lengths);
     let step = |model: &mut Model, pushes: &[&Record], applied: Examples, versions: &[Vec<f32>]| {
         let newest = versions.len() as u64 - 1;
         let position = goal.position(pushes[0].step, applied);
@@ -92,7 +98,8 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
                 let (push, mut gradient) = (pushes[0], parts[0].clone());
                 if stale.compensated.contains(&(push.worker, push.sequence)) {
                     let lambda = lambda(&run.plan.mode).expect("what is compensated is so by a lambda");
-                    let (now, then) = (&versions[newest as usize], &versions[push.base.index()]);
+                    let now = &versions[newest as usize];
+                    let then = references.at(versions, push.base.index());
                     for (i, g) in gradient.iter_mut().enumerate() {
                         *g += lambda * *g * *g * (now[i] - then[i]);
                     }
@@ -113,15 +120,16 @@ fn replayed(run: &Run, shard: ShardId, initial: &[f32]) -> Vec<Vec<f32>> {
             &Mode::Fedasync { scaling, .. } => {
                 assert_eq!(pushes.len(), 1, "each push is mixed by itself");
                 let share = scaled(scaling, rate, newest - pushes[0].base.0);
-                let base = &versions[pushes[0].base.index()];
+                let base = references.at(versions, pushes[0].base.index());
                 for (i, x) in model.values.iter_mut().enumerate() {
                     *x += share * ((base[i] - parts[0][i]) - *x);
                 }
             }
         }
     };
-    assert_images(run, shard, &model, &step);
-    oracle::replay(model, history.records(), step).0
+    assert_images(run, shard, &model, &references, &step);
+    let (versions, _) = oracle::replay(model, history.records(), step);
+    (versions, references)
 }
 
 /// Asserts that what a checkpoint or a copy holds of a shard's values, and of what its optimizer remembers, is what the records before
@@ -130,6 +138,7 @@ fn assert_images(
     run: &Run,
     shard: ShardId,
     first: &Model,
+    references: &References,
     step: &impl Fn(&mut Model, &[&Record], Examples, &[Vec<f32>]),
 ) {
     let entries = run.histories[shard.index()].entries();
@@ -143,10 +152,14 @@ fn assert_images(
             Entry::Record(record) => Some(record),
             _ => None,
         });
-        let (_, model) = oracle::replay(first.clone(), records, step);
+        let (versions, model) = oracle::replay(first.clone(), records, step);
         let what = format!("{shard} in checkpoint {:?}", kept.checkpoint);
         let floats = |bits: &[u32]| bits.iter().map(|b| f32::from_bits(*b)).collect::<Vec<f32>>();
         assert_same(&floats(&kept.values), &model.values, &what);
+        if references::are_kept(run.plan.codecs.pull) {
+            let expected = references.at(&versions, versions.len() - 1);
+            assert_same(&floats(&kept.reference), &expected, &format!("{what}, what workers were sent"));
+        }
         for (number, vector) in kept.vectors.iter().enumerate() {
             let found = floats(vector);
             assert_same(&found, model.vector(number), &format!("{what}, vector {number} of the optimizer"));

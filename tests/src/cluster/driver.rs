@@ -4,6 +4,7 @@ mod computing;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use windlass_common::codec::Patch;
 use windlass_common::ids::{
     ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
 };
@@ -12,6 +13,7 @@ use windlass_common::placement::Placement;
 use windlass_common::plan::{Codecs, Mode, Plan};
 use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
 use windlass_ps_core::shard::{Reply, Request};
+use windlass_ps_core::store::Sent;
 use windlass_ps_core::{SessionId, shard};
 use windlass_worker_core::{Effect, Encoder, Event, Taken, Until, Work, Worker};
 
@@ -236,8 +238,15 @@ impl Driver {
             Reply::Held { sequence, .. } => Told::Held { sequence },
             Reply::Settled { sequence, outcome } => Told::Settled { sequence, outcome },
             Reply::Values { step, snapshot, have, slices, clients } => {
-                for (part, values) in snapshot.changed_since(have, &slices) {
-                    self.take_values(part, &values);
+                match Patch::of(self.codecs.pull) {
+                    Some(patch) => {
+                        let sent = snapshot.sent_since(have, &slices);
+                        sent.for_each(|(part, sent)| self.take_sent(patch, part, sent));
+                    }
+                    None => {
+                        let changed = snapshot.changed_since(have, &slices);
+                        changed.for_each(|(part, values)| self.take_values(part, &values));
+                    }
                 }
                 self.versions[self.core.incoming()][shard.index()] = snapshot.version;
                 Told::Values { step, version: snapshot.version, clients }
@@ -272,16 +281,31 @@ impl Driver {
         }
     }
 
-    fn take_values(&mut self, part: Part, values: &[f32]) {
+    /// Where a slice goes.
+    fn place(&mut self, part: Part) -> &mut [f32] {
         let slice = self.placement.slices()[part.slice as usize];
         let start = self.layout.range(slice.variable).start + slice.start as usize;
-        let place = &mut self.values[self.core.incoming()][start..start + part.values as usize];
-        let mut bytes = Vec::new();
-        self.codecs.pull.encode_alone(values, &mut bytes);
-        self.codecs
-            .pull
-            .decode_payload([place.len()], &bytes, place)
-            .expect("what was encoded can be decoded");
+        &mut self.values[self.core.incoming()][start..start + part.values as usize]
+    }
+
+    fn take_values(&mut self, part: Part, values: &[f32]) {
+        let (codec, mut bytes) = (self.codecs.pull, Vec::new());
+        codec.encode_alone(values, &mut bytes);
+        let place = self.place(part);
+        codec.decode_payload([place.len()], &bytes, place).expect("what was encoded can be decoded");
+    }
+
+    /// Takes in a reference, or patches to the one at hand.
+    fn take_sent(&mut self, patch: Patch, part: Part, sent: Sent<'_>) {
+        let place = self.place(part);
+        match sent {
+            Sent::Whole(values) => place.copy_from_slice(&values),
+            Sent::Patches(patches, bytes) => {
+                for sent in patches {
+                    patch.apply(&sent[bytes.clone()], place).expect("what was written can be applied");
+                }
+            }
+        }
     }
 
     /// Encodes the gradient, and decodes it as the shards do.

@@ -14,6 +14,8 @@ pub struct Kept {
     pub values: Vec<u32>,
     /// The same of each of the optimizer's vectors.
     pub vectors: Vec<Vec<u32>>,
+    /// The same of what workers were sent, where values go down in patches; otherwise none.
+    pub reference: Vec<u32>,
     /// How often the optimizer has updated each slice.
     pub updates: Vec<u64>,
 }
@@ -28,6 +30,7 @@ impl Kept {
             state: image.state.clone(),
             values: image.slices.iter().flat_map(|s| bits(&s.values)).collect(),
             vectors: (0..vectors).map(vector).collect(),
+            reference: image.slices.iter().flat_map(|s| &s.reference).flat_map(|r| bits(r)).collect(),
             updates: image.slices.iter().map(|s| s.state.updates).collect(),
         }
     }

@@ -234,8 +234,9 @@ fn codecs(seed: u64) -> Codecs {
     let mut all: Vec<Codec> = Codec::all().into_iter().filter(|codec| *codec != Codec::F16).collect();
     all.push("topk:20%".parse().expect("it is a codec"));
     let push = draw.one(&all);
-    all.retain(|codec| codec.is_for_values_alone());
-    Codecs { push, pull: draw.one(&all) }
+    let mut pulls: Vec<Codec> = Codec::for_pulls().into_iter().filter(|codec| *codec != Codec::F16).collect();
+    pulls.push("topk:20%".parse().expect("it is a codec"));
+    Codecs { push, pull: draw.one(&pulls) }
 }
 
 /// Half of the runs in which it is possible are compensated. A velocity swings further and further here where others are in

@@ -36,17 +36,20 @@ impl Whole {
     /// # Panics
     /// If the slices have not been updated equally often: then they are of no one step.
     fn cut_for(&self, placement: &Placement) -> Vec<Image> {
-        let first = &self.images[0].slices[0].state;
-        let (updates, vectors) = (first.updates, first.vectors.len());
+        let first = &self.images[0].slices[0];
+        let (updates, vectors) = (first.state.updates, first.state.vectors.len());
+        let has_reference = first.reference.is_some();
         let total = self.layout.total() as usize;
-        let mut whole = vec![vec![f32::NAN; total]; 1 + vectors];
+        let mut whole = vec![vec![f32::NAN; total]; 1 + vectors + usize::from(has_reference)];
         for (shard, image) in (0..).map(ShardId).zip(&self.images) {
             for (slice, state) in self.placement.of_shard(shard).iter().zip(&image.slices) {
                 let start = self.layout.range(slice.variable).start + slice.start as usize;
                 let range = start..start + slice.len as usize;
                 assert_eq!(state.state.updates, updates, "every slice is of one step");
                 whole[0][range.clone()].copy_from_slice(&state.values);
-                for (to, vector) in whole[1..].iter_mut().zip(&state.state.vectors) {
+                for (to, vector) in
+                    whole[1..].iter_mut().zip(state.state.vectors.iter().chain(&state.reference))
+                {
                     to[range.clone()].copy_from_slice(vector);
                 }
             }
@@ -55,8 +58,10 @@ impl Whole {
             let slices = placement.of_shard(ShardId(shard)).iter().map(|slice| {
                 let start = self.layout.range(slice.variable).start + slice.start as usize;
                 let cut = |whole: &Vec<f32>| whole[start..start + slice.len as usize].to_vec();
-                let vectors = whole[1..].iter().map(|whole| cut(whole).into()).collect();
-                SliceState { values: cut(&whole[0]).into(), state: State { vectors, updates } }
+                let (of_optimizer, reference) = whole[1..].split_at(vectors);
+                let vectors = of_optimizer.iter().map(|whole| cut(whole).into()).collect();
+                let reference = reference.first().map(|whole| cut(whole).into());
+                SliceState { values: cut(&whole[0]).into(), state: State { vectors, updates }, reference }
             });
             Image { state: self.images[0].state.clone(), slices: slices.collect() }
         };

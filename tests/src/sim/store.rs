@@ -43,6 +43,7 @@ impl Content {
                 for slice in &image.slices {
                     bytes.extend_from_slice(&slice.state.updates.to_le_bytes());
                     let floats = slice.values.iter().chain(slice.state.vectors.iter().flat_map(|v| v.iter()));
+                    let floats = floats.chain(slice.reference.iter().flat_map(|r| r.iter()));
                     floats.for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
                 }
                 bytes

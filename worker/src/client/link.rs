@@ -7,7 +7,8 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc::UnboundedReceiver;
-use windlass_common::ids::ShardId;
+use windlass_common::codec::Patch;
+use windlass_common::ids::{ShardId, Version};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Codecs;
@@ -16,6 +17,7 @@ use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool, Priority}
 use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
+use super::form::{self, Form};
 use super::overlap::{Arrival, Arrivals};
 use super::session::{brief, next, open_stream, send};
 
@@ -44,8 +46,8 @@ pub(crate) struct Link {
     incoming: AlignedVec<16>,
     /// How long the shard may say nothing.
     silence: Duration,
-    /// Whether the last pull was made without any values at hand.
-    has_nothing: bool,
+    /// The version at hand when the last pull was made.
+    have: Option<Version>,
     codecs: Codecs,
     /// Values as they came, before they are decoded.
     encoded: Vec<u8>,
@@ -63,8 +65,8 @@ impl Link {
         let mut buffer = AlignedVec::new();
         send(&mut sender, &mut buffer, envelope.header(Body::Open { shard }), shard).await?;
         let incoming = AlignedVec::new();
-        let (has_nothing, encoded) = (true, Vec::new());
-        Ok(Self { shard, sender, receiver, buffer, incoming, silence, has_nothing, codecs, encoded })
+        let (have, encoded) = (None, Vec::new());
+        Ok(Self { shard, sender, receiver, buffer, incoming, silence, have, codecs, encoded })
     }
 
     /// Sends a push with its payload, a pull or both.
@@ -116,7 +118,7 @@ impl Link {
 
     fn pull(&mut self, pull: Option<Pull>) -> Option<wire::Pull> {
         let codec = self.codecs.pull;
-        self.has_nothing = pull.is_some_and(|p| p.have.is_none());
+        self.have = pull.and_then(|p| p.have);
         pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec })
     }
 
@@ -140,7 +142,7 @@ impl Link {
             Body::Rejected { reason, .. } | Body::Refused(reason) => Reply::Rejected(reason),
             Body::Values(values) => {
                 match landing {
-                    Landing::Places(places) => self.receive(&values, places, self.has_nothing).await?,
+                    Landing::Places(places) => self.receive(&values, places, self.have.is_none()).await?,
                     Landing::Arrivals { parts, pool, to } => self.hand_on(&values, parts, pool, to).await?,
                 }
                 let wire::Values { step, version, clients, .. } = values;
@@ -161,14 +163,17 @@ impl Link {
         places: &mut [Place<'_>],
         whole: bool,
     ) -> Result<(), ClientError> {
-        self.check(values, whole.then_some(places.len()))?;
+        let form = self.check(values, places.len(), whole)?;
         // Parts come in the order of the slices, so each is looked for behind the one before.
         let mut rest = places.iter_mut();
         for part in &values.parts {
             let place = rest.find(|(slice, _)| *slice == part.slice);
             let place = place.filter(|(_, place)| place.len() as u64 == part.values);
             let (_, place) = place.ok_or_else(|| self.not_asked_for(part))?;
-            self.read(values.codec, part, place).await?;
+            match form {
+                Form::Values(codec) => self.read(codec, part, place).await?,
+                Form::Patches(patch, _) => form::apply(patch, self.patches(patch, form, part).await?, place),
+            }
         }
         Ok(())
     }
@@ -181,7 +186,7 @@ impl Link {
         pool: &Pool,
         to: &Arrivals,
     ) -> Result<(), ClientError> {
-        self.check(values, self.has_nothing.then_some(parts.len()))?;
+        let form = self.check(values, parts.len(), self.have.is_none())?;
         let mut rest = parts.iter();
         let own = |part: &Part| match rest.find(|(own, _)| own == part) {
             Some((_, range)) => Ok(range.clone()),
@@ -193,29 +198,35 @@ impl Link {
         // Whoever does not listen any more hears from the exchange how it ended.
         let _ = to.send(Arrival::Shown { shard, step: values.step, there: there(0) });
         for (i, (part, range)) in values.parts.iter().zip(&ranges).enumerate() {
-            let mut slice = pool.take(range.len());
-            self.read(values.codec, part, &mut slice).await?;
-            let _ = to.send(Arrival::Slice { shard, from: range.start, values: slice, there: there(i + 1) });
+            let (from, there) = (range.start, there(i + 1));
+            let _ = to.send(match form {
+                Form::Values(codec) => {
+                    let mut slice = pool.take(range.len());
+                    self.read(codec, part, &mut slice).await?;
+                    Arrival::Slice { shard, from, values: slice, there }
+                }
+                Form::Patches(patch, _) => {
+                    let bytes = self.patches(patch, form, part).await?.to_vec();
+                    Arrival::Patches { shard, slice: range.clone(), patch, bytes, there }
+                }
+            });
         }
         Ok(())
     }
 
-    /// Whether values are written as they are in this run; and whether they are as many slices as there must be.
-    fn check(&self, values: &Values, whole: Option<usize>) -> Result<(), ClientError> {
-        if let Some(expected) = whole.filter(|&expected| expected != values.parts.len()) {
-            let what = format!("{} slices of {expected} that were asked for", values.parts.len());
+    /// How values are written, if it is as they are in this run; and whether they are of as many of the `asked` slices as they
+    /// must be.
+    fn check(&self, values: &Values, asked: usize, whole: bool) -> Result<Form, ClientError> {
+        let found = values.parts.len();
+        if whole && found != asked {
+            let what = format!("{found} slices of {asked} that were asked for");
             return Err(ClientError::protocol(self.shard, what));
         }
         if values.codec != self.codecs.pull {
             let what = format!("values as {} where they are {} in this run", values.codec, self.codecs.pull);
             return Err(ClientError::protocol(self.shard, what));
         }
-        let (announced, _) = values.codec.payload_bytes(values.parts.iter().map(|p| p.values));
-        if announced != values.payload_bytes {
-            let what = format!("a payload of {} bytes for {announced} bytes of slices", values.payload_bytes);
-            return Err(ClientError::protocol(self.shard, what));
-        }
-        Ok(())
+        Form::of(values, asked, self.have).map_err(|what| ClientError::protocol(self.shard, what))
     }
 
     fn not_asked_for(&self, part: &Part) -> ClientError {
@@ -236,6 +247,18 @@ impl Link {
         self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
         let decoded = codec.decode_payload([place.len()], encoded, place);
         decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
+    }
+
+    /// Reads the patches to one slice.
+    async fn patches(&mut self, patch: Patch, form: Form, part: &Part) -> Result<&[u8], ClientError> {
+        let bytes = form.bytes_of(part);
+        self.encoded.resize(self.encoded.len().max(bytes), 0);
+        let encoded = &mut self.encoded[..bytes];
+        self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
+        match form::check(patch, encoded, part.values as usize) {
+            Ok(()) => Ok(encoded),
+            Err(e) => Err(ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice))),
+        }
     }
 
     pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {

@@ -5,6 +5,7 @@
 mod blocking;
 mod companion;
 mod error;
+mod form;
 mod gradient;
 pub(crate) mod link;
 mod making;
@@ -426,8 +427,18 @@ impl Client {
                 Ok(None) => return Ok(Next::Step(self.core.step())),
                 Err(error) if error.is_passing() && rejoins < REJOINS_MAX => {
                     sink.break_off();
+                    // What had been said of the push before the break is not said again.
+                    let told = std::mem::take(&mut effects);
                     self.join_until_joined(error, &mut rejoins, &mut effects).await?;
                     going.complete(&mut self.gradients, &mut self.encoder, &self.cuts).await?;
+                    for effect in told {
+                        match effect {
+                            Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
+                            Effect::Taken(taken) => self.taken = taken,
+                            Effect::Send { .. } | Effect::Ready { .. } => {}
+                            Effect::Finished | Effect::Failed(_) => {}
+                        }
+                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -1,13 +1,16 @@
 //! Passes a gradient and values in parts between the thread that computes and whoever moves their bytes.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use windlass_common::codec::Patch;
 use windlass_common::ids::{ClientId, Step};
 use windlass_transport::PooledFloats;
 
 use super::companion::Driver;
+use super::form;
 use super::{ClientError, Gradient, Next, Taken};
 
 /// What has been made of a gradient. At most a part for each variable is on its way.
@@ -26,6 +29,8 @@ pub(crate) enum Arrival {
     Shown { shard: usize, step: Step, there: usize },
     /// A slice that begins here in the flat buffer.
     Slice { shard: usize, from: usize, values: PooledFloats, there: usize },
+    /// Patches to a slice that lies here in the flat buffer; they have been checked.
+    Patches { shard: usize, slice: Range<usize>, patch: Patch, bytes: Vec<u8>, there: usize },
     /// The exchange begins anew: what has come may be of several versions.
     Broken,
     /// The exchange has ended.
@@ -114,6 +119,10 @@ impl Coming {
             }
             Some(Arrival::Slice { shard, from, values: slice, there }) => {
                 values[from..from + slice.len()].copy_from_slice(&slice);
+                self.there[shard] = Some(there);
+            }
+            Some(Arrival::Patches { shard, slice, patch, bytes, there }) => {
+                form::apply(patch, &bytes, &mut values[slice]);
                 self.there[shard] = Some(there);
             }
             Some(Arrival::Broken) => self.is_broken = true,

@@ -38,7 +38,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         out: &mut Vec<Effect>,
     ) {
         if self.is_held_for_all() {
-            self.previous = Some(self.snapshot());
+            self.previous = Some(self.snapshot().as_pulled());
         }
         match mean {
             Some(mean) => self.apply_mean(mean),
@@ -159,7 +159,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub(super) fn keep_snapshot_if_due(&mut self, out: &mut Vec<Effect>) {
         let position = self.position();
         if self.snapshots.is_due(position) {
-            let snapshot = self.snapshot();
+            let snapshot = self.snapshot().without_reference();
             self.snapshots.keep(position, snapshot, out);
         }
     }

@@ -17,7 +17,7 @@ use super::{Effect, Request, Shard};
 use crate::Time;
 use crate::ledger::{Ledger, Row};
 use crate::rules::{self, Apply};
-use crate::store::{Made, SliceState, Store};
+use crate::store::{Made, SliceState};
 
 /// A shard's part of a checkpoint.
 #[derive(Clone, Debug)]
@@ -75,8 +75,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     ) -> Result<Self, PlanError> {
         let Image { state, slices } = image;
         let mut shard = Self::new(plan, run, lineage, id)?;
-        shard.store = Store::restored(&plan.placement()?, id, plan.optimizer, state.version, slices);
-        shard.store.expect_kept(rules::versions_kept(plan));
+        shard.begin_with(plan, state.version, slices)?;
         shard.ledger = Ledger::restored(rules::outcomes_max(plan), &state.workers);
         shard.open = state.open;
         shard.made = Made { examples: state.examples, pushes: state.pushes, at: Time(state.made_us) };

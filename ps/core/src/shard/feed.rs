@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use windlass_common::codec::Patch;
 use windlass_common::ids::{Lineage, RunId, ShardId, Version, WorkerId};
 use windlass_common::optimizer::State;
 use windlass_common::plan::{Plan, PlanError, Weights};
@@ -235,7 +236,8 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             lanes[lane] = (lanes[lane] ^ value).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31);
         };
         for slice in self.store.slices() {
-            for vector in std::iter::once(&slice.values).chain(&slice.state.vectors) {
+            let vectors = std::iter::once(&slice.values).chain(&slice.state.vectors);
+            for vector in vectors.chain(&slice.reference) {
                 for chunk in vector.chunks(8) {
                     chunk.iter().enumerate().for_each(|(lane, x)| add(lane, x.to_bits().into()));
                 }
@@ -259,9 +261,10 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let slices = self.store.slices();
         let updates = slices.iter().map(|s| s.state.updates).collect();
         let mut floats = Vec::new();
-        for SliceState { values, state } in slices {
+        for SliceState { values, state, reference } in slices {
             floats.push(values);
             floats.extend(state.vectors);
+            floats.extend(reference);
         }
         if let Some(previous) = &self.previous {
             floats.extend(previous.values().cloned());
@@ -314,10 +317,10 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     ) -> Result<Self, FeedError> {
         let placed = |error: PlanError| FeedError::Refused(error.to_string());
         let mut shard = Self::new(plan, run, lineage, id).map_err(placed)?;
-        let placement = plan.placement().map_err(placed)?;
         let vectors = plan.optimizer.state_names().len();
+        let has_reference = Patch::of(plan.codecs.pull).is_some();
         let (values, has_previous) = (shard.shape.values(), whole.previous.is_some());
-        let expected = values * (1 + vectors as u64 + u64::from(has_previous));
+        let expected = values * (1 + vectors as u64 + u64::from(has_reference) + u64::from(has_previous));
         if expected != floats.len() as u64 || whole.updates.len() != shard.shape.parts.len() {
             return Err(FeedError::Length { expected, found: floats.len() as u64 });
         }
@@ -331,11 +334,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let slices = parts.iter().zip(&whole.updates).map(|(part, &updates)| {
             let values = Arc::new(take(part.values));
             let vectors = (0..vectors).map(|_| Arc::new(take(part.values))).collect();
-            SliceState { values, state: State { vectors, updates } }
+            let reference = has_reference.then(|| Arc::new(take(part.values)));
+            SliceState { values, state: State { vectors, updates }, reference }
         });
         let slices = slices.collect();
-        shard.store = Store::restored(&placement, id, plan.optimizer, whole.version, slices);
-        shard.store.expect_kept(rules::versions_kept(plan));
+        shard.begin_with(plan, whole.version, slices).map_err(placed)?;
         shard.previous = whole.previous.map(|p| {
             let slices = parts.iter().map(|&part| (part, Arc::new(take(part.values)))).collect();
             let made = Made { examples: p.examples, pushes: p.pushes, at: Time(p.made_us) };

@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use std::sync::Arc;
 
-use windlass_common::ids::{Incarnation, Lineage, RunId, ShardId, Step, Term, WorkerId};
+use windlass_common::codec::Patch;
+use windlass_common::ids::{Incarnation, Lineage, RunId, ShardId, Step, Term, Version, WorkerId};
 use windlass_common::plan::{Goal, Membership, Plan, PlanError, Weights};
 use windlass_common::reduce::Contribution;
 use windlass_common::schedule::Schedule;
@@ -34,7 +35,7 @@ pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 
 use crate::ledger::Ledger;
 use crate::rules::{self, Apply, Rejoin, Release};
-use crate::store::{Hands, Made, Shape, Snapshot, Store};
+use crate::store::{Hands, Made, Shape, SliceState, Snapshot, Store};
 use crate::{SessionId, Time};
 
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
@@ -173,8 +174,28 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             told: Time(0),
         };
         shard.store.expect_kept(rules::versions_kept(plan));
+        if let Some(patch) = Patch::of(plan.codecs.pull) {
+            shard.store.refer(patch, None);
+        }
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
+    }
+
+    /// Takes the place of the values with which a shard begins.
+    fn begin_with(
+        &mut self,
+        plan: &Plan,
+        version: Version,
+        slices: Vec<SliceState>,
+    ) -> Result<(), PlanError> {
+        let references = slices.iter().map(|slice| slice.reference.clone()).collect();
+        let (placement, id) = (plan.placement()?, self.shape.shard);
+        self.store = Store::restored(&placement, id, plan.optimizer, version, slices);
+        self.store.expect_kept(rules::versions_kept(plan));
+        if let Some(patch) = Patch::of(plan.codecs.pull) {
+            self.store.refer(patch, references);
+        }
+        Ok(())
     }
 
     /// Large slices are updated by these threads too from now on.

@@ -68,7 +68,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 self.after_apply(now, out);
             }
             Order::Finalize => {
-                let snapshot = self.snapshot();
+                let snapshot = self.snapshot().without_reference();
                 out.push(Effect::Final { snapshot, partial: self.partial });
             }
             Order::Logged { records } => self.logged(records),

@@ -48,7 +48,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let Pull { step: asked, have, slices, .. } = parked.pull;
         let (step, snapshot) = again.unwrap_or_else(|| self.values_for(asked));
         if self.apply.keeps_bases() {
-            self.bases.send(worker, step, snapshot.clone());
+            self.bases.send(worker, step, snapshot.clone().as_pulled());
         }
         let clients = self.remaining(worker);
         self.anew.retain(|task| task.worker != worker);

@@ -7,7 +7,7 @@ use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::{Adam, Optimizer};
 use windlass_common::plan::{Fedavg, Hosting, LocalWork, Mode, Plan, Sampler, StalenessScaling, Weights};
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Codec, Entry, Feed, Member, Order, Pull, Push, Record, Task};
+use windlass_common::wire::{Entry, Feed, Member, Order, Pull, Push, Record, Task};
 
 use super::*;
 use crate::replica::{Gate, Refused, Standby};
@@ -166,7 +166,7 @@ impl Script {
             parts: shard.shape().parts.clone(),
             payload_bytes: self.plan.codecs.push.payload_bytes(lengths).1,
         };
-        let pull = Pull { step: step.next(), have: None, slices: Vec::new(), codec: Codec::default() };
+        let pull = Pull { step: step.next(), have: None, slices: Vec::new(), codec: self.plan.codecs.pull };
         let request = Request {
             session: SessionId(worker.into()),
             run: RunId(7),
@@ -316,6 +316,35 @@ fn a_standby_is_equal_to_its_primary_in_each_mode_and_can_be_promoted_after_anyt
                 // What the log may lack comes again, and first.
                 let missing: Vec<Record> = told.into_iter().filter(|r| r.number > logged).collect();
                 assert!(records.starts_with(&missing), "{:?} seed {seed} after {events}", plan.mode);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_standby_has_what_workers_were_sent_where_values_go_down_in_patches() {
+    for mode in modes() {
+        let mut plan = plan(mode);
+        plan.codecs.pull = "topk:2%".parse().unwrap();
+        for filled_after in [3, 40] {
+            let (pair, mut script) = played(&plan, 1, filled_after, 70);
+            let (_, mut again) = played(&plan, 1, filled_after, 70);
+            let logged = pair.primary.state().pushes;
+            let standby = pair.standby.into_full().expect("it has all");
+            let references = |shard: &Shard<Vec<f32>>| -> Vec<Vec<u32>> {
+                let reference = |slice: SliceState| slice.reference.expect("there is one");
+                let slices = shard.store.slices().into_iter().map(reference);
+                slices.map(|slice| slice.iter().map(|x| x.to_bits()).collect()).collect()
+            };
+            let found = references(&standby);
+            assert_eq!(found, references(&pair.primary), "{:?}", plan.mode);
+            let values = standby.store.slices().into_iter().map(|slice| slice.values);
+            let values: Vec<Vec<u32>> = values.map(|v| v.iter().map(|x| x.to_bits()).collect()).collect();
+            assert_ne!(found, values, "{:?}: and it is not the values", plan.mode);
+            if plan.mode != (Mode::Sync { backup: 0 }) {
+                let (digests, _) = go_on(standby, &mut script, logged);
+                let (expected, _) = go_on(pair.primary, &mut again, logged);
+                assert_eq!(digests, expected, "{:?}", plan.mode);
             }
         }
     }
