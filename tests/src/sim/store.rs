@@ -45,6 +45,10 @@ impl Content {
                     let floats = slice.values.iter().chain(slice.state.vectors.iter().flat_map(|v| v.iter()));
                     floats.for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
                 }
+                for ((client, worker), residual) in &image.residuals {
+                    bytes.extend_from_slice(&[client.0.to_le_bytes(), worker.0.to_le_bytes()].concat());
+                    residual.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                }
                 bytes
             }
             Self::Manifest(complete) => format!("{complete:?}").into_bytes(),
@@ -246,7 +250,7 @@ mod tests {
     const NAME: Name = Name::Part(Lineage(0), 1, ShardId(0));
 
     fn part() -> Content {
-        Content::Part(Rc::new(Image { state: Default::default(), slices: Vec::new() }))
+        Content::Part(Rc::new(Image::default()))
     }
 
     fn store(disk: Disk) -> Store {
