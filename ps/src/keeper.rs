@@ -7,9 +7,9 @@ use std::thread;
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
 use serde::{Deserialize, Serialize};
 use windlass_checkpoint::{
-    Manifest, Pruner, ShardFile, SlicePart, Store, StoreError, write_manifest, write_shard,
+    LeftPart, Manifest, Pruner, ShardFile, SlicePart, Store, StoreError, write_manifest, write_shard,
 };
-use windlass_common::ids::ShardId;
+use windlass_common::ids::{ClientId, ShardId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
@@ -38,6 +38,17 @@ pub(crate) struct Remembered {
     pub(crate) shards: Vec<ShardState>,
     /// The counts of the run, as far as they go into the summary.
     pub(crate) tally: serde_json::Value,
+}
+
+/// Under which name what is left out of a client's pushes is kept, as a worker gave it.
+fn name_of(client: ClientId, worker: WorkerId) -> String {
+    format!("{}-{}", client.0, worker.0)
+}
+
+/// Whose that is, by its name.
+pub(crate) fn whose(name: &str) -> Option<(ClientId, WorkerId)> {
+    let (client, worker) = name.split_once('-')?;
+    Some((ClientId(client.parse().ok()?), WorkerId(worker.parse().ok()?)))
 }
 
 /// What comes of keeping something.
@@ -128,7 +139,12 @@ impl Work {
                 updates: kept.state.updates,
             });
         }
-        let file = write_shard(&*self.store, checkpoint, shard.0, &slices)?;
+        let left: Vec<LeftPart<'_>> = image
+            .residuals
+            .iter()
+            .map(|(&(client, worker), values)| LeftPart { name: name_of(client, worker), values })
+            .collect();
+        let file = write_shard(&*self.store, checkpoint, shard.0, &slices, &left)?;
         let part = Part { file, state: image.state.clone() };
         Ok(serde_json::to_string(&part).expect("what a shard knows can be written as JSON"))
     }

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use windlass_checkpoint::{Checkpoint, Kind, Request, Store, list, newest};
+use windlass_checkpoint::{Checkpoint, Cut, Kind, Request, Store, list, newest};
 use windlass_common::codec::Patch;
 use windlass_common::ids::{ShardId, Version};
 use windlass_common::optimizer::State;
 use windlass_common::plan::Plan;
 use windlass_ps_core::coordinator::{Restore, RunState};
+use windlass_ps_core::residuals::Residuals;
 use windlass_ps_core::shard::{Image, ShardState};
 use windlass_ps_core::store::SliceState;
 
-use crate::keeper::{REFERENCE, Remembered};
+use crate::keeper::{REFERENCE, Remembered, whose};
 
 /// What a run goes on from, and what was counted until then.
 pub(crate) struct Found {
@@ -128,7 +129,27 @@ pub(crate) fn image(
     } else {
         of_other_shards(&shards)
     };
-    Ok(Image { state, slices })
+    let residuals =
+        if plan.codecs.push.is_biased() { left(&checkpoint, plan, shard)? } else { Residuals::new() };
+    Ok(Image { state, slices, residuals })
+}
+
+/// What had been left out of pushes, cut for this shard.
+fn left(checkpoint: &Checkpoint, plan: &Plan, shard: ShardId) -> anyhow::Result<Residuals> {
+    let of = || format!("checkpoint {}", checkpoint.manifest().number);
+    let (layout, placement) = (plan.layout()?, plan.placement()?);
+    let slices = placement.of_shard(shard).iter().map(|slice| Cut {
+        variable: layout.variables()[slice.variable.index()].name.as_str(),
+        start: slice.start,
+        values: slice.len,
+    });
+    let found = checkpoint.left(&slices.collect::<Vec<_>>()).with_context(of)?;
+    let mut residuals = Residuals::new();
+    for (name, values) in found {
+        let whose = whose(&name).with_context(|| format!("{}: nobody's: {name}", of()))?;
+        residuals.insert(whose, Arc::new(values));
+    }
+    Ok(residuals)
 }
 
 /// What a shard knows that was none of those that wrote the checkpoint. They differ at most in how often they have applied

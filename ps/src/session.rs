@@ -7,9 +7,11 @@ use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
 use windlass_common::codec::{CodecError, Patch};
+use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::shard::{Event, Reply, Request};
+use windlass_ps_core::residuals::Residual;
+use windlass_ps_core::shard::{Event, Given, Part, Reply, Request};
 use windlass_ps_core::store::{Encoded, Sent};
 use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
@@ -90,6 +92,10 @@ impl Reader {
     }
 
     async fn take(&mut self, header: Header) -> Result<(), SessionError> {
+        let is_given = matches!(header.body, Body::Residual { .. } | Body::Given { .. });
+        if is_given && matches!(self.peer, Role::Worker(_)) && self.shard.shape.codecs.push.is_biased() {
+            return self.given(&header).await;
+        }
         let (push, pull) = match (header.body, self.peer) {
             (Body::PullSnapshot { point }, Role::Observer) => {
                 let session = self.session;
@@ -100,9 +106,7 @@ impl Reader {
             (Body::Pull(pull), Role::Worker(_)) => (None, Some(pull)),
             (_, peer) => return self.refuse_and_end(Reject::NotAllowed { role: peer.to_string() }).await,
         };
-        if self.peer != Role::Worker(header.worker) {
-            let claimed = Role::Worker(header.worker).to_string();
-            let reason = Reject::WrongIdentity { certified: self.peer.to_string(), claimed };
+        if let Err(reason) = self.check_identity(header.worker) {
             return self.refuse_and_end(reason).await;
         }
         if let Some(Err(reason)) = pull.as_ref().map(|pull| self.shard.shape.check_pull(pull)) {
@@ -118,6 +122,46 @@ impl Reader {
         let Header { run, lineage, term, worker, incarnation, .. } = header;
         let request = Request { session: self.session, run, lineage, worker, term, incarnation, push, pull };
         self.shard.request(Event::Request(request)).await;
+        Ok(())
+    }
+
+    fn check_identity(&self, worker: WorkerId) -> Result<(), Reject> {
+        let (claimed, certified) = (Role::Worker(worker), self.peer);
+        match claimed == certified {
+            true => Ok(()),
+            false => {
+                let [certified, claimed] = [certified, claimed].map(|role| role.to_string());
+                Err(Reject::WrongIdentity { certified, claimed })
+            }
+        }
+    }
+
+    /// Takes in what a worker gives for a checkpoint.
+    async fn given(&mut self, header: &Header) -> Result<(), SessionError> {
+        if let Err(reason) = self.check_identity(header.worker) {
+            return self.refuse_and_end(reason).await;
+        }
+        let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
+        let (checkpoint, part) = match header.body {
+            Body::Residual { checkpoint, client, payload_bytes } => {
+                let expected = 4 * values as u64;
+                if payload_bytes != expected {
+                    let reason = Reject::WrongPayload { expected, found: payload_bytes };
+                    return self.refuse_and_end(reason).await;
+                }
+                // It is kept for long, so that it is not one of the pool's.
+                let mut residual = vec![0.0; values];
+                self.receiver.payload(cast_slice_mut(&mut residual)).await?;
+                (checkpoint, Part::Residual { client, residual: Arc::new(residual) })
+            }
+            Body::Given { checkpoint, has_gone_on: false } => (checkpoint, Part::All),
+            Body::Given { checkpoint, has_gone_on: true } => (checkpoint, Part::GoneOn),
+            _ => return Ok(()),
+        };
+        let &Header { run, lineage, worker, incarnation, .. } = header;
+        let session = self.session;
+        let given = Given { session, run, lineage, worker, incarnation, checkpoint, part };
+        self.shard.request(Event::Given(given)).await;
         Ok(())
     }
 
@@ -210,17 +254,28 @@ async fn write(
 ) {
     let mut header = AlignedVec::new();
     while let Some(reply) = outgoing.recv().await {
-        let (body, payload) = encode(reply, codec);
-        if let Err(error) = envelope.header(body).encode(&mut header) {
-            tracing::error!(%error, "an answer could not be written");
-            return;
-        }
-        if let Err(error) = sender.send(&header, payload).await {
-            tracing::debug!(%error, "a session's stream has ended");
-            return;
+        let frames = match reply {
+            Reply::Recall { residuals } => residuals.into_iter().map(recall).collect(),
+            reply => vec![encode(reply, codec)],
+        };
+        for (body, payload) in frames {
+            if let Err(error) = envelope.header(body).encode(&mut header) {
+                tracing::error!(%error, "an answer could not be written");
+                return;
+            }
+            if let Err(error) = sender.send(&header, payload).await {
+                tracing::debug!(%error, "a session's stream has ended");
+                return;
+            }
         }
     }
     let _ = sender.finish();
+}
+
+/// What has been left out of a client's pushes, as it goes onto the wire: not copied either.
+fn recall((client, residual): (ClientId, Residual)) -> (Body, Vec<Bytes>) {
+    let payload_bytes = 4 * residual.len() as u64;
+    (Body::Recall { client, payload_bytes }, vec![bytes_of(residual)])
 }
 
 /// What goes onto the wire. Values are not copied: their bytes are those that the shard holds, or those that were encoded
@@ -229,6 +284,8 @@ fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
     let body = match reply {
         Reply::Held { sequence, step } => Body::Held { sequence, step },
         Reply::Settled { sequence, outcome } => Body::Settled { sequence, outcome },
+        Reply::Keep { checkpoint, next, all } => Body::Keep { checkpoint, next, all },
+        Reply::Recall { .. } => unreachable!("it is as many frames as there are clients"),
         Reply::Finished { examples } => Body::Finished { examples },
         Reply::Waiting { step, wait } => Body::Waiting { step, wait },
         Reply::Rejected { sequence, reason } => Body::Rejected { sequence, reason },

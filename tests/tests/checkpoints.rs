@@ -2,7 +2,7 @@
 
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::optimizer::{Adam, FedYogi, Optimizer};
-use windlass_common::plan::{Checkpoints, Every, Mode};
+use windlass_common::plan::{Checkpoints, Codecs, Every, Fedavg, Hosting, Mode};
 use windlass_common::wire::Stop;
 use windlass_tests::audit::assert_same;
 use windlass_tests::cluster::fedavg;
@@ -43,13 +43,33 @@ fn trainings() -> [(Mode, Optimizer, Option<u32>); 2] {
     ]
 }
 
+/// The codecs that leave something out for good, and one that leaves out nothing.
+const PUSHES_AS: [&str; 4] = ["f32", "int8", "topk:20%", "sign"];
+
+fn codecs(push: &str) -> Codecs {
+    Codecs { push: push.parse().expect("it is a codec"), ..Codecs::default() }
+}
+
+/// The same rounds with each client at one worker for good.
+fn fixed() -> Mode {
+    Mode::Fedavg(Fedavg { hosting: Hosting::Fixed, ..fedavg(ROUNDS, 5, 0.1) })
+}
+
 #[test]
 fn a_run_goes_on_from_a_checkpoint_on_any_number_of_shards() {
     for (mode, optimizer, clients) in trainings() {
         for seed in seeds(3) {
-            for (servers, shards_per_server) in [(1, 1), (2, 1), (5, 1), (1, 2)] {
-                let before =
-                    Config { servers, shards_per_server, clients, ..run(seed, mode.clone(), optimizer) };
+            for (servers, shards_per_server, push) in
+                [(1, 1, "f32"), (2, 1, "sign"), (5, 1, "int8"), (1, 2, "topk:20%"), (2, 1, "f32")]
+            {
+                let codecs = codecs(push);
+                let before = Config {
+                    servers,
+                    shards_per_server,
+                    clients,
+                    codecs,
+                    ..run(seed, mode.clone(), optimizer)
+                };
                 let whole = play(&before, false);
                 assert_eq!(whole.run.stop, Stop::Completed, "{before}");
                 assert!(whole.kept.len() > 3, "{before} keeps {}", whole.kept.len());
@@ -70,18 +90,26 @@ fn a_run_goes_on_from_a_checkpoint_on_any_number_of_shards() {
 
 #[test]
 fn rounds_go_on_from_a_checkpoint_with_any_number_of_workers() {
-    for seed in seeds(5) {
-        let optimizer = Optimizer::FedYogi(FedYogi::default());
-        let before = Config { servers: 2, clients: Some(8), ..run(seed, rounds(), optimizer) };
-        let whole = play(&before, false);
-        assert_eq!(whole.run.stop, Stop::Completed, "{before}");
-        assert!(whole.kept.len() > 3, "{before} keeps {}", whole.kept.len());
-        for (workers, servers) in [(1, 1), (2, 5), (4, 2)] {
-            let after = Config { workers, servers, ..before.clone() };
-            for kept in &whole.kept {
-                let rest = play_from(&after, kept);
-                assert_eq!(rest.run.stop, Stop::Completed, "{after}");
-                assert_same(&rest.run.values, &whole.run.values, &format!("{after} after {before}"));
+    // Where clients stay with their worker, what was left out of their pushes is theirs, and goes with them.
+    for (mode, push) in [(rounds(), "f32"), (fixed(), "int8"), (fixed(), "topk:20%"), (fixed(), "sign")] {
+        for seed in seeds(5) {
+            let optimizer = Optimizer::FedYogi(FedYogi::default());
+            let before = Config {
+                servers: 2,
+                clients: Some(8),
+                codecs: codecs(push),
+                ..run(seed, mode.clone(), optimizer)
+            };
+            let whole = play(&before, false);
+            assert_eq!(whole.run.stop, Stop::Completed, "{before}");
+            assert!(whole.kept.len() > 3, "{before} keeps {}", whole.kept.len());
+            for (workers, servers) in [(1, 1), (2, 5), (4, 2)] {
+                let after = Config { workers, servers, ..before.clone() };
+                for kept in &whole.kept {
+                    let rest = play_from(&after, kept);
+                    assert_eq!(rest.run.stop, Stop::Completed, "{after}");
+                    assert_same(&rest.run.values, &whole.run.values, &format!("{after} after {before}"));
+                }
             }
         }
     }
@@ -91,8 +119,9 @@ fn rounds_go_on_from_a_checkpoint_with_any_number_of_workers() {
 fn with_servers_that_go_down_sync_and_rounds_end_as_if_nothing_had_happened() {
     let mut counts = Counts::default();
     for (mode, optimizer, clients) in trainings() {
-        for seed in seeds(30) {
-            let quiet = Config { servers: 2, clients, ..run(seed, mode.clone(), optimizer) };
+        for (seed, push) in seeds(60).zip(PUSHES_AS.into_iter().cycle()) {
+            let codecs = codecs(push);
+            let quiet = Config { servers: 2, clients, codecs, ..run(seed, mode.clone(), optimizer) };
             let undisturbed = play(&quiet, false);
             let crash = |at, server| Fault { at, what: What::CrashServer(ServerId(server)) };
             let machine = |at, server| Fault { at, what: What::CrashMachine(ServerId(server)) };
@@ -105,7 +134,14 @@ fn with_servers_that_go_down_sync_and_rounds_end_as_if_nothing_had_happened() {
             counts.merge(&played.counts);
         }
     }
-    for (what, least) in [("restored", 100), ("workers went back", 300), ("servers started again", 100)] {
+    println!("{counts}");
+    for (what, least) in [
+        ("restored", 200),
+        ("workers went back", 600),
+        ("servers started again", 200),
+        ("left out and added", 1000),
+        ("left out before a checkpoint", 300),
+    ] {
         assert!(counts.of(what) >= least, "{what} {} times", counts.of(what));
     }
 }

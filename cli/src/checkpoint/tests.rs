@@ -40,8 +40,8 @@ impl Run {
             |variable, start, values| SlicePart { variable, start, values, states: vec![], updates: number };
         let w = [number as f32, 2.0, 3.0, 4.0];
         let files = vec![
-            write_shard(&store, number, 0, &[of("w", 0, &w[..2])]).unwrap(),
-            write_shard(&store, number, 1, &[of("w", 2, &w[2..values]), of("b", 0, &[5.0])]).unwrap(),
+            write_shard(&store, number, 0, &[of("w", 0, &w[..2])], &[]).unwrap(),
+            write_shard(&store, number, 1, &[of("w", 2, &w[2..values]), of("b", 0, &[5.0])], &[]).unwrap(),
         ];
         let manifest = Manifest {
             number,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::Damage;
 use crate::manifest::Manifest;
 use crate::name;
-use crate::shard_file::{Opened, SliceEntry};
+use crate::shard_file::{Opened, ShardFile, SliceEntry};
 use crate::store::Store;
 
 /// Which floats of a variable are meant.
@@ -32,6 +32,46 @@ pub struct Request<'a> {
     /// How often the optimizer had changed them, once they are read: of several stored slices the smallest number,
     /// since one that is too large would make the first steps of Adam too long. 0 where `out` is empty.
     pub updates: u64,
+}
+
+/// A slice of a variable for which something is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut<'a> {
+    /// The variable.
+    pub variable: &'a str,
+    /// The first value, counted from the start of the variable.
+    pub start: u64,
+    /// How many.
+    pub values: u64,
+}
+
+/// Floats that are in two vectors of slices which lie end to end: where they begin in each, and how many.
+struct Overlap {
+    from: usize,
+    to: usize,
+    len: usize,
+}
+
+/// What of a file's slices falls into these others.
+fn overlaps(file: &ShardFile, slices: &[Cut<'_>]) -> Vec<Overlap> {
+    let (mut from, mut overlaps) = (0, Vec::new());
+    for stored in &file.slices {
+        let mut to = 0;
+        for wanted in slices {
+            let start = wanted.start.max(stored.start);
+            let end = (wanted.start + wanted.values).min(stored.start + stored.values);
+            if wanted.variable == stored.variable && start < end {
+                overlaps.push(Overlap {
+                    from: from + (start - stored.start) as usize,
+                    to: to + (start - wanted.start) as usize,
+                    len: (end - start) as usize,
+                });
+            }
+            to += wanted.values as usize;
+        }
+        from += stored.values as usize;
+    }
+    overlaps
 }
 
 /// A checkpoint whose manifest is sound, in its store.
@@ -89,6 +129,30 @@ impl Checkpoint {
         let result = self.fill(requests);
         self.release();
         result
+    }
+
+    /// What was left out of pushes, by name: a value for each of these slices, end to end; 0 where a file has nothing under a
+    /// name that another has. Each file is read once.
+    ///
+    /// # Errors
+    /// If a file is damaged.
+    pub fn left(&self, slices: &[Cut<'_>]) -> Result<BTreeMap<String, Vec<f32>>, Damage> {
+        let all: usize = slices.iter().map(|slice| slice.values as usize).sum();
+        let mut found = BTreeMap::new();
+        for (number, file) in self.manifest.files.iter().enumerate() {
+            let opened = self.opened(number)?;
+            let overlaps = overlaps(file, slices);
+            for name in opened.left() {
+                let floats = opened.floats_left(&name, file)?;
+                let out = found.entry(name).or_insert_with(|| vec![0.0; all]);
+                for &Overlap { from, to, len } in &overlaps {
+                    let out: &mut [u8] = bytemuck::cast_slice_mut(&mut out[to..to + len]);
+                    out.copy_from_slice(&floats[4 * from..4 * (from + len)]);
+                }
+            }
+        }
+        self.release();
+        Ok(found)
     }
 
     /// Frees the file that was read last.

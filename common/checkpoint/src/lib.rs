@@ -24,7 +24,7 @@ mod remote;
 mod shard_file;
 mod store;
 
-pub use checkpoint::{Checkpoint, Kind, Request};
+pub use checkpoint::{Checkpoint, Cut, Kind, Request};
 pub use error::{Damage, StoreError};
 pub use export::{ExportError, Tensor, export};
 pub use history::{Contents, Listed, Pruner, Skipped, Summary, list, newest, prune};
@@ -33,5 +33,5 @@ pub use manifest::{Manifest, write_manifest};
 pub use name::{folder, manifest_file, shard_file};
 #[cfg(feature = "object-store")]
 pub use remote::ObjectStore;
-pub use shard_file::{ShardFile, SliceEntry, SlicePart, write_shard};
+pub use shard_file::{LeftPart, ShardFile, SliceEntry, SlicePart, write_shard};
 pub use store::{Store, open};

@@ -1,7 +1,9 @@
-//! Writes and opens the file of one shard: its slices of the variables, with what the optimizer remembers of them.
+//! Writes and opens the file of one shard: its slices of the variables, with what the optimizer remembers of them, and vectors
+//! that are as long as all of them.
 //!
 //! The file is a safetensors file. Slice `start` of variable `v` is the tensor `values/<start>/v`, and what the
-//! optimizer remembers of it under the name `s` is `state/<s>/<start>/v`; all are vectors of f32 of the same length.
+//! optimizer remembers of it under the name `s` is `state/<s>/<start>/v`; all are vectors of f32 of the same length. What codecs have left
+//! out of pushes is `left/<name>`: a vector over all slices of the file end to end, in the order of the manifest.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +18,8 @@ use crate::store::Store;
 
 /// The header of a safetensors file may not be larger than this, or nothing reads the file.
 const HEADER_BYTES_MAX: usize = 100_000_000;
+/// How the tensors of what is left out are called, before the name.
+const LEFT: &str = "left/";
 /// Bytes of the number before the header.
 const PREFIX_BYTES: usize = 8;
 
@@ -32,6 +36,15 @@ pub struct SlicePart<'a> {
     pub states: Vec<(&'a str, &'a [f32])>,
     /// How often the optimizer has changed it.
     pub updates: u64,
+}
+
+/// What has been left out of some pushes.
+#[derive(Clone, Debug)]
+pub struct LeftPart<'a> {
+    /// Of whose.
+    pub name: String,
+    /// A value for each of all the slices, end to end.
+    pub values: &'a [f32],
 }
 
 /// A slice in a shard's file.
@@ -73,12 +86,14 @@ pub struct ShardFile {
 /// If the store cannot write it, or so many slices have a header that nothing reads.
 ///
 /// # Panics
-/// If a slice is empty or there twice, or its state is named twice, has a `/` in its name or another length.
+/// If a slice is empty or there twice, or its state is named twice, has a `/` in its name or another length; or if that holds
+/// for what is left out.
 pub fn write_shard(
     store: &dyn Store,
     number: u64,
     shard: u32,
     slices: &[SlicePart<'_>],
+    left: &[LeftPart<'_>],
 ) -> Result<ShardFile, StoreError> {
     let name = name::shard_file(number, shard);
     let mut tensors = Vec::new();
@@ -104,6 +119,13 @@ pub fn write_shard(
             add(tensor(&Kind::State(state), start, variable), values);
             data.push(bytemuck::cast_slice(values));
         }
+    }
+    let all: usize = slices.iter().map(|slice| slice.values.len()).sum();
+    for LeftPart { name, values } in left {
+        assert!(!name.contains('/'), "what is left out has the name {name}");
+        assert_eq!(values.len(), all, "what is left out under the name {name}");
+        add(format!("{LEFT}{name}"), values);
+        data.push(bytemuck::cast_slice(values));
     }
     let distinct: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(distinct.len(), tensors.len(), "a slice or state is there twice");
@@ -193,7 +215,25 @@ impl Opened {
         Ok(&self.bytes[self.data + start..self.data + end])
     }
 
-    /// Checks that it holds these slices and nothing else, and adds each variable's states to `states`: all slices of
+    /// The names under which there is what was left out.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let names = self.metadata.offset_keys();
+        names.iter().filter_map(|name| name.strip_prefix(LEFT)).map(str::to_owned).collect()
+    }
+
+    /// The bytes of what was left out under this name: as many floats as the file's slices have.
+    pub(crate) fn floats_left(&self, name: &str, file: &ShardFile) -> Result<&[u8], Damage> {
+        let all: u64 = file.slices.iter().map(|slice| slice.values).sum();
+        let info = self.metadata.info(&format!("{LEFT}{name}"));
+        let info = info.filter(|info| info.dtype == Dtype::F32 && info.shape == [all as usize]);
+        let info = info.ok_or_else(|| {
+            Damage::malformed(&self.name, format!("the tensor {LEFT}{name} is not {all} values of F32"))
+        })?;
+        let (start, end) = info.data_offsets;
+        Ok(&self.bytes[self.data + start..self.data + end])
+    }
+
+    /// Checks that it holds these slices, what was left out and nothing else, and adds each variable's states to `states`: all slices of
     /// a variable have the same ones.
     pub(crate) fn check(
         &self,
@@ -208,6 +248,10 @@ impl Opened {
         }
         let names = self.metadata.offset_keys();
         for name in &names {
+            if let Some(left) = name.strip_prefix(LEFT) {
+                self.floats_left(left, file)?;
+                continue;
+            }
             let Some((state, start, variable)) = parse(name) else {
                 return malformed(format!("the tensor {name} is no slice"));
             };

@@ -45,6 +45,9 @@ pub const WORK_MAX: u64 = 1 << 40;
 /// Most bytes of pushes that one server process holds for one step.
 pub const HELD_BYTES_MAX: u64 = 64 << 30;
 
+/// Most bytes of what codecs have left out that one server process keeps for checkpoints.
+pub const LEFT_OUT_BYTES_MAX: u64 = 64 << 30;
+
 /// The checked, complete configuration of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -413,8 +416,34 @@ impl Plan {
         self.check_memory()
     }
 
-    /// Whether the pushes that may be held for one step, or the versions that are kept, fit into a server's memory.
+    /// For how many there may be something that a codec has left out, each as long as the model: clients, or workers where
+    /// these push for themselves; with balanced hosting each worker has its own for each client. 0 where nothing is kept of it.
+    pub fn residuals_max(&self) -> u64 {
+        let (workers, clients) = (u64::from(self.cluster.workers_max()), u64::from(self.clients.count));
+        match &self.mode {
+            _ if !self.codecs.push.is_biased() => 0,
+            mode if mode.local().is_none() => workers,
+            mode if mode.is_hosting_balanced() => workers * clients,
+            _ => clients,
+        }
+    }
+
+    /// Whether the pushes that may be held for one step, the versions that are kept, or what codecs have left out, fit into a
+    /// server's memory.
     fn check_memory(&self) -> Result<(), PlanError> {
+        let bytes = self.layout()?.total().saturating_mul(4) / u64::from(self.cluster.servers);
+        let (residuals, most) = (self.residuals_max(), LEFT_OUT_BYTES_MAX / bytes.max(1));
+        if residuals > most {
+            return Err(PlanError::Range {
+                flag: "--push-codec",
+                found: self.codecs.push.to_string(),
+                possible: format!(
+                    "what it leaves out is part of checkpoints: a server would keep it {residuals} times, {bytes} bytes each, and \
+                     has room for {most}; take fewer clients, --hosting fixed, more servers, or a codec that leaves out \
+                     nothing for good"
+                ),
+            });
+        }
         let pushes = "pushes of one step";
         let (flag, held, what) = match &self.mode {
             Mode::Sync { .. } => ("--workers", self.cluster.workers, pushes),
@@ -430,7 +459,6 @@ impl Plan {
             }
             Mode::Async { .. } | Mode::Ssp { .. } | Mode::Fedasync { .. } => return Ok(()),
         };
-        let bytes = self.layout()?.total().saturating_mul(4) / u64::from(self.cluster.servers);
         let most = HELD_BYTES_MAX / bytes.max(1);
         if u64::from(held) > most {
             return Err(PlanError::Range {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Fedavg, LocalWork, PlanError};
+use super::{Fedavg, Hosting, LocalWork, PlanError};
 
 /// How pushes are combined and how far workers may drift apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -246,6 +246,11 @@ impl Mode {
             Self::Sync { .. } | Self::Softsync { .. } | Self::Fedavg(_) | Self::Fedbuff { .. } => true,
             Self::Async { .. } | Self::Ssp { .. } | Self::Fedasync { .. } => false,
         }
+    }
+
+    /// Whether a client may be trained by another worker in each round, although none has come or gone.
+    pub fn is_hosting_balanced(&self) -> bool {
+        matches!(self, Self::Fedavg(Fedavg { hosting: Hosting::Balanced, .. }))
     }
 
     /// What a client does, where clients train by themselves.

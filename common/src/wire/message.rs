@@ -93,6 +93,11 @@ pub enum Body {
     Pull(Pull),
     /// The values at an evaluation point are asked for.
     PullSnapshot { point: u64 },
+    /// For a checkpoint, what a codec has left out of the pushes of a client; its payload follows, every slice of the shard in
+    /// order as f32.
+    Residual { checkpoint: u64, client: ClientId, payload_bytes: u64 },
+    /// All that was asked for has been given for this checkpoint; or the worker has gone on, and has it no more.
+    Given { checkpoint: u64, has_gone_on: bool },
 
     // From the primary of a shard to its standby, on a stream of its own, and back.
     /// The first frame of the stream: which shard it is.
@@ -110,6 +115,12 @@ pub enum Body {
     Settled { sequence: Sequence, outcome: Outcome },
     /// Values; their payload follows.
     Values(Values),
+    /// A checkpoint holds this worker's pushes before `next`, and none in a round from its step on: the worker gives what its
+    /// codec had left out of these by then, and with `all` also what it has given before.
+    Keep { checkpoint: u64, next: Resume, all: bool },
+    /// What a codec had left out of the pushes of a client, for a life of a worker that may not know it; its payload follows,
+    /// every slice of the shard in order as f32.
+    Recall { client: ClientId, payload_bytes: u64 },
     /// There is nothing more to do: the training has all its examples.
     Finished { examples: Examples },
     /// A pull is parked, and this is whom it waits for.

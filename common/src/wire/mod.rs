@@ -23,7 +23,7 @@ pub use status::{
 };
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 7;
+pub const PROTOCOL: u16 = 8;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 
@@ -113,6 +113,7 @@ impl Body {
         match self {
             Self::Push { push, .. } => push.payload_bytes,
             Self::Values(values) => values.payload_bytes,
+            Self::Residual { payload_bytes, .. } | Self::Recall { payload_bytes, .. } => *payload_bytes,
             Self::Feed { feed, .. } => feed.payload_bytes(),
             Self::Report { report: Report::Final { payload_bytes, .. }, .. } => *payload_bytes,
             _ => 0,
@@ -171,6 +172,10 @@ mod tests {
             Body::JoinServer { address: Some("ps1:7171".into()), port: 7171, copies: Vec::new() },
             Body::Waiting { step: Step(3), wait: Wait::Pushes { step: Step(2), missing } },
             Body::Rejected { sequence: Some(Sequence(1)), reason: Reject::NoExamples },
+            Body::Keep { checkpoint: 5, next: Resume { sequence: Sequence(7), step: Step(3) }, all: true },
+            Body::Residual { checkpoint: 5, client: ClientId(9), payload_bytes: 2600 },
+            Body::Given { checkpoint: 5, has_gone_on: false },
+            Body::Recall { client: ClientId(9), payload_bytes: 2600 },
             Body::Stop(Stop::Failed { reason: "worker 1 is gone".into() }),
             Body::Order {
                 shard: ShardId(1),

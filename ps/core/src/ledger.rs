@@ -201,6 +201,11 @@ impl Ledger {
         self.entries.iter().filter(|(_, entry)| entry.member).map(|(worker, entry)| (*worker, entry))
     }
 
+    /// The life in which a worker is known.
+    pub fn incarnation(&self, worker: WorkerId) -> Option<Incarnation> {
+        self.entries.get(&worker).map(|e| e.incarnation)
+    }
+
     /// Steps settled by a worker.
     pub fn clock(&self, worker: WorkerId) -> Option<Step> {
         self.entries.get(&worker).map(|e| e.clock)

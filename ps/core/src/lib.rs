@@ -6,6 +6,7 @@
 pub mod coordinator;
 pub mod ledger;
 pub mod replica;
+pub mod residuals;
 pub mod rules;
 #[cfg(test)]
 mod sample;

@@ -133,10 +133,14 @@ impl Desk {
                 let queue = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
                 self.outbox.push(ShardMessage::Report(Report::Standing(Standing { queue, ..standing })));
             }
-            Effect::Report(report) => self.outbox.push(ShardMessage::Report(report)),
+            Effect::Report(report) => {
+                // What a checkpoint holds is told before it is said to be taken.
+                if let Report::Taken { .. } = report {
+                    self.tell_records();
+                }
+                self.outbox.push(ShardMessage::Report(report));
+            }
             Effect::Image { checkpoint, image } => {
-                // What the checkpoint holds is told before it is said to be taken.
-                self.tell_records();
                 self.outbox.push(ShardMessage::Image { checkpoint, image });
             }
             Effect::Final { snapshot, partial } => {

@@ -119,6 +119,49 @@ fn a_federated_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     same(&whole, &killed, &["rounds", "steps", "pushes", "client_tallies"]);
 }
 
+/// What a codec leaves out of pushes is in checkpoints: in sync with each of those that leave something out for good.
+#[test]
+fn runs_with_codecs_that_leave_something_out_end_in_the_same_bytes() {
+    let roles = ["server-0", "server-1", "worker-0", "worker-1"];
+    for (mode, codec, every, pushes) in
+        [(SYNC, "int8", "40steps", 3700), (SYNC, "topk:1%", "40steps", 3700), (FEDAVG, "sign", "4steps", 480)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = folder.path().join("whole");
+        let flags = format!("{mode} --push-codec {codec}");
+        train(&whole, &flags).end(WITHIN).well();
+        let killed = killed_again_and_again(folder.path(), &flags, &roles, every, pushes);
+        same(&whole, &killed, &["steps", "pushes"]);
+        // With others than wrote them: what was left out is cut anew.
+        if mode == SYNC {
+            let running = train(&folder.path().join("cut"), &format!("{flags} --checkpoint-every 100steps"));
+            let run = folder.path().join("cut");
+            until("a checkpoint", || lines(&run).iter().any(|l| l["event"] == "checkpoint").then_some(()));
+            kill_all(running, &roles);
+            resume(&run, "--servers 3").end(WITHIN).well();
+            assert_eq!(model(&whole), model(&run), "{codec} on 3 servers");
+        }
+    }
+}
+
+/// The same where the run goes back because a server was killed, and the workers' processes live on.
+#[test]
+fn what_was_left_out_goes_back_with_all_when_a_server_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    let flags = format!("{SYNC} --push-codec sign");
+    train(&whole, &flags).end(WITHIN).well();
+    let running = train(&killed, &format!("{flags} --checkpoint-every 60steps --restarts 3"));
+    for role in ["server-1", "server-0"] {
+        until("500 pushes", || (since_restored(&killed) >= 500).then_some(()));
+        let lineage = restored(&killed);
+        send(child(running.id(), role, None), Signal::KILL);
+        until("it goes on", || (restored(&killed) > lineage).then_some(()));
+    }
+    running.end(WITHIN).well();
+    assert_eq!(model(&whole), model(&killed));
+}
+
 #[test]
 fn no_push_that_a_checkpoint_holds_is_lost_or_doubled() {
     let folder = tempfile::tempdir().unwrap();

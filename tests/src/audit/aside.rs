@@ -20,7 +20,7 @@ impl Aside {
     pub(crate) fn follow(&mut self, entry: &Entry) {
         match entry {
             Entry::Ordered(Order::Pause { .. }) => self.is_paused = true,
-            Entry::Ordered(Order::GoOn { .. }) | Entry::Image(_) => self.is_paused = false,
+            Entry::Ordered(Order::GoOn { .. }) | Entry::Taken(_) => self.is_paused = false,
             Entry::Restored { .. } => *self = Self::default(),
             Entry::Asked(asked) if self.is_paused => {
                 if let Some((sequence, ..)) = asked.push {

@@ -157,7 +157,7 @@ fn waits(history: &History, bound: u64, run_is_elastic: bool) -> usize {
                 handed.clear();
                 started = false;
             }
-            Entry::Image(_) | Entry::Fed { .. } => {}
+            Entry::Image(_) | Entry::Taken(_) | Entry::Fed { .. } => {}
             Entry::Members { came, went } => {
                 present.retain(|worker| !went.contains(worker));
                 if run_is_elastic {

@@ -122,7 +122,7 @@ fn pauses_end(run: &Run, shard: usize, history: &History) -> u64 {
     for entry in history.entries() {
         match entry {
             Entry::Ordered(Order::Pause { .. }) => begins = true,
-            Entry::Ordered(Order::GoOn { .. }) | Entry::Image(_) => ends = true,
+            Entry::Ordered(Order::GoOn { .. }) | Entry::Taken(_) => ends = true,
             Entry::Restored { .. } => (since, begins, ends) = (None, false, false),
             Entry::Handled { at, .. } => {
                 let lasted = since.map_or(0, |since| at.0.saturating_sub(since.0));

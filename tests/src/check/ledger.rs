@@ -116,7 +116,15 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
             Entry::Image(kept) => {
                 ledger.follow(&std::mem::take(&mut group), End::Image);
                 images::verify(&ledger.what, &ledger, kept);
-                (ledger.pauses, ledger.image) = (None, Some(kept.as_ref()));
+                ledger.image = Some(kept.as_ref());
+                group.is_after_image = true;
+            }
+            Entry::Taken(_) => {
+                // What it was is written down before this, unless it came to nothing.
+                if !group.is_after_image {
+                    ledger.follow(&std::mem::take(&mut group), End::Image);
+                }
+                ledger.pauses = None;
                 group.is_after_image = true;
             }
             Entry::Fed { .. } => {}

@@ -6,6 +6,7 @@
 mod bases;
 mod checkpoints;
 mod cohorts;
+mod feedback;
 mod images;
 mod ledger;
 mod snapshots;
@@ -60,5 +61,6 @@ pub fn verify(run: &Run, problem: &dyn Problem) -> Counts {
         assert_same(&run.values, &expected, "the result against one process that does what was logged");
     }
     assert_replays(run, problem);
+    counts.merge(&feedback::verify(run));
     counts
 }

@@ -41,7 +41,7 @@ pub(super) fn verify(plan: &Plan, shard: usize, history: &History) {
     for entry in history.entries() {
         state.aside.follow(entry);
         match entry {
-            Entry::Image(_) | Entry::Fed { .. } => {}
+            Entry::Image(_) | Entry::Taken(_) | Entry::Fed { .. } => {}
             Entry::Restored { lineage, kept, from } => state.restored(*lineage, kept.as_deref(), *from),
             Entry::Asked(asked) => {
                 state.pushed = asked.push.map(|(sequence, _, client)| (asked.worker, sequence, client));

@@ -3,6 +3,7 @@
 mod computing;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use windlass_common::codec::Patch;
 use windlass_common::ids::{
@@ -12,10 +13,10 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Codecs, Mode, Plan};
 use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
-use windlass_ps_core::shard::{Reply, Request};
+use windlass_ps_core::shard::{Given, Reply, Request};
 use windlass_ps_core::store::Sent;
 use windlass_ps_core::{SessionId, shard};
-use windlass_worker_core::{Effect, Encoder, Event, Taken, Until, Work, Worker};
+use windlass_worker_core::{AsOf, Effect, Encoder, Event, Taken, Until, Work, Worker};
 
 use computing::{Computed, Computing};
 
@@ -24,12 +25,18 @@ use computing::{Computed, Computing};
 pub struct Pushed {
     /// The whole gradient, in layout order.
     pub computed: Vec<f32>,
+    /// The same with what had been left out of earlier pushes, which is what was encoded.
+    pub encoded: Vec<f32>,
     /// What the shards are sent of it, as they decode it.
     pub gradient: Vec<f32>,
     /// For each shard the version of the values that it was computed on, as the shard named it.
     pub bases: Vec<Version>,
     /// Whose data it was computed on, and what it counts.
     pub work: Work,
+    /// The step it is for.
+    pub step: Step,
+    /// Which process of the worker has computed it, of all that there have been.
+    pub process: u32,
 }
 
 /// Every gradient of a run, by who pushed it, in which life, under which number.
@@ -40,6 +47,8 @@ pub type Gradients = BTreeMap<(WorkerId, Incarnation, Sequence), Pushed>;
 pub(crate) enum Wish {
     /// Send a request to a shard.
     Request(ShardId, Request<Vec<f32>>),
+    /// Give a shard something for a checkpoint.
+    Give(ShardId, Given),
     /// Let it compute for a while, and then call [`Driver::compute`].
     Compute,
     /// Note that a gradient which was computed ahead is thrown away.
@@ -80,6 +89,7 @@ enum Way {
 #[derive(Debug)]
 pub(crate) struct Driver {
     id: WorkerId,
+    process: u32,
     run: RunId,
     lineage: Lineage,
     incarnation: Incarnation,
@@ -112,7 +122,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(id: WorkerId, run: RunId, plan: &Plan, sessions: Vec<SessionId>, silent: bool) -> Self {
+    pub(crate) fn new(
+        (id, process): (WorkerId, u32),
+        run: RunId,
+        plan: &Plan,
+        sessions: Vec<SessionId>,
+        silent: bool,
+    ) -> Self {
         let layout = plan.layout().expect("a checked plan has a layout");
         let placement = plan.placement().expect("a checked plan can be placed");
         let (total, shards) = (layout.total() as usize, sessions.len());
@@ -128,9 +144,10 @@ impl Driver {
                 Way::AtWill { seed, rate: local.rate as f32, hosted }
             }
         };
-        let encoder = Encoder::new(plan.codecs.push, plan.seed, &layout, &placement);
+        let encoder = Encoder::of(plan, &layout, &placement);
         Self {
             id,
+            process,
             run,
             lineage: Lineage(0),
             incarnation: Incarnation(0),
@@ -175,7 +192,7 @@ impl Driver {
                 let plan = Plan::parse(&welcome.plan).expect("the coordinator sends a plan that can be read");
                 assert_eq!(plan.hash(), welcome.plan_hash, "both sides have the same plan");
                 assert_eq!(welcome.servers.len(), plan.cluster.servers as usize);
-                self.welcome(welcome.next, incarnation, self.lineage, gradients, wishes);
+                self.welcome((welcome.next, false), incarnation, self.lineage, gradients, wishes);
             }
             Body::Stop(_) | Body::Refused(Reject::Ended) => self.state = State::Done,
             Body::Refused(Reject::StaleIncarnation { .. }) => self.state = State::Succeeded,
@@ -187,7 +204,7 @@ impl Driver {
     /// The coordinator has admitted it.
     pub(crate) fn welcome(
         &mut self,
-        next: Resume,
+        (next, from_copies): (Resume, bool),
         incarnation: Incarnation,
         lineage: Lineage,
         gradients: &mut Gradients,
@@ -198,7 +215,7 @@ impl Driver {
         self.state = State::Training;
         let mut effects = Vec::new();
         if before != Incarnation(0) && was_in != lineage {
-            self.core.handle(Event::Restored { next }, &mut effects);
+            self.core.handle(Event::Restored { next, from_copies }, &mut effects);
             self.carry_on(effects, gradients, wishes);
             return;
         }
@@ -250,6 +267,14 @@ impl Driver {
                 }
                 self.versions[self.core.incoming()][shard.index()] = snapshot.version;
                 Told::Values { step, version: snapshot.version, clients }
+            }
+            Reply::Keep { checkpoint, next, all } => Told::Keep { checkpoint, next, all },
+            Reply::Recall { residuals } => {
+                for (client, values) in residuals {
+                    let recalled = self.encoder.recall(shard.index(), client, &values);
+                    recalled.expect("a shard tells as many values as it has");
+                }
+                return;
             }
             Reply::Finished { .. } => Told::Finished,
             Reply::Waiting { .. } => return,
@@ -340,6 +365,7 @@ impl Driver {
         match effect {
             Effect::Feedback(feedback) => self.encoder.settle(feedback, &self.gradient),
             Effect::Send { shard, push, pull } => wishes.push(self.request(shard, push, pull)),
+            Effect::Give { shard, checkpoint, of, all } => self.give(shard, checkpoint, of, all, wishes),
             Effect::Ready { .. } | Effect::Taken(_) => {}
             Effect::Finished => {
                 self.state = State::Done;
@@ -355,6 +381,24 @@ impl Driver {
                 panic!("{} in incarnation {} is refused: {reason}", self.id, self.incarnation)
             }
         }
+    }
+
+    fn give(&mut self, shard: usize, checkpoint: u64, of: AsOf, all: bool, wishes: &mut Vec<Wish>) {
+        let mut parts = Vec::new();
+        if of != AsOf::GoneOn {
+            let residuals = self.encoder.give(shard, of, all).into_iter();
+            parts.extend(
+                residuals
+                    .map(|(client, values)| shard::Part::Residual { client, residual: Arc::new(values) }),
+            );
+        }
+        parts.push(if of == AsOf::GoneOn { shard::Part::GoneOn } else { shard::Part::All });
+        wishes.extend(parts.into_iter().map(|part| {
+            let &mut Self { run, lineage, id: worker, incarnation, .. } = self;
+            let session = self.sessions[shard];
+            let given = Given { session, run, lineage, worker, incarnation, checkpoint, part };
+            Wish::Give(ShardId(shard as u32), given)
+        }));
     }
 
     fn request(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use windlass_common::ids::{ClientId, Incarnation, Lineage, Sequence, Step, Term, Version, WorkerId};
-use windlass_common::wire::{Member, Order, Outcome, Record};
+use windlass_common::wire::{Member, Order, Outcome, Record, Report};
 use windlass_ps_core::shard::{Effect, Event, Reply};
 use windlass_ps_core::{SessionId, Time};
 
@@ -44,8 +44,10 @@ pub enum Entry {
         /// What.
         what: Told,
     },
-    /// The shard has taken its part of a checkpoint.
+    /// What the shard was when it took its part of a checkpoint that is whole by now.
     Image(Box<Kept>),
+    /// The shard has taken its part of this checkpoint.
+    Taken(u64),
     /// The standby is told something: the so many-th in this lineage, and whether it is all that the shard is.
     Fed {
         /// Its number.
@@ -139,6 +141,8 @@ pub struct History {
     members: BTreeMap<WorkerId, Incarnation>,
     /// Whose each session is.
     sessions: BTreeMap<SessionId, WorkerId>,
+    /// Where in the entries a part was taken that is not whole yet.
+    taken: BTreeMap<u64, usize>,
 }
 
 impl History {
@@ -169,7 +173,7 @@ impl History {
             Event::PullSnapshot { session, point } => {
                 self.entries.push(Entry::Observed { session: *session, point: *point });
             }
-            Event::Tick => {}
+            Event::Given(_) | Event::Tick => {}
         }
     }
 
@@ -183,6 +187,7 @@ impl History {
                 Effect::Record(record) => self.settle(record),
                 // Whoever has pushed what was held before the lineage is no more.
                 Effect::Reply { session, .. } if *session == NOBODY => {}
+                Effect::Reply { reply: Reply::Keep { .. } | Reply::Recall { .. }, .. } => {}
                 Effect::Reply { session, reply } => {
                     let what = told(reply);
                     if let Told::Settled(sequence, outcome) = what {
@@ -191,8 +196,15 @@ impl History {
                     self.entries.push(Entry::Told { session: *session, what });
                 }
                 Effect::Image { checkpoint, image } => {
-                    let kept = Kept::of((self.lineage, *checkpoint), image);
-                    self.entries.push(Entry::Image(Box::new(kept)));
+                    let kept = Entry::Image(Box::new(Kept::of((self.lineage, *checkpoint), image)));
+                    match self.taken.remove(checkpoint) {
+                        Some(at) => self.entries.insert(at, kept),
+                        None => self.entries.push(kept),
+                    }
+                }
+                Effect::Report(Report::Taken { checkpoint }) => {
+                    self.taken = BTreeMap::from([(*checkpoint, self.entries.len())]);
+                    self.entries.push(Entry::Taken(*checkpoint));
                 }
                 Effect::Fed => {
                     self.fed += 1;
@@ -399,5 +411,6 @@ fn told(reply: &Reply) -> Told {
         Reply::Rejected { .. } => Told::Rejected,
         Reply::NoSnapshot { next } => Told::NoSnapshot(*next),
         Reply::NotReached { .. } => Told::NotReached,
+        Reply::Keep { .. } | Reply::Recall { .. } => unreachable!("they are no answers"),
     }
 }

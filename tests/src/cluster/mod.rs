@@ -183,7 +183,7 @@ impl<'a> Cluster<'a> {
         let silent = self.config.silent.contains(&worker);
         let driver = match seat.and_then(|seat| seat.away) {
             Some(away) => away.again(sessions),
-            None => Driver::new(worker, self.run, &self.plan, sessions, silent),
+            None => Driver::new((worker, life), self.run, &self.plan, sessions, silent),
         };
         self.seats.insert(worker, Seat { life, driver: Some(driver), away: None, session });
         self.tell_coordinator(node, coordinator::Event::WorkerJoined { session, worker, process: 0 });
@@ -253,6 +253,9 @@ impl<'a> Cluster<'a> {
                     wishes.extend(further);
                 }
                 Wish::ThrownAway => {}
+                Wish::Give(shard, given) => {
+                    panic!("{worker} gives {shard} something for no checkpoint: {given:?}")
+                }
                 Wish::Request(shard, request) => {
                     let link = Link { from: node, to: Node::Shard(shard) };
                     self.links.send(link, Message::Shard(shard::Event::Request(request)));

@@ -390,6 +390,7 @@ impl Shards {
                 let told = format!("values {who} step={step} version={version} examples={examples} {values}");
                 if clients.is_empty() { told } else { format!("{told} for {}", words::clients(clients)) }
             }
+            Reply::Keep { .. } | Reply::Recall { .. } => format!("asks {who} or tells it: {reply:?}"),
             Reply::Finished { examples } => format!("finished {who} examples={examples}"),
             Reply::Waiting { step, wait } => format!("wait {who} step={step} ({})", words::wait(wait)),
             Reply::Rejected { sequence: Some(sequence), reason } => {

@@ -101,6 +101,11 @@ impl World<'_> {
                     self.requested(server, shard, request);
                 }
             }
+            (Kind::Shard(_, shard), Message::Shard(event @ shard::Event::Given(_))) => {
+                if let Place::Server(server) = self.net.ends_of(stream, way).1 {
+                    self.shard(server, shard, event);
+                }
+            }
             (Kind::Feed(shard), message) => match (self.net.ends_of(stream, way).1, message) {
                 (Place::Server(server), Message::Told(told)) => {
                     self.standby_told(server, shard, stream, *told)

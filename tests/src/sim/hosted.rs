@@ -153,12 +153,14 @@ impl World<'_> {
                     self.send(session.0 as usize, DOWN, Message::Reply(reply));
                 }
             }
-            Effect::Report(report) => self.report(server, id, report),
-            Effect::Fed => {}
-            Effect::Image { checkpoint, image } => {
-                if let Some(hosted) = self.hosted(server, id) {
+            Effect::Report(report) => {
+                if let (Report::Taken { .. }, Some(hosted)) = (&report, self.hosted(server, id)) {
                     hosted.is_pausing = false;
                 }
+                self.report(server, id, report);
+            }
+            Effect::Fed => {}
+            Effect::Image { checkpoint, image } => {
                 self.keep_part(server, id, checkpoint, *image);
             }
             Effect::Final { snapshot, partial } => {

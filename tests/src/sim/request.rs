@@ -63,6 +63,13 @@ impl World<'_> {
                         is_broken = true;
                     }
                 }
+                Wish::Give(shard, given) => {
+                    let stream = self.seat(worker).streams[shard.index()];
+                    self.counts.add("given for checkpoints", 1);
+                    if self.is_open(stream) {
+                        self.send(stream, UP, Message::Shard(shard::Event::Given(given)));
+                    }
+                }
                 Wish::Compute => {
                     let at = self.now + self.computing(worker);
                     let seat = self.seat(worker);

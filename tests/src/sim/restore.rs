@@ -330,7 +330,7 @@ impl World<'_> {
             }
             images[shard.index()] = Some(read?);
         }
-        let none = || Image { state: ShardState::default(), slices: Vec::new() };
+        let none = Image::default;
         Ok(images.into_iter().map(|image| image.unwrap_or_else(none)).collect())
     }
 

@@ -1,12 +1,15 @@
 //! Takes a run's checkpoint and goes on from it with another: on another number of shards, or with other workers.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use windlass_common::ids::{Lineage, ServerId, ShardId};
 use windlass_common::layout::Layout;
 use windlass_common::optimizer::State;
-use windlass_common::placement::Placement;
+use windlass_common::placement::{Placement, Slice};
 use windlass_ps_core::coordinator::Complete;
+use windlass_ps_core::residuals::Residuals;
 use windlass_ps_core::shard::Image;
 use windlass_ps_core::store::SliceState;
 
@@ -63,9 +66,33 @@ impl Whole {
                 let reference = reference.first().map(|whole| cut(whole).into());
                 SliceState { values: cut(&whole[0]).into(), state: State { vectors, updates }, reference }
             });
-            Image { state: self.images[0].state.clone(), slices: slices.collect() }
+            let (state, slices) = (self.images[0].state.clone(), slices.collect());
+            Image { state, slices, residuals: self.residuals_for(placement, ShardId(shard)) }
         };
         (0..placement.shards()).map(image).collect()
+    }
+
+    /// What had been left out, cut otherwise.
+    fn residuals_for(&self, placement: &Placement, shard: ShardId) -> Residuals {
+        let place = |slice: &Slice| {
+            let start = self.layout.range(slice.variable).start + slice.start as usize;
+            start..start + slice.len as usize
+        };
+        let mut whole: BTreeMap<_, Vec<f32>> = BTreeMap::new();
+        for (from, image) in (0..).map(ShardId).zip(&self.images) {
+            for (&whose, residual) in &image.residuals {
+                let whole = whole.entry(whose).or_insert_with(|| vec![0.0; self.layout.total() as usize]);
+                let mut values = residual.iter().copied();
+                for slice in self.placement.of_shard(from) {
+                    whole[place(slice)].fill_with(|| values.next().expect("it has a value for each"));
+                }
+            }
+        }
+        let cut = |whole: Vec<f32>| {
+            let slices = placement.of_shard(shard).iter();
+            Arc::new(slices.flat_map(|slice| whole[place(slice)].to_vec()).collect::<Vec<f32>>())
+        };
+        whole.into_iter().map(|(whose, whole)| (whose, cut(whole))).collect()
     }
 }
 

@@ -46,6 +46,10 @@ impl Content {
                     let floats = floats.chain(slice.reference.iter().flat_map(|r| r.iter()));
                     floats.for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
                 }
+                for ((client, worker), residual) in &image.residuals {
+                    bytes.extend_from_slice(&[client.0.to_le_bytes(), worker.0.to_le_bytes()].concat());
+                    residual.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                }
                 bytes
             }
             Self::Manifest(complete) => format!("{complete:?}").into_bytes(),
@@ -247,7 +251,7 @@ mod tests {
     const NAME: Name = Name::Part(Lineage(0), 1, ShardId(0));
 
     fn part() -> Content {
-        Content::Part(Rc::new(Image { state: Default::default(), slices: Vec::new() }))
+        Content::Part(Rc::new(Image::default()))
     }
 
     fn store(disk: Disk) -> Store {

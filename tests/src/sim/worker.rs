@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use windlass_common::ids::{Incarnation, Lineage, Sequence, ServerId, ShardId, WorkerId};
-use windlass_common::wire::{Body, Reject, Resume};
+use windlass_common::wire::{Begins, Body, Reject, Resume};
 use windlass_ps_core::{SessionId, coordinator};
 
 use super::delivery::How;
@@ -52,6 +52,8 @@ pub(super) struct Seat {
     /// The server that has each shard.
     pub(super) primaries: Vec<ServerId>,
     pub(super) welcome: Option<(Resume, Incarnation, Lineage)>,
+    /// Whether the lineage that it has been welcomed in began with copies.
+    pub(super) from_copies: bool,
     /// What the coordinator has said to end it.
     pub(super) stopped: Option<String>,
     /// The coordinator has said that this life takes no part any more, and the next may.
@@ -86,6 +88,7 @@ impl Seat {
             streams: Vec::new(),
             primaries: Vec::new(),
             welcome: None,
+            from_copies: false,
             stopped: None,
             is_given_up: false,
             is_to_leave: false,
@@ -221,6 +224,7 @@ impl World<'_> {
             Body::Welcome(welcome) => {
                 assert_eq!(seat.phase, Phase::Joining, "{worker} is welcomed when it has asked");
                 seat.welcome = Some((welcome.next, incarnation, lineage));
+                seat.from_copies = matches!(welcome.begins, Begins::Copies { .. });
                 seat.primaries = welcome.seats.iter().map(|seats| seats.primary).collect();
                 seat.phase = Phase::Reaching;
                 let life = seat.life;
@@ -270,6 +274,7 @@ impl World<'_> {
             return;
         }
         let (next, incarnation, lineage) = seat.welcome.expect("it has been welcomed");
+        let from_copies = seat.from_copies;
         let mut driver = match seat.driver.take() {
             Some(driver) => {
                 self.counts.add("joined again", 1);
@@ -278,11 +283,11 @@ impl World<'_> {
                 }
                 driver.again(sessions)
             }
-            None => Driver::new(worker, self.run, &self.plan, sessions, false),
+            None => Driver::new((worker, seat.life), self.run, &self.plan, sessions, false),
         };
         let mut wishes = Vec::new();
         let era = self.eras.get_mut(&lineage).expect("every lineage has a history");
-        driver.welcome(next, incarnation, lineage, &mut era.gradients, &mut wishes);
+        driver.welcome((next, from_copies), incarnation, lineage, &mut era.gradients, &mut wishes);
         seat.driver = Some(driver);
         self.beat_next(worker);
         self.grant(worker, wishes);

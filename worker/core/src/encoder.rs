@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,9 +15,10 @@ use windlass_common::codec::{Chosen, Codec, Scratch};
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
+use windlass_common::plan::Plan;
 use windlass_common::rng::Purpose;
 
-use crate::event::Feedback;
+use crate::event::{AsOf, Feedback, Until};
 
 /// The encoded slices of one shard. When nobody reads them any more, their memory is used again.
 pub type Payload = Arc<Vec<u8>>;
@@ -48,10 +49,29 @@ pub struct Encoder {
     scratch: Scratch,
     lent: Vec<Payload>,
     /// What the pushes of each client have left out so far.
-    residuals: BTreeMap<ClientId, Vec<f32>>,
-    /// Whose push is on its way; what it leaves out is in `left`.
-    pending: Option<ClientId>,
+    residuals: BTreeMap<ClientId, Residual>,
+    /// The same before the pushes for a round that may not be over, of clients that have pushed for it.
+    before: BTreeMap<ClientId, (Step, Option<Residual>)>,
+    keeps_before: bool,
+    /// The clients whose residuals are as shards have told them.
+    recalled: BTreeSet<ClientId>,
+    /// Of what each shard has been given what it is.
+    given: Vec<BTreeMap<ClientId, u64>>,
+    /// Residuals that there have been.
+    numbered: u64,
+    /// Whose push is on its way, and for which step; what it leaves out is in `left`.
+    pending: Option<(ClientId, Step)>,
     left: Vec<f32>,
+    /// A buffer that is not in use.
+    spare: Option<Vec<f32>>,
+}
+
+/// What is left out of the pushes of one client.
+#[derive(Clone, Debug)]
+struct Residual {
+    /// Which of all that there have been.
+    number: u64,
+    values: Vec<f32>,
 }
 
 impl Encoder {
@@ -67,6 +87,7 @@ impl Encoder {
         let shards = (0..placement.shards()).map(ShardId);
         let shards = shards.map(|id| placement.of_shard(id).iter().map(piece).collect()).collect();
         let left = if codec.is_biased() { vec![0.0; layout.total() as usize] } else { Vec::new() };
+        let given = vec![BTreeMap::new(); placement.shards() as usize];
         Self {
             codec,
             seed,
@@ -76,9 +97,28 @@ impl Encoder {
             scratch: Scratch::default(),
             lent: Vec::new(),
             residuals: BTreeMap::new(),
+            before: BTreeMap::new(),
+            keeps_before: false,
+            recalled: BTreeSet::new(),
+            given,
+            numbered: 0,
             pending: None,
             left,
+            spare: None,
         }
+    }
+
+    /// The same encoder, of pushes that are held until a round is over: until then it remembers what had been left out before
+    /// them, and a push that is made again for the same round is encoded as if the first had never been.
+    #[must_use]
+    pub fn in_rounds(self) -> Self {
+        Self { keeps_before: self.codec.is_biased(), ..self }
+    }
+
+    /// The encoder for what workers push in a run.
+    pub fn of(plan: &Plan, layout: &Layout, placement: &Placement) -> Self {
+        let encoder = Self::new(plan.codecs.push, plan.seed, layout, placement);
+        if Until::of(plan) == Until::HeldInRound { encoder.in_rounds() } else { encoder }
     }
 
     /// Encodes a gradient of the whole model, or a client's pseudo-gradient, into a payload for each shard. It has what
@@ -91,7 +131,7 @@ impl Encoder {
         if self.codec == Codec::F32 {
             return None;
         }
-        self.begin(client);
+        self.begin(client, step);
         self.add_residual(gradient);
         self.prepare(Some(gradient), client, step);
         Some((0..self.shards.len()).map(|shard| self.payload(shard, gradient)).collect())
@@ -104,7 +144,7 @@ impl Encoder {
     /// If this codec must know a whole variable in order to encode a slice ([`Codec::is_elementwise`]).
     pub fn begin_slices(&mut self, client: ClientId, step: Step) {
         assert!(self.codec.is_elementwise(), "a slice can be encoded by itself");
-        self.begin(client);
+        self.begin(client, step);
         self.prepare(None, client, step);
     }
 
@@ -116,9 +156,9 @@ impl Encoder {
     pub fn encode_slice(&mut self, shard: usize, index: usize, values: &mut [f32], out: &mut Vec<u8>) {
         let Piece { variable, start, flat } = &self.shards[shard][index];
         assert_eq!(values.len(), flat.len(), "the values of a slice");
-        let residual = self.pending.and_then(|client| self.residuals.get(&client));
+        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
         if let Some(residual) = residual {
-            values.iter_mut().zip(&residual[flat.clone()]).for_each(|(g, e)| *g += e);
+            values.iter_mut().zip(&residual.values[flat.clone()]).for_each(|(g, e)| *g += e);
         }
         let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
         self.chosen[*variable].append(self.codec, (*start, values), left, out);
@@ -130,17 +170,29 @@ impl Encoder {
         self.add_residual(gradient);
     }
 
-    fn begin(&mut self, client: ClientId) {
-        if self.codec.is_biased() {
-            self.pending = Some(client);
+    fn begin(&mut self, client: ClientId, step: Step) {
+        if !self.codec.is_biased() {
+            return;
+        }
+        self.pending = Some((client, step));
+        self.recalled.remove(&client);
+        // A later step is known only when the rounds before it are over.
+        for (_, (_, residual)) in self.before.extract_if(.., |_, (of, _)| *of < step) {
+            self.spare = residual.map(|residual| residual.values).or(self.spare.take());
+        }
+        if let Some((_, before)) = self.before.remove(&client) {
+            match before {
+                Some(residual) => drop(self.residuals.insert(client, residual)),
+                None => drop(self.residuals.remove(&client)),
+            }
         }
     }
 
     fn add_residual(&self, gradient: &mut [f32]) {
-        let Some(client) = self.pending else { return };
+        let Some((client, _)) = self.pending else { return };
         assert_eq!(gradient.len(), self.left.len(), "a gradient has a value for each of the model");
         if let Some(residual) = self.residuals.get(&client) {
-            gradient.iter_mut().zip(residual).for_each(|(g, e)| *g += e);
+            gradient.iter_mut().zip(&residual.values).for_each(|(g, e)| *g += e);
         }
     }
 
@@ -180,17 +232,83 @@ impl Encoder {
             }
             Feedback::Unused { .. } => {}
             Feedback::Taken => {
-                if let Some(client) = self.pending.take() {
-                    let len = self.left.len();
-                    let residual = self.residuals.entry(client).or_insert_with(|| vec![0.0; len]);
-                    std::mem::swap(residual, &mut self.left);
+                if let Some((client, step)) = self.pending.take() {
+                    self.swap(client, step);
                 }
             }
             Feedback::Undone => self.pending = None,
             Feedback::Forget => {
                 self.pending = None;
                 self.residuals.clear();
+                self.before.clear();
+                self.recalled.clear();
             }
         }
+    }
+
+    /// What a client's push has left out takes the place of what had been left out before it.
+    fn swap(&mut self, client: ClientId, step: Step) {
+        self.numbered += 1;
+        let len = self.left.len();
+        let spare = self.spare.take().unwrap_or_else(|| vec![0.0; len]);
+        let left = Residual { number: self.numbered, values: std::mem::replace(&mut self.left, spare) };
+        let before = self.residuals.insert(client, left);
+        if self.keeps_before {
+            self.before.insert(client, (step, before));
+        } else {
+            self.spare = before.map(|residual| residual.values);
+        }
+    }
+
+    /// A shard tells what has been left out of a client's pushes: its slices end to end. It says nothing new of a client whose
+    /// residual is known here.
+    ///
+    /// # Errors
+    /// If they are not as many values as the shard has, which it says.
+    pub fn recall(&mut self, shard: usize, client: ClientId, values: &[f32]) -> Result<(), usize> {
+        let expected = self.shards[shard].iter().map(|piece| piece.flat.len()).sum();
+        if values.len() != expected || self.left.is_empty() {
+            return Err(expected);
+        }
+        let is_known = self.residuals.contains_key(&client) && !self.recalled.contains(&client);
+        if is_known || self.pending.is_some_and(|(pending, _)| pending == client) {
+            return Ok(());
+        }
+        let len = self.left.len();
+        self.numbered += 1;
+        let number = self.numbered;
+        let residual =
+            self.residuals.entry(client).or_insert_with(|| Residual { number, values: vec![0.0; len] });
+        let mut rest = values;
+        for Piece { flat, .. } in &self.shards[shard] {
+            let (now, later) = rest.split_at(flat.len());
+            residual.values[flat.clone()].copy_from_slice(now);
+            rest = later;
+        }
+        self.recalled.insert(client);
+        self.given[shard].insert(client, residual.number);
+        Ok(())
+    }
+
+    /// What a shard is given for a checkpoint, by client: its slices end to end. With `all` it is given everything, otherwise
+    /// what it has not been given as it is.
+    pub fn give(&mut self, shard: usize, of: AsOf, all: bool) -> Vec<(ClientId, Vec<f32>)> {
+        if all {
+            self.given[shard].clear();
+        }
+        let mut gives = Vec::new();
+        for (&client, residual) in &self.residuals {
+            let as_of_then = match (of, self.before.get(&client)) {
+                (AsOf::Before(step), Some((pushed, before))) if *pushed >= step => before.as_ref(),
+                _ => Some(residual),
+            };
+            let Some(Residual { number, values }) = as_of_then else { continue };
+            if self.given[shard].insert(client, *number) == Some(*number) {
+                continue;
+            }
+            let pieces = self.shards[shard].iter().flat_map(|piece| &values[piece.flat.clone()]);
+            gives.push((client, pieces.copied().collect()));
+        }
+        gives
     }
 }

@@ -13,10 +13,12 @@ pub enum Event {
         next: Resume,
     },
     /// The run has been taken back to a checkpoint, and the coordinator has admitted it there. Whatever it had is of another
-    /// history.
+    /// history. Or the run goes on with copies of what shards had.
     Restored {
         /// Where it goes on.
         next: Resume,
+        /// Whether these are copies, so that nothing has gone back: what was left out by then still is.
+        from_copies: bool,
     },
     /// Values are wanted for the next step, which is computed on them.
     Pull,
@@ -61,6 +63,15 @@ pub enum Reply {
         /// The clients that the shard still wants to be trained on them.
         clients: Vec<ClientId>,
     },
+    /// A checkpoint has been cut, and the shard wants what had been left out then. It is told before anything later.
+    Keep {
+        /// The checkpoint.
+        checkpoint: u64,
+        /// The first push that is not in it; of a round, those for its step are not either.
+        next: Resume,
+        /// Whether what was given before is wanted again.
+        all: bool,
+    },
     /// The training has all its examples.
     Finished,
     /// The request had no effect.
@@ -86,12 +97,34 @@ pub enum Effect {
     },
     /// Tell the encoder what has become of the push.
     Feedback(Feedback),
+    /// Give a shard for a checkpoint what has been left out of pushes, its part of it.
+    Give {
+        /// Which, by number.
+        shard: usize,
+        /// The checkpoint.
+        checkpoint: u64,
+        /// As of when.
+        of: AsOf,
+        /// Whether what it has been given before, and has not changed since, is to be given too.
+        all: bool,
+    },
     /// Every shard has taken the push: the gradient may be freed. Without a pull, the request is done.
     Taken(Taken),
     /// The training has all its examples.
     Finished,
     /// The worker cannot go on.
     Failed(Reject),
+}
+
+/// As of when a worker gives what has been left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsOf {
+    /// As it is.
+    Now,
+    /// Before any push of a round from this step on.
+    Before(Step),
+    /// It has made pushes since, and knows no more what it was.
+    GoneOn,
 }
 
 /// What becomes of that which a codec leaves out of a push.

@@ -19,7 +19,7 @@ use windlass_common::ids::{ClientId, Sequence, Step, Version};
 use windlass_common::wire::{Outcome, Resume};
 
 pub use encoder::{Encoder, Payload};
-pub use event::{Effect, Event, Feedback, Pull, Push, Reply, Taken, Until, Work};
+pub use event::{AsOf, Effect, Event, Feedback, Pull, Push, Reply, Taken, Until, Work};
 
 /// One gradient that is not acknowledged everywhere.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,15 @@ struct InFlight {
     sequence: Sequence,
     step: Step,
     work: Work,
+}
+
+/// A checkpoint for which a shard wants what has been left out.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    checkpoint: u64,
+    /// The first push that is not in it.
+    next: Resume,
+    all: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -42,6 +51,8 @@ struct Link {
     awaits_push: bool,
     awaits_values: bool,
     taken: Option<Taken>,
+    /// A checkpoint for which something is to be given.
+    keep: Option<Keep>,
     /// Who is to be trained, by this shard's account.
     clients: Vec<ClientId>,
 }
@@ -58,6 +69,10 @@ pub struct Worker {
     /// The next push.
     next: Resume,
     in_flight: Option<InFlight>,
+    /// The last push of this life and history that every shard has taken, and its step.
+    taken: Option<Resume>,
+    /// The first push that was made for the step of the last.
+    round: Resume,
     wants_values: bool,
     /// Whether the values at hand are those for the next push's step.
     is_ready: bool,
@@ -74,6 +89,8 @@ impl Worker {
             links: vec![Link::default(); shards],
             next: Resume::default(),
             in_flight: None,
+            taken: None,
+            round: Resume::default(),
             wants_values: false,
             is_ready: false,
             finished: false,
@@ -142,7 +159,7 @@ impl Worker {
     pub fn handle(&mut self, event: Event, out: &mut Vec<Effect>) {
         match event {
             Event::Joined { next } => self.joined(next, out),
-            Event::Restored { next } => self.restored(next, out),
+            Event::Restored { next, from_copies } => self.restored(next, from_copies, out),
             Event::Pull => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 self.wants_values = true;
@@ -155,6 +172,9 @@ impl Worker {
             Event::Push { work, pull } => {
                 assert!(!self.is_busy(), "one request is in flight at a time");
                 let Resume { sequence, step } = self.next;
+                if self.round.step != step {
+                    self.round = self.next;
+                }
                 self.wants_values = pull;
                 self.in_flight = Some(InFlight { sequence, step, work });
                 let computes_on = self.newest;
@@ -178,6 +198,7 @@ impl Worker {
                 link.have[incoming] = None;
             }
             (link.awaits_push, link.awaits_values) = (false, false);
+            link.keep = None;
         }
         self.is_ready = false;
         if self.until != Until::Settled {
@@ -210,6 +231,7 @@ impl Worker {
                 let all = 0..self.links.len();
                 out.extend(all.map(|shard| Effect::Feedback(Feedback::Unused { shard })));
             }
+            self.taken = Some(Resume { sequence: pushed.sequence, step: pushed.step });
             out.push(Effect::Feedback(Feedback::Taken));
             out.push(Effect::Taken(if is_settled { Taken::Applied } else { Taken::Unused }));
         }
@@ -218,20 +240,30 @@ impl Worker {
         }
     }
 
-    fn restored(&mut self, next: Resume, out: &mut Vec<Effect>) {
+    fn restored(&mut self, next: Resume, from_copies: bool, out: &mut Vec<Effect>) {
         let busy = self.is_busy();
         for link in &mut self.links {
             (link.awaits_push, link.awaits_values) = (false, false);
             (link.have, link.used) = ([None; 2], None);
-            link.taken = None;
+            (link.taken, link.keep) = (None, None);
         }
+        self.taken = None;
         (self.is_ready, self.finished) = (false, false);
         let last = std::mem::replace(&mut self.next, next);
-        out.push(Effect::Feedback(match next.sequence.cmp(&last.sequence) {
+        // Pushes for a round that is not over are made again, and the encoder remembers what was before them.
+        let is_same_round = self.until == Until::HeldInRound && next.sequence >= self.round.sequence;
+        let feedback = match next.sequence.cmp(&last.sequence) {
+            // Even where it is at the same push as before, that may be of another history; shards tell what had been left out.
+            _ if !from_copies => Feedback::Forget,
+            Ordering::Less if is_same_round => Feedback::Undone,
             Ordering::Less => Feedback::Forget,
             Ordering::Equal => Feedback::Undone,
             Ordering::Greater => Feedback::Taken,
-        }));
+        };
+        if feedback == Feedback::Forget {
+            self.round = next;
+        }
+        out.push(Effect::Feedback(feedback));
         if self.in_flight.take().is_some() {
             out.push(Effect::Taken(Taken::Unused));
         }
@@ -299,6 +331,11 @@ impl Worker {
                 link.step = step;
                 link.clients = clients;
             }
+            Reply::Keep { checkpoint, next, all } => {
+                link.keep = Some(Keep { checkpoint, next, all });
+                self.give_what_is_due(out);
+                return;
+            }
             Reply::Finished => {
                 link.awaits_values = false;
                 self.finished = true;
@@ -321,13 +358,34 @@ impl Worker {
         let is_same_step = self.until == Until::HeldInRound;
         let step = if is_same_step { pushed.step } else { pushed.step.next() };
         self.next = Resume { sequence: pushed.sequence.next(), step };
+        self.taken = Some(Resume { sequence: pushed.sequence, step: pushed.step });
         out.push(Effect::Feedback(Feedback::Taken));
+        self.give_what_is_due(out);
         let is = |taken| self.links.iter().any(|l| l.taken == Some(taken));
         out.push(Effect::Taken(match (is(Taken::Applied), is(Taken::Unused)) {
             (true, _) => Taken::Applied,
             (false, true) => Taken::Unused,
             (false, false) => Taken::Held,
         }));
+    }
+
+    /// Gives what is asked for as soon as no push is in flight whose settling is part of it.
+    fn give_what_is_due(&mut self, out: &mut Vec<Effect>) {
+        for (shard, link) in self.links.iter_mut().enumerate() {
+            let Some(Keep { checkpoint, next, all }) = link.keep else { continue };
+            let is_of_it = self.in_flight.is_some_and(|pushed| pushed.sequence < next.sequence);
+            let of = match (self.until, self.taken) {
+                // What is held may come to nothing, and what it has sent is gone then whichever push is named.
+                (Until::Held, _) => AsOf::Now,
+                _ if is_of_it => continue,
+                (Until::Settled, Some(taken)) if taken.sequence >= next.sequence => AsOf::GoneOn,
+                (Until::Settled, _) => AsOf::Now,
+                (Until::HeldInRound, Some(taken)) if taken.step > next.step => AsOf::GoneOn,
+                (Until::HeldInRound, _) => AsOf::Before(next.step),
+            };
+            link.keep = None;
+            out.push(Effect::Give { shard, checkpoint, of, all });
+        }
     }
 
     /// Every shard has answered. Where one closed a step that another had not yet closed, their values are for

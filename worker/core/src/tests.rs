@@ -124,7 +124,7 @@ fn a_push_of_another_history_is_not_sent_again() {
         worker.until = until;
         worker.next = next(7, 7);
         handle(&mut worker, PUSH);
-        let sent = handle(&mut worker, Event::Restored { next: next(3, 3) });
+        let sent = handle(&mut worker, Event::Restored { next: next(3, 3), from_copies: false });
         assert_eq!(sent[0], Effect::Taken(Taken::Unused));
         let pull = Pull { step: Step(3), have: None };
         assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
@@ -171,9 +171,12 @@ fn the_encoder_is_told_what_joining_again_means() {
         (Until::Settled, Event::Joined { next: next(5, 5) }, &[Taken]),
         (Until::Settled, Event::Joined { next: next(4, 9) }, &all_unused),
         (Until::Held, Event::Joined { next: next(5, 5) }, &[Undone]),
-        (Until::Settled, Event::Restored { next: next(3, 3) }, &[Forget]),
-        (Until::Settled, Event::Restored { next: next(4, 4) }, &[Undone]),
-        (Until::Settled, Event::Restored { next: next(5, 5) }, &[Taken]),
+        (Until::Settled, Event::Restored { next: next(3, 3), from_copies: true }, &[Forget]),
+        (Until::Settled, Event::Restored { next: next(4, 4), from_copies: true }, &[Undone]),
+        (Until::Settled, Event::Restored { next: next(5, 5), from_copies: true }, &[Taken]),
+        (Until::Settled, Event::Restored { next: next(4, 4), from_copies: false }, &[Forget]),
+        (Until::HeldInRound, Event::Restored { next: next(4, 4), from_copies: true }, &[Undone]),
+        (Until::HeldInRound, Event::Restored { next: next(3, 3), from_copies: true }, &[Forget]),
     ] {
         assert_eq!(told(&mut pushed(until), event.clone()), expected, "{until:?} {event:?}");
     }
@@ -226,4 +229,40 @@ fn a_closed_round_and_a_new_life_are_told_apart_from_a_receipt() {
         Effect::Send { shard: 0, push: None, pull: Some(pull) },
         "the round is asked for again"
     );
+}
+
+fn keep(sequence: u64, step: u64) -> Reply {
+    Reply::Keep { checkpoint: 7, next: next(sequence, step), all: false }
+}
+
+fn gives(shard: usize, of: AsOf) -> Effect {
+    Effect::Give { shard, checkpoint: 7, of, all: false }
+}
+
+#[test]
+fn what_was_left_out_is_given_as_of_the_last_push_of_a_checkpoint() {
+    let mut worker = ready();
+    handle(&mut worker, PUSH);
+    assert_eq!(reply(&mut worker, 0, keep(0, 0)), [gives(0, AsOf::Now)], "the push on its way is later");
+    // Shard 0 has settled it before another checkpoint, and shard 1 has it on its way.
+    reply(&mut worker, 0, applied(0));
+    assert_eq!(reply(&mut worker, 0, keep(1, 1)), [], "the push on its way is part of it");
+    assert_eq!(reply(&mut worker, 1, applied(0))[0], gives(0, AsOf::Now));
+    assert_eq!(reply(&mut worker, 1, keep(0, 0)), [gives(1, AsOf::GoneOn)], "it has been settled since");
+    // Another history has other numbers.
+    handle(&mut worker, Event::Restored { next: next(0, 0), from_copies: false });
+    assert_eq!(reply(&mut worker, 1, keep(0, 0)), [gives(1, AsOf::Now)]);
+}
+
+#[test]
+fn in_a_round_what_was_left_out_before_it_is_given() {
+    let mut worker = in_round([&[3], &[3]]);
+    let push = Event::Push { work: Work { client: ClientId(3), ..WORK }, pull: false };
+    handle(&mut worker, push);
+    assert_eq!(reply(&mut worker, 0, keep(0, 0)), [gives(0, AsOf::Before(Step(0)))]);
+    for shard in [0, 1] {
+        reply(&mut worker, shard, Reply::Held { sequence: Sequence(0) });
+    }
+    assert_eq!(reply(&mut worker, 1, keep(0, 0)), [gives(1, AsOf::Before(Step(0)))]);
+    assert_eq!(reply(&mut worker, 1, keep(1, 1)), [gives(1, AsOf::Before(Step(1)))]);
 }

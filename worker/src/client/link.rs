@@ -1,6 +1,7 @@
 //! Carries requests and answers between a client and one shard.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytemuck::cast_slice_mut;
@@ -8,12 +9,12 @@ use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc::UnboundedReceiver;
 use windlass_common::codec::Patch;
-use windlass_common::ids::{ShardId, Version};
+use windlass_common::ids::{ClientId, ShardId, Version};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Codecs;
 use windlass_common::wire::{self, Body, Codec, Envelope, Part, Values, Wait};
-use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool, Priority};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool, Priority, bytes_of};
 use windlass_worker_core::{Pull, Push, Reply, Work};
 
 use super::error::ClientError;
@@ -36,13 +37,49 @@ pub(crate) enum Landing<'a> {
     Arrivals { parts: &'a [FlatPart], pool: &'a Pool, to: &'a Arrivals },
 }
 
+/// What a shard has said.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Reply(Reply),
+    /// What has been left out of the pushes of a client, the shard's slices end to end.
+    Recall {
+        client: ClientId,
+        values: Vec<f32>,
+    },
+    /// A word of explanation.
+    Word,
+}
+
+/// What a worker gives a shard for a checkpoint, by client.
+#[derive(Debug)]
+pub(crate) struct Gift {
+    pub(crate) checkpoint: u64,
+    pub(crate) residuals: Vec<(ClientId, Vec<f32>)>,
+    /// It does not know any more what is wanted.
+    pub(crate) has_gone_on: bool,
+}
+
 /// A stream to one shard.
 #[derive(Debug)]
 pub(crate) struct Link {
+    outbound: Outbound,
+    inbound: Inbound,
+    codecs: Codecs,
+}
+
+/// What goes to the shard.
+#[derive(Debug)]
+pub(crate) struct Outbound {
     shard: ShardId,
     sender: FrameSender,
-    receiver: FrameReceiver,
     buffer: AlignedVec<16>,
+}
+
+/// What comes from the shard.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    shard: ShardId,
+    receiver: FrameReceiver,
     incoming: AlignedVec<16>,
     /// How long the shard may say nothing.
     silence: Duration,
@@ -66,7 +103,14 @@ impl Link {
         send(&mut sender, &mut buffer, envelope.header(Body::Open { shard }), shard).await?;
         let incoming = AlignedVec::new();
         let (have, encoded) = (None, Vec::new());
-        Ok(Self { shard, sender, receiver, buffer, incoming, silence, have, codecs, encoded })
+        let outbound = Outbound { shard, sender, buffer };
+        let inbound = Inbound { shard, receiver, incoming, silence, have, codecs, encoded };
+        Ok(Self { outbound, inbound, codecs })
+    }
+
+    /// Both ways, of which one may be waited for beside the other.
+    pub(crate) fn ways(&mut self) -> (&mut Outbound, &mut Inbound) {
+        (&mut self.outbound, &mut self.inbound)
     }
 
     /// Sends a push with its payload, a pull or both.
@@ -86,8 +130,7 @@ impl Link {
                 (Body::Push { push: self.push(push, parts, payload_bytes), pull }, payload.to_vec())
             }
         };
-        self.encode(envelope, body)?;
-        self.sender.send(&self.buffer, payload).await.map_err(|e| ClientError::lost(self.shard, e))
+        self.outbound.send(envelope, body, payload).await
     }
 
     /// Sends a push whose slices are made one by one, from the last to the first, with a pull or without: each when it is
@@ -101,24 +144,26 @@ impl Link {
         slices: &mut UnboundedReceiver<Bytes>,
     ) -> Result<(), ClientError> {
         let parts: Vec<Part> = parts.iter().rev().map(|(part, _)| *part).collect();
-        let (count, shard) = (parts.len(), self.shard);
+        let (count, shard) = (parts.len(), self.outbound.shard);
         let (payload_bytes, _) = self.codecs.push.payload_bytes(parts.iter().map(|part| part.values));
         let pull = self.pull(pull);
-        self.encode(envelope, Body::Push { push: self.push(push, parts, payload_bytes), pull })?;
+        let body = Body::Push { push: self.push(push, parts, payload_bytes), pull };
+        let Outbound { sender, buffer, .. } = &mut self.outbound;
+        encode(buffer, envelope, body)?;
         let lost = |e| ClientError::lost(shard, e);
         for number in 0..count {
             let bytes = slices.recv().await.ok_or(ClientError::Interrupted)?;
             if number == 0 {
-                self.sender.begin(&self.buffer).await.map_err(lost)?;
+                sender.begin(buffer).await.map_err(lost)?;
             }
-            self.sender.chunk(bytes).await.map_err(lost)?;
+            sender.chunk(bytes).await.map_err(lost)?;
         }
-        self.sender.end().map_err(lost)
+        sender.end().map_err(lost)
     }
 
     fn pull(&mut self, pull: Option<Pull>) -> Option<wire::Pull> {
         let codec = self.codecs.pull;
-        self.have = pull.and_then(|p| p.have);
+        self.inbound.have = pull.and_then(|p| p.have);
         pull.map(|Pull { step, have }| wire::Pull { step, have, slices: Vec::new(), codec })
     }
 
@@ -128,14 +173,56 @@ impl Link {
         wire::Push { sequence, step, base, client, examples, work, loss, codec, parts, payload_bytes }
     }
 
-    fn encode(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
-        let header = envelope.header(body);
-        header.encode(&mut self.buffer).map_err(|e| ClientError::wire("this process", &e))
+    /// Reads the payload of values into their places. `whole` says that each place must be filled.
+    pub(crate) async fn receive(
+        &mut self,
+        values: &Values,
+        places: &mut [Place<'_>],
+        whole: bool,
+    ) -> Result<(), ClientError> {
+        self.inbound.receive(values, places, whole).await
     }
 
-    /// Reads one answer; values go where they belong. `None` is a word of explanation.
-    pub(crate) async fn reply(&mut self, landing: &mut Landing<'_>) -> Result<Option<Reply>, ClientError> {
-        Ok(Some(match self.next().await? {
+    pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
+        self.outbound.send(envelope, body, Vec::new()).await
+    }
+
+    /// What the shard says next.
+    pub(crate) async fn next(&mut self) -> Result<Body, ClientError> {
+        self.inbound.next().await
+    }
+}
+
+fn encode(buffer: &mut AlignedVec<16>, envelope: Envelope, body: Body) -> Result<(), ClientError> {
+    envelope.header(body).encode(buffer).map_err(|e| ClientError::wire("this process", &e))
+}
+
+impl Outbound {
+    async fn send(&mut self, envelope: Envelope, body: Body, payload: Vec<Bytes>) -> Result<(), ClientError> {
+        encode(&mut self.buffer, envelope, body)?;
+        self.sender.send(&self.buffer, payload).await.map_err(|e| ClientError::lost(self.shard, e))
+    }
+
+    /// Gives the shard what it wants for a checkpoint.
+    pub(crate) async fn give(&mut self, envelope: Envelope, gift: Gift) -> Result<(), ClientError> {
+        let Gift { checkpoint, residuals, has_gone_on } = gift;
+        for (client, values) in residuals {
+            let payload_bytes = 4 * values.len() as u64;
+            let body = Body::Residual { checkpoint, client, payload_bytes };
+            self.send(envelope, body, vec![bytes_of(Arc::new(values))]).await?;
+        }
+        self.send(envelope, Body::Given { checkpoint, has_gone_on }, Vec::new()).await
+    }
+}
+
+impl Inbound {
+    /// Reads one answer; values go where they belong. The shard has so many of them in all.
+    pub(crate) async fn reply(
+        &mut self,
+        landing: &mut Landing<'_>,
+        all: usize,
+    ) -> Result<Heard, ClientError> {
+        Ok(Heard::Reply(match self.next().await? {
             Body::Held { sequence, .. } => Reply::Held { sequence },
             Body::Settled { sequence, outcome } => Reply::Settled { sequence, outcome },
             Body::Finished { .. } => Reply::Finished,
@@ -148,16 +235,28 @@ impl Link {
                 let wire::Values { step, version, clients, .. } = values;
                 Reply::Values { step, version, clients }
             }
+            Body::Keep { checkpoint, next, all } => Reply::Keep { checkpoint, next, all },
+            Body::Recall { client, payload_bytes } => {
+                let expected = 4 * all as u64;
+                if payload_bytes != expected || !self.codecs.push.is_biased() {
+                    let what =
+                        format!("{payload_bytes} bytes left out of the pushes of {client}, not {expected}");
+                    return Err(ClientError::protocol(self.shard, what));
+                }
+                let mut values = vec![0.0; all];
+                let read = self.receiver.payload(cast_slice_mut(&mut values)).await;
+                read.map_err(|e| ClientError::lost(self.shard, e))?;
+                return Ok(Heard::Recall { client, values });
+            }
             Body::Waiting { step, wait } => {
                 tracing::info!(shard = self.shard.0, step = step.0, "{}", in_words(&wait));
-                return Ok(None);
+                return Ok(Heard::Word);
             }
             other => return Err(ClientError::protocol(self.shard, brief(&other))),
         }))
     }
 
-    /// Reads the payload of values into their places. `whole` says that each place must be filled.
-    pub(crate) async fn receive(
+    async fn receive(
         &mut self,
         values: &Values,
         places: &mut [Place<'_>],
@@ -261,12 +360,7 @@ impl Link {
         }
     }
 
-    pub(crate) async fn send(&mut self, envelope: Envelope, body: Body) -> Result<(), ClientError> {
-        send(&mut self.sender, &mut self.buffer, envelope.header(body), self.shard).await
-    }
-
-    /// What the shard says next.
-    pub(crate) async fn next(&mut self) -> Result<Body, ClientError> {
+    async fn next(&mut self) -> Result<Body, ClientError> {
         let next = next(&mut self.receiver, &mut self.incoming, self.shard, self.silence);
         next.await.map(|header| header.body)
     }

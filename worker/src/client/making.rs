@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use windlass_common::codec::Codec;
 use windlass_transport::{PooledFloats, bytes_of};
@@ -45,10 +46,14 @@ impl Making {
     ///
     /// # Errors
     /// If whoever made it has given it up.
-    pub(crate) async fn complete(&mut self, encoder: &mut Encoder, cuts: &Cuts) -> Result<(), ClientError> {
+    pub(crate) async fn complete(
+        &mut self,
+        encoder: &Mutex<&mut Encoder>,
+        cuts: &Cuts,
+    ) -> Result<(), ClientError> {
         while self.whole.is_none() {
             match self.made.recv().await {
-                Some(Made::Part { from, values }) => self.take(from, values, encoder, cuts),
+                Some(Made::Part { from, values }) => self.take(from, values, &mut encoder.lock(), cuts),
                 Some(Made::Whole(gradient)) => self.whole = Some(gradient),
                 None => return Err(ClientError::Interrupted),
             }

@@ -20,16 +20,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{try_join, try_join_all};
 use parking_lot::Mutex;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Every, Plan};
-use windlass_common::wire::{Body, WorkerReport};
+use windlass_common::wire::{Begins, Body, WorkerReport};
 use windlass_transport::{
     Connection, ConnectionLost, Endpoint, Identity, IdentityError, Limits, Meter, Pool, Role,
 };
-use windlass_worker_core::{Effect, Encoder, Event, Feedback, Pull, Push, Until, Worker};
+use windlass_worker_core::{AsOf, Effect, Encoder, Event, Feedback, Pull, Push, Until, Worker};
 pub use windlass_worker_core::{Taken, Work};
 
 pub use blocking::BlockingClient;
@@ -38,7 +38,7 @@ pub use gradient::Gradient;
 pub use patience::{FAREWELL, LEAVE_WITHIN, Patience, SILENCE_MAX, STATUS_SILENCE_MAX};
 
 use crate::client::gradient::Gradients;
-use crate::client::link::{Cuts, Landing, Link};
+use crate::client::link::{Cuts, Gift, Heard, Landing, Link};
 use crate::client::making::Making;
 use crate::client::outgoing::{Going, Outgoing};
 use crate::client::overlap::{Arrival, Arrivals, Made};
@@ -155,7 +155,7 @@ impl Client {
         let gradients = Gradients::new(layout.total() as usize);
         let pool = Pool::new(POOLED_MODELS * 4 * layout.total() as usize);
         let cuts = Cuts::new(&layout, &placement);
-        let encoder = Encoder::new(session.plan.codecs.push, session.plan.seed, &layout, &placement);
+        let encoder = Encoder::of(&session.plan, &layout, &placement);
         let taken = Taken::Unused;
         Ok(Self {
             endpoint,
@@ -435,7 +435,7 @@ impl Client {
                         match effect {
                             Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
                             Effect::Taken(taken) => self.taken = taken,
-                            Effect::Send { .. } | Effect::Ready { .. } => {}
+                            Effect::Send { .. } | Effect::Ready { .. } | Effect::Give { .. } => {}
                             Effect::Finished | Effect::Failed(_) => {}
                         }
                     }
@@ -462,6 +462,8 @@ impl Client {
                 Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
                 Effect::Taken(taken) => self.taken = taken,
                 Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
+                // Who has joined again is asked again.
+                Effect::Give { .. } => {}
             }
         }
         if sends.iter().all(|(push, pull)| push.is_none() && pull.is_none()) {
@@ -480,20 +482,31 @@ impl Client {
                 (None, Some(making))
             }
         };
+        // What a push leaves out on a shard that does not use it is known when all of the gradient is.
+        let gradient = match (outgoing, &making) {
+            (Some(outgoing), _) => Some(outgoing.gradient()),
+            (None, Some(_)) => None,
+            (None, None) => Some(&[][..]),
+        };
+        let encoder = Mutex::new(&mut self.encoder);
         let feeding = async {
             match making {
-                Some(making) => making.complete(&mut self.encoder, &self.cuts).await,
+                Some(making) => making.complete(&encoder, &self.cuts).await,
                 None => Ok(()),
             }
         };
-        let requests = self.links.iter_mut().zip(sends).zip(landings).zip(slices).enumerate();
-        let answered =
-            try_join_all(requests.map(|(shard, (((link, (push, pull)), mut landing), slices))| {
+        let (gifts, given): (Vec<_>, Vec<_>) = self.links.iter().map(|_| unbounded_channel()).unzip();
+        // When nobody reads any more, nothing more is given.
+        let gifts = Arc::new(gifts);
+        let requests = self.links.iter_mut().zip(sends).zip(landings).zip(slices).zip(given).enumerate();
+        let requests: Vec<_> = requests
+            .map(|(shard, ((((link, (push, pull)), mut landing), slices), mut given))| {
                 let parts = self.cuts.parts(shard);
-                let core = &core;
+                let all = parts.iter().map(|(part, _)| part.values as usize).sum();
+                let (core, encoder, gifts) = (&core, &encoder, Arc::clone(&gifts));
                 async move {
                     match (push, slices) {
-                        (None, _) if pull.is_none() => return Ok::<(), ClientError>(()),
+                        (None, _) if pull.is_none() => {}
                         (Some(push), Some(mut slices)) => {
                             link.request_in_parts(envelope, parts, push, pull, &mut slices).await?;
                         }
@@ -502,24 +515,52 @@ impl Client {
                             link.request(envelope, parts, push.zip(payload), pull).await?;
                         }
                     }
-                    loop {
-                        let Some(reply) = link.reply(&mut landing).await? else { continue };
-                        let (core, effects) = &mut *core.lock();
-                        core.handle(Event::Reply { shard, reply }, effects);
-                        // A shard that turns out to be a step behind is asked again when all have answered; until
-                        // then it owes nothing.
-                        let again = |e: &Effect| matches!(e, Effect::Send { shard: to, .. } if *to == shard);
-                        if let Some(Effect::Failed(reason)) = effects.last() {
-                            return Err(ClientError::Rejected(reason.clone()));
+                    let is_asked = push.is_some() || pull.is_some();
+                    let (outbound, inbound) = link.ways();
+                    let giving = async {
+                        while let Some(gift) = given.recv().await {
+                            outbound.give(envelope, gift).await?;
                         }
-                        if !core.awaits(shard) || effects.iter().any(again) {
+                        Ok::<(), ClientError>(())
+                    };
+                    let reading = async move {
+                        // Given back at the end, whatever that is.
+                        let gifts = gifts;
+                        if !is_asked {
                             return Ok(());
                         }
-                    }
+                        loop {
+                            let reply = match inbound.reply(&mut landing, all).await? {
+                                Heard::Reply(reply) => reply,
+                                Heard::Word => continue,
+                                Heard::Recall { client, values } => {
+                                    let recalled = encoder.lock().recall(shard, client, &values);
+                                    recalled.expect("the link has checked how many values came");
+                                    continue;
+                                }
+                            };
+                            let (core, effects) = &mut *core.lock();
+                            core.handle(Event::Reply { shard, reply }, effects);
+                            keep_up(effects, &mut encoder.lock(), gradient, &gifts);
+                            // A shard that turns out to be a step behind is asked again when all have answered; until
+                            // then it owes nothing.
+                            let again =
+                                |e: &Effect| matches!(e, Effect::Send { shard: to, .. } if *to == shard);
+                            if let Some(Effect::Failed(reason)) = effects.last() {
+                                return Err(ClientError::Rejected(reason.clone()));
+                            }
+                            if !core.awaits(shard) || effects.iter().any(again) {
+                                return Ok(());
+                            }
+                        }
+                    };
+                    try_join(giving, reading).await.map(|_| ())
                 }
-            }));
+            })
+            .collect();
+        drop(gifts);
         tokio::select! {
-            answered = try_join(feeding, answered) => answered.map(|_| ())?,
+            answered = try_join(feeding, try_join_all(requests)) => answered.map(|_| ())?,
             error = self.session.ended() => return Err(error),
         }
         going.complete(&mut self.gradients, &mut self.encoder, &self.cuts).await?;
@@ -531,9 +572,15 @@ impl Client {
                 Effect::Finished => last = Some(Next::Finished),
                 Effect::Taken(taken) => self.taken = *taken,
                 Effect::Feedback(feedback) => self.settle(*feedback, going.outgoing()),
+                &Effect::Give { shard, checkpoint, of, all } => {
+                    let gift = gift(&mut self.encoder, shard, checkpoint, of, all);
+                    let (outbound, _) = self.links[shard].ways();
+                    outbound.give(envelope, gift).await?;
+                }
                 Effect::Failed(_) | Effect::Send { .. } => {}
             }
         }
+        effects.retain(|effect| !matches!(effect, Effect::Feedback(_) | Effect::Give { .. }));
         Ok(last)
     }
 
@@ -580,15 +627,48 @@ impl Client {
         self.session.beat(&self.connections);
         effects.clear();
         let next = self.session.welcome.next;
+        let from_copies = matches!(self.session.welcome.begins, Begins::Copies { .. });
         self.core.handle(
             match self.session.envelope.lineage == before.lineage {
                 true => Event::Joined { next },
-                false => Event::Restored { next },
+                false => Event::Restored { next, from_copies },
             },
             effects,
         );
         Ok(())
     }
+}
+
+/// Does what concerns the encoder, in order, as far as that can be done before all of the gradient is there.
+fn keep_up(
+    effects: &mut Vec<Effect>,
+    encoder: &mut Encoder,
+    gradient: Option<&[f32]>,
+    gifts: &[UnboundedSender<Gift>],
+) {
+    let mut waits = false;
+    effects.retain(|effect| {
+        waits |= gradient.is_none() && matches!(effect, Effect::Feedback(Feedback::Unused { .. }));
+        match *effect {
+            Effect::Feedback(feedback) if !waits => {
+                encoder.settle(feedback, gradient.unwrap_or_default());
+                false
+            }
+            Effect::Give { shard, checkpoint, of, all } if !waits => {
+                // A stream that has broken takes nothing more, and whoever joins again is asked again.
+                let _ = gifts[shard].send(gift(encoder, shard, checkpoint, of, all));
+                false
+            }
+            _ => true,
+        }
+    });
+}
+
+/// What a shard is given.
+fn gift(encoder: &mut Encoder, shard: usize, checkpoint: u64, of: AsOf, all: bool) -> Gift {
+    let has_gone_on = of == AsOf::GoneOn;
+    let residuals = if has_gone_on { Vec::new() } else { encoder.give(shard, of, all) };
+    Gift { checkpoint, residuals, has_gone_on }
 }
 
 /// Where the values of a request go.

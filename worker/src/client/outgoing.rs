@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
 use windlass_transport::bytes_of;
 use windlass_worker_core::{Encoder, Payload};
@@ -78,7 +79,7 @@ impl Going {
         cuts: &Cuts,
     ) -> Result<(), ClientError> {
         if let Self::Making(making, _) = self {
-            making.complete(encoder, cuts).await?;
+            making.complete(&Mutex::new(&mut *encoder), cuts).await?;
         }
         *self = match std::mem::replace(self, Self::Nothing) {
             Self::Making(making, _) => Self::Whole(making.into_outgoing(gradients, encoder, cuts)),

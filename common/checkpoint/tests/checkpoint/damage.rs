@@ -208,7 +208,7 @@ fn a_file_that_is_whole_but_holds_other_slices_is_noticed() {
         states: vec![],
         updates: 7,
     };
-    bare[0] = windlass_checkpoint::write_shard(&*store, 1, 0, &[slice]).unwrap();
+    bare[0] = windlass_checkpoint::write_shard(&*store, 1, 0, &[slice], &[]).unwrap();
     noticed(bare, "the slice of w at 5 has the states");
 }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use windlass_checkpoint::{Checkpoint, Kind, Request, Store, folder};
+use windlass_checkpoint::{
+    Checkpoint, Kind, LeftPart, Request, SlicePart, Store, folder, write_manifest, write_shard,
+};
 
-use crate::support::{Cut, STATES, Watched, assert_holds, bits, floats, write};
+use crate::support::{Cut, STATES, Watched, assert_holds, bits, floats, manifest, write};
 
 /// Cuts a variable at these places and gives each piece a shard and a number of updates.
 fn pieces(variable: &str, len: u64, places: &[u64], shards: &[u32]) -> Vec<Cut> {
@@ -110,4 +112,31 @@ fn slices_in_the_order_of_the_files_cost_one_reading_of_each() {
     checkpoint.release();
     checkpoint.read("v3", Kind::Values, 0, &mut [0.0]).unwrap();
     assert_eq!(watched.take().len(), 1);
+}
+
+/// A vector over all slices of a file is cut anew like the slices; what only one of two files has is 0 in the other's.
+#[test]
+fn what_was_left_out_is_cut_anew() {
+    let store: Arc<dyn Store> = Watched::new();
+    let slice =
+        |variable, start, values| SlicePart { variable, start, values, states: Vec::new(), updates: 1 };
+    let left = |name: &str, values| LeftPart { name: name.into(), values };
+    let [a, b, c] = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]];
+    let (both, other) = ([10.0, 20.0, 30.0, 70.0, 80.0, 90.0], [40.0, 50.0, 60.0]);
+    let files = vec![
+        write_shard(&*store, 3, 0, &[slice("v", 0, &a), slice("w", 0, &c)], &[left("5-0", &both)]).unwrap(),
+        write_shard(&*store, 3, 1, &[slice("v", 3, &b)], &[left("5-0", &other), left("6-1", &other)])
+            .unwrap(),
+    ];
+    write_manifest(&*store, &manifest(3, files)).unwrap();
+    let checkpoint = Checkpoint::open(&store, 3).unwrap();
+    assert_eq!(checkpoint.verify(), Ok(()));
+    let cut = |variable, start, values| windlass_checkpoint::Cut { variable, start, values };
+    let found = checkpoint.left(&[cut("w", 1, 2), cut("v", 1, 4)]).unwrap();
+    let expected = [
+        ("5-0".to_owned(), vec![80.0, 90.0, 20.0, 30.0, 40.0, 50.0]),
+        ("6-1".to_owned(), vec![0.0, 0.0, 0.0, 0.0, 40.0, 50.0]),
+    ];
+    assert_eq!(found, BTreeMap::from(expected));
+    assert!(checkpoint.left(&[]).unwrap().values().all(Vec::is_empty));
 }

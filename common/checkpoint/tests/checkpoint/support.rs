@@ -85,7 +85,7 @@ pub(crate) fn write_shards(
                 updates: cut.updates,
             })
             .collect();
-        files.push(write_shard(store, number, shard, &parts)?);
+        files.push(write_shard(store, number, shard, &parts, &[])?);
     }
     Ok(files)
 }

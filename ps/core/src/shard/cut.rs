@@ -13,19 +13,23 @@ use windlass_common::ids::{Examples, Lineage, RunId, Sequence, ShardId, Step, Ve
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::Report;
 
+use super::keep::LeftOut;
 use super::{Effect, Request, Shard};
 use crate::Time;
 use crate::ledger::{Ledger, Row};
+use crate::residuals::Residuals;
 use crate::rules::{self, Apply};
 use crate::store::{Made, SliceState};
 
 /// A shard's part of a checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Image {
     /// What it knows beside its values.
     pub state: ShardState,
     /// Its slices, in the order of its shape.
     pub slices: Vec<SliceState>,
+    /// What codecs have left out of pushes.
+    pub residuals: Residuals,
 }
 
 /// What a shard knows beside its values.
@@ -73,10 +77,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         id: ShardId,
         image: Image,
     ) -> Result<Self, PlanError> {
-        let Image { state, slices } = image;
+        let Image { state, slices, residuals } = image;
         let mut shard = Self::new(plan, run, lineage, id)?;
         shard.begin_with(plan, state.version, slices)?;
         shard.ledger = Ledger::restored(rules::outcomes_max(plan), &state.workers);
+        shard.left = LeftOut::new(plan, residuals);
         shard.open = state.open;
         shard.made = Made { examples: state.examples, pushes: state.pushes, at: Time(state.made_us) };
         shard.partial = state.partial;
@@ -90,7 +95,8 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
 
     /// What a checkpoint would hold of this shard now.
     pub fn image(&self) -> Image {
-        Image { state: self.state(), slices: self.store.slices() }
+        let residuals = self.left.as_ref().map(|left| left.table.image()).unwrap_or_default();
+        Image { state: self.state(), slices: self.store.slices(), residuals }
     }
 
     /// The same, but for the values.
@@ -136,6 +142,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             self.cut = Cut::None;
             self.take_aside(now, out);
         }
+        self.keep_no_more(of);
     }
 
     /// Whether a push has to wait because it belongs to no checkpoint that is being taken. Any other than the next is
@@ -160,7 +167,8 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         }
         let checkpoint = *checkpoint;
         self.cut = Cut::None;
-        out.push(Effect::Image { checkpoint, image: Box::new(self.image()) });
+        let image = Box::new(self.image());
+        self.keep(now, checkpoint, image, out);
         out.push(Effect::Report(Report::Taken { checkpoint }));
         self.take_aside(now, out);
     }

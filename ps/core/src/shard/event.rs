@@ -3,9 +3,10 @@
 use windlass_common::ids::{
     ClientId, Examples, Incarnation, Lineage, RunId, Sequence, Step, Term, Version, WorkerId,
 };
-use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Wait};
+use windlass_common::wire::{Order, Outcome, Pull, Push, Record, Reject, Report, Resume, Wait};
 
 use crate::SessionId;
+use crate::residuals::Residual;
 use crate::shard::Image;
 use crate::store::Snapshot;
 
@@ -14,6 +15,8 @@ use crate::store::Snapshot;
 pub enum Event<B> {
     /// A worker asks for something.
     Request(Request<B>),
+    /// A worker gives something for a checkpoint.
+    Given(Given),
     /// An observer asks for the values at an evaluation point.
     PullSnapshot {
         /// Where the answer goes.
@@ -51,6 +54,41 @@ pub struct Request<B> {
     pub push: Option<(Push, B)>,
     /// The values it asks for.
     pub pull: Option<Pull>,
+}
+
+/// What a worker gives for a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Where it was asked.
+    pub session: SessionId,
+    /// The run that the worker takes part in.
+    pub run: RunId,
+    /// The history it knows.
+    pub lineage: Lineage,
+    /// Who it is, as its certificate says.
+    pub worker: WorkerId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// The checkpoint.
+    pub checkpoint: u64,
+    /// What it gives.
+    pub part: Part,
+}
+
+/// A part of what a worker gives.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// What its codec has left out of the pushes of this client.
+    Residual {
+        /// Whose.
+        client: ClientId,
+        /// A value for each of the shard's.
+        residual: Residual,
+    },
+    /// That was all.
+    All,
+    /// It does not know any more what had been left out then.
+    GoneOn,
 }
 
 /// What a shard asks for.
@@ -114,6 +152,21 @@ pub enum Reply {
         slices: Vec<u32>,
         /// In a federated round, whom the asking worker is to train.
         clients: Vec<ClientId>,
+    },
+    /// A checkpoint has been cut: what had been left out is wanted of the worker's pushes before `next`, and of a round before
+    /// its step.
+    Keep {
+        /// The checkpoint.
+        checkpoint: u64,
+        /// The first that is not in it.
+        next: Resume,
+        /// Whether what was given before is wanted again.
+        all: bool,
+    },
+    /// What has been left out of the pushes of these clients, for a life that may not know it.
+    Recall {
+        /// By client.
+        residuals: Vec<(ClientId, Residual)>,
     },
     /// The training has all its examples.
     Finished {

@@ -388,6 +388,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                         return Err(FeedError::Refused(what));
                     }
                     self.ledger.take(worker, push.step.next());
+                    if let Some(left) = &mut self.left {
+                        left.taken(push.client, worker, push.sequence);
+                    }
                     members.insert(entry, Held::of(fed, None));
                 }
                 self.close_with(Time(at_us), members, BTreeMap::new(), Some(floats.as_ref()), &mut unheard);
@@ -420,6 +423,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.bases.clear();
         self.tasks.clear();
         self.cut = super::Cut::None;
+        if let Some(left) = &mut self.left {
+            left.leave_lineage();
+        }
         self.end_feeding();
         self.held.values_mut().for_each(|held| held.session = NOBODY);
         self.snapshots.forget_all();

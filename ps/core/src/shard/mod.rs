@@ -5,6 +5,7 @@ mod bases;
 mod cut;
 mod event;
 mod feed;
+mod keep;
 mod orders;
 mod pull;
 mod push;
@@ -26,14 +27,17 @@ use windlass_common::wire::{Entry, Fed, Pull, Push, Reject, Task};
 use bases::Bases;
 use cut::Cut;
 pub use cut::{Image, ShardState};
-pub use event::{Effect, Event, Reply, Request};
+pub use event::{Effect, Event, Given, Part, Reply, Request};
 use feed::Feeding;
 pub use feed::{DIGEST_EVERY, FeedError, Floats};
+pub use keep::GIVEN_WITHIN_S;
+use keep::LeftOut;
 use snapshots::Snapshots;
 pub use snapshots::{SNAPSHOTS_MAX, SNAPSHOTS_MIN, WAITERS_MAX};
 pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 
 use crate::ledger::Ledger;
+use crate::residuals::Residuals;
 use crate::rules::{self, Apply, Rejoin, Release};
 use crate::store::{Hands, Made, Shape, SliceState, Snapshot, Store};
 use crate::{SessionId, Time};
@@ -85,6 +89,8 @@ pub struct Shard<B> {
     /// Requests with pushes that belong to no checkpoint that is being taken: at most one per worker.
     aside: BTreeMap<WorkerId, Request<B>>,
     feeding: Feeding<B>,
+    /// Where the codec leaves something out of pushes for good.
+    left: Option<LeftOut>,
     /// When it has last told how it stands.
     told: Time,
 }
@@ -171,6 +177,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             cut: Cut::None,
             aside: BTreeMap::new(),
             feeding: Feeding::new(plan),
+            left: LeftOut::new(plan, Residuals::new()),
             told: Time(0),
         };
         shard.store.expect_kept(rules::versions_kept(plan));
@@ -217,6 +224,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     pub fn handle(&mut self, now: Time, event: Event<B>, out: &mut Vec<Effect>) {
         match event {
             Event::Request(request) => self.request(now, request, out),
+            Event::Given(given) => self.given(given, out),
             Event::PullSnapshot { session, point } => self.snapshots.ask(now, session, point, out),
             Event::Closed { session } => {
                 self.parked.retain(|_, p| p.session != session);
@@ -236,6 +244,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             return;
         }
         let Request { session, worker, term, incarnation, push, pull, .. } = request;
+        if heard.is_ok() {
+            self.ask_to_give(worker, session, out);
+        }
         let sequence = push.as_ref().map(|(p, _)| p.sequence);
         let heard = heard.and_then(|()| match push {
             Some((push, gradient)) => self.push(
@@ -286,6 +297,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.parked = parked;
         let position = self.position();
         self.snapshots.tell_waiters(now, position, out);
+        self.look_who_owes(now, out);
         self.tell_standing_if_due(now, out);
     }
 

@@ -24,6 +24,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                         self.void_held(now, worker, out);
                     }
                     let next = self.ledger.next(worker).unwrap_or_default();
+                    if let Some(left) = &mut self.left {
+                        left.begins(worker, next.sequence);
+                    }
                     let slowest = self.ledger.slowest_beside(worker);
                     out.push(Effect::Report(Report::Admitted { worker, incarnation, next, slowest }));
                 }
@@ -32,6 +35,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     let ledger = &self.ledger;
                     self.bases.retain(|worker| ledger.is_member(worker));
                 }
+                self.look_who_owes(now, out);
                 self.release_parked(now, out);
             }
             Order::Settle { worker, incarnation, next, void_missing } => {
@@ -39,6 +43,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     true => self.void_up_to(now, worker, incarnation, next, out),
                     false => 0,
                 };
+                if let Some(left) = &mut self.left {
+                    left.begins(worker, next.sequence);
+                }
                 out.push(Effect::Report(Report::Settled { worker, incarnation, void }));
             }
             Order::Start => {
@@ -123,6 +130,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             held.into_iter().partition(|(entry, _)| entry.worker == worker);
         self.held = rest;
         for push in void.values() {
+            if let Some(left) = &mut self.left {
+                left.table.undone(push.push.client, worker, push.push.sequence);
+            }
             let clock = self.ledger.clock(worker).unwrap_or_default();
             self.settle(now, push, worker, Outcome::Void, clock, out);
             if let Apply::Hold { .. } = self.apply {

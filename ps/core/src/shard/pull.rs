@@ -51,6 +51,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             self.bases.send(worker, step, snapshot.clone().as_pulled());
         }
         let clients = self.remaining(worker);
+        self.recall(worker, session, &clients, out);
         self.anew.retain(|task| task.worker != worker);
         out.push(Effect::Reply { session, reply: Reply::Values { step, snapshot, have, slices, clients } });
     }

@@ -72,7 +72,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                         Combined::Mean(&[held.contribution(Weights::Examples)])
                     }
                 };
-                self.ledger.take(worker, step.next());
+                self.take(worker, client, sequence, step.next());
                 self.store.apply(combined, rate);
                 self.applied_at_once(now, &held, worker, out);
                 Ok(())
@@ -84,11 +84,19 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     return Err(Reject::OtherBase { given: based.version.0, found: base.0 });
                 }
                 let share = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
-                self.ledger.take(worker, step.next());
                 self.store.mix(based, held.values(), share);
+                self.take(worker, client, sequence, step.next());
                 self.applied_at_once(now, &held, worker, out);
                 Ok(())
             }
+        }
+    }
+
+    /// Takes the next push of a worker; the one after it is for the step `next`.
+    fn take(&mut self, worker: WorkerId, client: ClientId, sequence: Sequence, next: Step) {
+        self.ledger.take(worker, next);
+        if let Some(left) = &mut self.left {
+            left.taken(client, worker, sequence);
         }
     }
 
@@ -139,7 +147,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             self.feed_push(now, &held, worker, out);
         }
         // In a round a worker pushes for each of its clients.
-        self.ledger.take(worker, if is_round { step } else { step.next() });
+        self.take(worker, client, sequence, if is_round { step } else { step.next() });
         if step < open {
             self.settle(now, &held, worker, Outcome::Late { step: open }, open, out);
             return Ok(());
@@ -169,7 +177,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     ) -> Result<(), Reject> {
         let Push { sequence, step, client, base, .. } = held.push;
         self.check_own_step(worker, step)?;
-        self.ledger.take(worker, step.next());
+        self.take(worker, client, sequence, step.next());
         let is_late = self.is_finished() || (stale == Stale::Late && base < self.store.version());
         if is_late {
             self.settle(now, &held, worker, Outcome::Late { step: step.next() }, step.next(), out);

@@ -36,7 +36,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             open: self.open,
             queue: 0,
             held: u32::try_from(self.held.len()).unwrap_or(u32::MAX),
-            bytes: of_values + gradients + kept,
+            bytes: of_values + gradients + kept + 4 * self.left_out(),
             parked: u32::try_from(self.parked.len()).unwrap_or(u32::MAX),
             blocked: blocked.collect(),
         }

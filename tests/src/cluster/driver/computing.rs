@@ -155,7 +155,9 @@ impl Driver {
         });
         effects.extend(sent);
         let key = (self.id, self.incarnation, sequence.expect("a push is sent to every shard"));
-        let before = gradients.insert(key, Pushed { computed, gradient: self.sent.clone(), bases, work });
+        let (encoded, gradient, process) = (self.gradient.clone(), self.sent.clone(), self.process);
+        let pushed = Pushed { computed, encoded, gradient, bases, work, step, process };
+        let before = gradients.insert(key, pushed);
         assert_eq!(before, None, "a life computes each push once: {key:?}");
         if self.in_flight > 1 {
             self.begin(step.next(), wishes);

@@ -179,3 +179,54 @@ fn slice_by_slice_the_same_is_sent_and_left_out() {
         }
     }
 }
+
+/// Pushes for a client in a step, whose push is taken; what was encoded.
+fn taken(encoder: &mut Encoder, client: u32, step: u64) -> Vec<f32> {
+    let mut p = gradient(step);
+    encoder.encode(&mut p, ClientId(client), Step(step));
+    encoder.settle(Feedback::Taken, &p);
+    p
+}
+
+#[test]
+fn another_encoder_goes_on_with_what_was_given() {
+    for shards in SHARDS {
+        let (mut encoder, ..) = encoder("topk:1%", shards);
+        let (mut other, ..) = self::encoder("topk:1%", shards);
+        (0..3).for_each(|step| drop(taken(&mut encoder, 3, step)));
+        taken(&mut encoder, 4, 0);
+        for shard in 0..shards as usize {
+            let given = encoder.give(shard, AsOf::Now, false);
+            assert_eq!(given.len(), 2, "each client's");
+            for (client, values) in given {
+                assert!(other.recall(shard, client, &values).is_ok());
+                assert!(other.recall(shard, client, &values[1..]).is_err(), "it is too short");
+            }
+            assert!(encoder.give(shard, AsOf::Now, false).is_empty(), "the shard has it");
+            assert_eq!(encoder.give(shard, AsOf::Now, true).len(), 2, "it wants it again");
+        }
+        assert_eq!(taken(&mut encoder, 3, 3), taken(&mut other, 3, 3));
+        assert_eq!(encoder.give(0, AsOf::Now, false).len(), 1, "one has changed");
+        // Who knows better takes no notice.
+        let expected = taken(&mut encoder, 3, 4);
+        let zeros = vec![0.0; other.shards[0].iter().map(|piece| piece.flat.len()).sum()];
+        assert!(other.recall(0, CLIENT, &zeros).is_ok());
+        assert_eq!(taken(&mut other, 3, 4), expected);
+    }
+}
+
+#[test]
+fn in_a_round_what_was_before_it_is_known_until_the_next() {
+    let (encoder, ..) = encoder("sign", 2);
+    let mut encoder = encoder.in_rounds();
+    taken(&mut encoder, 3, 0);
+    let before = encoder.give(0, AsOf::Now, true);
+    let first = taken(&mut encoder, 3, 1);
+    taken(&mut encoder, 4, 1);
+    assert_eq!(encoder.give(0, AsOf::Before(Step(1)), true), before, "client 4 had left out nothing");
+    assert_eq!(encoder.give(0, AsOf::Before(Step(2)), true).len(), 2, "round 1 is over by then");
+    assert_eq!(taken(&mut encoder, 3, 1), first, "the first came to nothing");
+    let after = encoder.give(0, AsOf::Now, true);
+    taken(&mut encoder, 4, 2);
+    assert_eq!(encoder.give(0, AsOf::Before(Step(2)), true), after, "round 2 is not in it");
+}

@@ -136,7 +136,7 @@ fn what_was_computed_ahead_for_a_step_that_is_elsewhere_after_its_push_was_taken
 #[test]
 fn what_was_computed_ahead_in_another_history_is_thrown_away() {
     let mut worker = under_way();
-    let sent = handle(&mut worker, Event::Restored { next: next(1, 1) });
+    let sent = handle(&mut worker, Event::Restored { next: next(1, 1), from_copies: false });
     assert_eq!(sent[0], Effect::Taken(Taken::Unused));
     let pull = Some(Pull { step: Step(2), have: None });
     assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull });
