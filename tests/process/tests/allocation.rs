@@ -7,6 +7,7 @@
     unsafe_code,
     reason = "an allocator that counts is one by an unsafe trait; it leaves all else to the system's"
 )]
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use std::alloc::{GlobalAlloc, Layout as Request, System};
 use std::backtrace::Backtrace;
