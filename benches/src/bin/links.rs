@@ -33,8 +33,8 @@ struct Flags {
     /// Workers, each with a link of its own.
     #[arg(long, default_value_t = 2)]
     workers: u32,
-    /// Rounds; in each every pair of codecs is trained once, with one seed. With the codecs above one takes six minutes, of
-    /// which f32 has two.
+    /// Rounds; in each every pair of codecs is trained once, with one seed. With the codecs above one takes six minutes by
+    /// the bytes of each, of which f32 has two.
     #[arg(long, default_value_t = 1)]
     rounds: u64,
     #[command(flatten)]

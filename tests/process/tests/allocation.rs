@@ -3,11 +3,11 @@
 //! Every allocation that counts is kept with its backtrace, and named after the innermost file that belongs neither to the
 //! standard library nor to `bytes`. So what quinn allocates for datagrams is told apart by who asked for it, not by its size.
 
-#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 #![allow(
     unsafe_code,
     reason = "an allocator that counts is one by an unsafe trait; it leaves all else to the system's"
 )]
+#![allow(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
 use std::alloc::{GlobalAlloc, Layout as Request, System};
 use std::backtrace::Backtrace;
