@@ -7,7 +7,7 @@ use windlass_common::wire::Stop;
 use windlass_tests::audit::assert_same;
 use windlass_tests::cluster::fedavg;
 use windlass_tests::problem::Bowls;
-use windlass_tests::seeds::seeds;
+use windlass_tests::seeds::{all_seeds, seeds};
 use windlass_tests::sim::{Compute, Config, Counts, Fault, Launcher, What, play, play_from, verified};
 
 const PUSHES: u64 = 24;
@@ -142,7 +142,7 @@ fn with_servers_that_go_down_sync_and_rounds_end_as_if_nothing_had_happened() {
         ("left out and added", 1000),
         ("left out before a checkpoint", 300),
     ] {
-        assert!(counts.of(what) >= least, "{what} {} times", counts.of(what));
+        assert!(counts.of(what) >= least || !all_seeds(), "{what} {} times", counts.of(what));
     }
 }
 
