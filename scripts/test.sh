@@ -46,7 +46,7 @@ side_by_side() {
 # Of those with real processes, these measure how long workers wait or in which turn they push.
 alone=(emulation staleness)
 # The longest first.
-together=(elastic torture survive)
+together=(elastic torture survive left_out)
 for file in tests/process/tests/*.rs; do
     name="$(basename "$file" .rs)"
     [[ " ${together[*]} ${alone[*]} " == *" $name "* ]] || together+=("$name")

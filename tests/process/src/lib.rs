@@ -4,6 +4,7 @@
 //! folder beside this test's own. Build them first: `cargo build --release --bins`.
 
 pub mod by_hand;
+pub mod kills;
 pub mod ledger;
 pub mod relay;
 pub mod replay;

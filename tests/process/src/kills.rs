@@ -1,0 +1,116 @@
+//! Kills runs as a whole, goes on with them, and counts what their logs then hold.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::schedule::{Draws, seeds};
+use crate::{Running, child, lines, model, send, start, summary, text, train, until};
+
+/// How long a run may take to end.
+pub const WITHIN: Duration = Duration::from_secs(240);
+
+/// Goes on with a run.
+pub fn resume(run: &Path, more: &str) -> Running {
+    let arguments: Vec<&str> =
+        ["train", "--quiet", "--resume", text(run)].into_iter().chain(more.split_whitespace()).collect();
+    start("windlass", &arguments, run.parent().expect("a run directory lies in a folder"))
+}
+
+/// Kills every process of a run at once. The launcher stands still first: when it ends, the others are told to end, and
+/// who is told to end keeps a checkpoint and takes its leave.
+pub fn kill_all(mut running: Running, roles: &[&str]) {
+    running.signal(Signal::STOP);
+    let processes: Vec<u32> = roles.iter().map(|role| child(running.id(), role, None)).collect();
+    for &process in &processes {
+        send(process, Signal::KILL);
+    }
+    running.kill();
+    for process in processes {
+        until(&format!("process {process} is gone"), || {
+            let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            (status.is_empty() || status.contains(") Z ")).then_some(())
+        });
+    }
+}
+
+/// How often a run has gone on from a checkpoint or from its beginning.
+pub fn restored(run: &Path) -> usize {
+    lines(run).iter().filter(|l| l["event"] == "restored").count()
+}
+
+/// Pushes that the log of a run holds since it went on last.
+pub fn since_restored(run: &Path) -> usize {
+    let all = lines(run);
+    all.iter().rev().take_while(|l| l["event"] != "restored").filter(|l| l["sequence"].is_u64()).count()
+}
+
+/// The run that was killed has ended in the same bytes and counts as the other.
+pub fn same(whole: &Path, killed: &Path, counts: &[&str]) {
+    assert_eq!(model(whole), model(killed));
+    for count in counts {
+        if summary(whole)[count] != summary(killed)[count] {
+            let unusual = |l: &Value| {
+                !["applied", "opened", "closed", "checkpoint"]
+                    .contains(&l["event"].as_str().unwrap_or_default())
+            };
+            let unusual: Vec<String> =
+                lines(killed).iter().filter(|l| unusual(l)).map(Value::to_string).collect();
+            let [whole, killed] = [whole, killed].map(summary);
+            panic!(
+                "{count}: {} and {}; {whole}; {killed}; {}",
+                whole[count],
+                killed[count],
+                unusual.join("\n")
+            );
+        }
+    }
+}
+
+/// A run that is killed as a whole, again and again, and goes on each time. `pushes` is how many it makes in all, on both
+/// shards together.
+pub fn killed_again_and_again(
+    folder: &Path,
+    flags: &str,
+    roles: &[&str],
+    every: &str,
+    pushes: u64,
+) -> PathBuf {
+    let run = folder.join("killed");
+    let times = seeds(5);
+    let (count, mut draws) = (times.end - times.start, Draws::new(times.start));
+    let mut running = train(&run, &format!("{flags} --checkpoint-every {every} --keep 1000"));
+    for time in 0..count {
+        until("it goes on", || (restored(&run) as u64 == time).then_some(()));
+        let until_killed = draws.number(10..pushes / (count + 1)) as usize;
+        until(&format!("{until_killed} pushes"), || {
+            (since_restored(&run) >= until_killed && running.code().is_none()).then_some(())
+        });
+        kill_all(running, roles);
+        running = resume(&run, "");
+    }
+    running.end(WITHIN).well();
+    assert_eq!(restored(&run) as u64, count);
+    assert_eq!(summary(&run)["lineage"], count);
+    run
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    let copied = || -> std::io::Result<()> {
+        fs::create_dir(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                true => copy_folder(&entry.path(), &target),
+                false => drop(fs::copy(entry.path(), target)?),
+            }
+        }
+        Ok(())
+    };
+    copied().expect("a test's folder can be copied");
+}
