@@ -43,24 +43,36 @@ pub struct Payload {
     pub down: usize,
 }
 
-/// Starts a server that takes the bytes of a push on each stream and gives those of a pull back, again and again.
+/// Starts a server that takes the bytes of a push on each stream and gives those of a pull back, again and again. As in a
+/// run, clients do not share a thread unless there are more of them than cores: client i is to use address i, and those
+/// behind the last one begin again with the first.
 ///
 /// # Errors
-/// If the endpoint cannot be made.
-pub fn serve(identity: Identity, limits: Limits, payload: Payload) -> anyhow::Result<SocketAddr> {
+/// If an endpoint cannot be made.
+pub fn serve(
+    identity: &Identity,
+    limits: &Limits,
+    payload: Payload,
+    clients: usize,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let threads = std::thread::available_parallelism()?.get().min(clients);
     let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async move {
-            let endpoint = bare::endpoint(SocketAddr::from(([127, 0, 0, 1], 0)), &identity, &limits)?;
-            tell.send(endpoint.local_addr()?)?;
-            while let Some(incoming) = endpoint.accept().await {
-                tokio::spawn(async move { echo(incoming.await?, payload).await });
-            }
-            Ok(())
-        })
-    });
-    told.recv_timeout(Duration::from_secs(10)).context("the bare server did not start")
+    for _ in 0..threads {
+        let (identity, limits, tell) = (identity.clone(), limits.clone(), tell.clone());
+        std::thread::spawn(move || -> anyhow::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async move {
+                let endpoint = bare::endpoint(SocketAddr::from(([127, 0, 0, 1], 0)), &identity, &limits)?;
+                tell.send(endpoint.local_addr()?)?;
+                while let Some(incoming) = endpoint.accept().await {
+                    tokio::spawn(async move { echo(incoming.await?, payload).await });
+                }
+                Ok(())
+            })
+        });
+    }
+    let address = |_| told.recv_timeout(Duration::from_secs(10)).context("the bare server did not start");
+    (0..threads).map(address).collect()
 }
 
 async fn echo(connection: quinn::Connection, payload: Payload) -> anyhow::Result<()> {
@@ -78,7 +90,7 @@ async fn echo(connection: quinn::Connection, payload: Payload) -> anyhow::Result
 /// # Errors
 /// If a client cannot connect or loses its connection.
 pub fn exchange(
-    server: SocketAddr,
+    servers: &[SocketAddr],
     identities: &[Identity],
     payload: Payload,
     exchanges: u64,
@@ -91,7 +103,7 @@ pub fn exchange(
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
             let endpoint = bare::endpoint(any, identity, &Limits::default())?;
             let name = Role::Server(ServerId(0)).dns_name();
-            let connection = endpoint.connect(server, &name)?.await?;
+            let connection = endpoint.connect(servers[client % servers.len()], &name)?.await?;
             let (send, receive) = connection.open_bi().await?;
             anyhow::Ok((endpoint, send, receive))
         })?;

@@ -239,10 +239,11 @@ fn wire(plan: &Plan, payload: Payload) -> anyhow::Result<f64> {
     let authority = RunAuthority::new("limit")?;
     let workers = (0..plan.cluster.workers).map(|w| authority.issue(Role::Worker(WorkerId(w))));
     let workers = workers.collect::<Result<Vec<_>, _>>()?;
-    let address = bare::serve(authority.issue(Role::Server(ServerId(0)))?, windlass_ps::limits(), payload)?;
-    let probe = bare::exchange(address, &workers[..1], payload, 20)?;
+    let server = authority.issue(Role::Server(ServerId(0)))?;
+    let servers = bare::serve(&server, &windlass_ps::limits(), payload, workers.len())?;
+    let probe = bare::exchange(&servers, &workers[..1], payload, 20)?;
     let times = times(probe.wall / 20) / u64::from(plan.cluster.workers).max(1);
-    let took = bare::exchange(address, &workers, payload, times.max(TIMES.0 as u64));
+    let took = bare::exchange(&servers, &workers, payload, times.max(TIMES.0 as u64));
     Ok(took.context("bytes could not be exchanged over loopback")?.core_seconds())
 }
 

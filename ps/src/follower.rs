@@ -24,7 +24,7 @@ use crate::coordinator;
 use crate::host::{Host, Life as Beginning};
 use crate::keeper::Keeper;
 use crate::meter::Meters;
-use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, pool, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, lanes, pool, result};
 use crate::shard::ShardMessage;
 
 /// The pause before the coordinator is looked for again.
@@ -182,6 +182,7 @@ async fn life<F: Future<Output = ()>>(
         begins: &welcome.begins,
         store: &store,
     };
+    lasting.endpoint.set_lanes(lanes(&plan));
     let keeper = Keeper::start(Arc::clone(&store), &plan, begins.of(id).len()).or_exit(Exit::System)?;
     let (outgoing, queue) = mpsc::channel(coordinator::OUTGOING_MAX);
     let tell = |shard: ShardId| {
@@ -241,7 +242,7 @@ async fn life<F: Future<Output = ()>>(
             }
             incoming = lasting.endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    tokio::spawn(self::connection(incoming, Arc::clone(&shared)));
+                    incoming.spawn(|incoming| self::connection(incoming, Arc::clone(&shared)));
                 }
                 None => break failed(format!("the socket of {id} is gone")),
             },

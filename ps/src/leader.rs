@@ -32,7 +32,7 @@ use crate::keeper::Keeper;
 use crate::meter::Meters;
 use crate::restore;
 use crate::run_directory::RunDirectory;
-use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, pool, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, lanes, pool, result};
 use crate::shard::ShardMessage;
 
 /// What server 0 is told beside what every server is.
@@ -78,6 +78,7 @@ pub(crate) async fn lead(
     lead: Lead<'_>,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
+    endpoint.set_lanes(lanes(&lead.plan));
     let store = windlass_checkpoint::open(&lead.checkpoints).or_exit(Exit::Usage)?;
     let mut goes_on = lead.resume.then_some(GoesOn::Copies(None));
     ensure_directory(&lead)?;
@@ -312,7 +313,7 @@ async fn life<F: Future<Output = ()>>(
             }
             incoming = lasting.endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    tokio::spawn(connection(incoming, Arc::clone(&shared)));
+                    incoming.spawn(|incoming| connection(incoming, Arc::clone(&shared)));
                 }
                 None => break End::Stop(Stop::Failed { reason: "the socket of server 0 is gone".into() }),
             },

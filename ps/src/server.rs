@@ -109,6 +109,12 @@ pub fn limits() -> Limits {
     }
 }
 
+/// Peers of this machine that get a lane each: none where there are so many workers that some would go without, for those
+/// would be served less.
+pub(crate) fn lanes(plan: &Plan) -> usize {
+    if plan.cluster.workers as usize <= UNDIVIDED { UNDIVIDED } else { 0 }
+}
+
 /// Serves until the run has ended. A coordinator waits no longer than the plan says for anybody; a follower no longer than
 /// [`SILENCE_MAX`] for the coordinator's next word. `ready` is told the address once it listens; when `interrupted` resolves, the run
 /// is ended in good order.

@@ -39,8 +39,9 @@ fn main() -> anyhow::Result<()> {
         for _ in 0..flags.pairs {
             let identities = Identities::new(clients)?;
             let payload = Payload { up: 4 * values, down: 4 * values };
-            let address = bare::serve(identities.server, windlass_ps::limits(), payload)?;
-            bares.push(bare::exchange(address, &identities.workers, payload, flags.exchanges)?);
+            let limits = windlass_ps::limits();
+            let servers = bare::serve(&identities.server, &limits, payload, identities.workers.len())?;
+            bares.push(bare::exchange(&servers, &identities.workers, payload, flags.exchanges)?);
             ours.push(windlass(&flags, clients)?);
         }
         let of = |took: &[Took], f: fn(&Took) -> f64| took.iter().map(f).collect::<Vec<f64>>();

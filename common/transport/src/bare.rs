@@ -17,7 +17,7 @@ use quinn::{
     TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::error::TransportError;
 use crate::identity::Identity;
@@ -54,13 +54,35 @@ pub fn endpoint(
     identity: &Identity,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
-    let runtime = runtime()?;
-    let bind = |source| TransportError::Bind { address, source };
-    let socket = socket(address, limits).map_err(bind)?;
-    let socket = runtime.wrap_udp_socket(socket).map_err(bind)?;
+    let socket = bound(address, limits)?;
+    let (config, server) = (own_config(identity, limits)?, server_config(identity, limits, Path::Local)?);
+    with_socket(socket, address, config, server, identity, limits)
+}
+
+/// A socket bound to this address.
+pub(crate) fn bound(address: SocketAddr, limits: &Limits) -> Result<UdpSocket, TransportError> {
+    socket(address, limits).map_err(|source| TransportError::Bind { address, source })
+}
+
+/// How the endpoint of this process is set up.
+pub(crate) fn own_config(identity: &Identity, limits: &Limits) -> Result<EndpointConfig, TransportError> {
     let mut config = endpoint_config(limits)?;
     recognise_after_restart(&mut config, identity);
-    over(socket, config, identity, limits)
+    Ok(config)
+}
+
+/// An endpoint over a socket that was bound to this address.
+pub(crate) fn with_socket(
+    socket: UdpSocket,
+    address: SocketAddr,
+    config: EndpointConfig,
+    server: ServerConfig,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<quinn::Endpoint, TransportError> {
+    let wrapped = runtime()?.wrap_udp_socket(socket);
+    let socket = wrapped.map_err(|source| TransportError::Bind { address, source })?;
+    assemble(socket, config, server, identity, limits)
 }
 
 /// A process that was restarted on the same port with the same identity tells peers of its earlier life at once that their
@@ -88,7 +110,16 @@ pub fn over(
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
     limits.check()?;
-    let server = server_config(identity, limits, Path::Local)?;
+    assemble(socket, config, server_config(identity, limits, Path::Local)?, identity, limits)
+}
+
+fn assemble(
+    socket: Arc<dyn AsyncUdpSocket>,
+    config: EndpointConfig,
+    server: ServerConfig,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<quinn::Endpoint, TransportError> {
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime()?)
         .map_err(TransportError::Socket)?;
     endpoint.set_default_client_config(client_config(identity, limits, Path::Local)?);
@@ -173,20 +204,43 @@ fn varint(value: u64) -> Result<VarInt, TransportError> {
     VarInt::from_u64(value).map_err(TransportError::tls)
 }
 
-/// Binds a UDP socket and asks for large buffers, which the kernel may grant in part.
+/// Binds a UDP socket.
 fn socket(address: SocketAddr, limits: &Limits) -> io::Result<UdpSocket> {
+    let socket = unbound(address, limits)?;
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket.into())
+}
+
+/// Another socket at the address of one of this process, for what this peer sends. Others cannot bind the address: the kernel
+/// allows it again only if each socket there does, and the first does so only while this is done.
+pub(crate) fn connected(
+    beside: &UdpSocket,
+    own: SocketAddr,
+    peer: SocketAddr,
+    limits: &Limits,
+) -> io::Result<UdpSocket> {
+    let (socket, beside) = (unbound(own, limits)?, SockRef::from(beside));
+    beside.set_reuse_address(true)?;
+    let bound = socket.set_reuse_address(true).and_then(|()| socket.bind(&SockAddr::from(own)));
+    beside.set_reuse_address(false)?;
+    bound?;
+    socket.connect(&SockAddr::from(peer))?;
+    Ok(socket.into())
+}
+
+/// A UDP socket for addresses like this one; it asks for large buffers, which the kernel may grant in part.
+fn unbound(address: SocketAddr, limits: &Limits) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.is_ipv6() && address.ip().is_unspecified() {
+    if address.is_ipv6() && (address.ip().is_unspecified() || address.ip().to_canonical().is_ipv4()) {
         // [::] means every address of the machine, those of IPv4 too.
         socket.set_only_v6(false)?;
     }
     let asked = limits.socket_buffer;
     let buffers = socket.set_recv_buffer_size(asked).and_then(|()| socket.set_send_buffer_size(asked));
-    socket.bind(&SockAddr::from(address))?;
     let (receive, send) = (socket.recv_buffer_size().unwrap_or(0), socket.send_buffer_size().unwrap_or(0));
     if buffers.is_err() || receive.min(send) < asked {
         tracing::debug!(%address, asked, receive, send, "the kernel gave smaller socket buffers than asked for");
     }
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }

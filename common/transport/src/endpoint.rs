@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{ClientConfig, ServerConfig};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use windlass_common::plan::LinkRate;
 
@@ -13,6 +15,7 @@ use crate::bare::{self, Path};
 use crate::connection::Connection;
 use crate::error::{ConnectionLost, TransportError, alert, objection};
 use crate::identity::Identity;
+use crate::lanes::{Lanes, Template};
 use crate::limits::Limits;
 use crate::pacing::Link;
 use crate::role::Role;
@@ -24,7 +27,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 
 /// One UDP socket on which a process accepts and opens connections. Clones share it.
 ///
-/// One endpoint is driven by one task of the tokio runtime that it was made in, and each connection by another.
+/// One endpoint is driven by one task of the tokio runtime that it was made in, and each connection by another. Peers on
+/// this machine may be given a socket and a thread each: see [`set_lanes`](Self::set_lanes).
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     inner: quinn::Endpoint,
@@ -33,6 +37,7 @@ pub struct Endpoint {
     link: Arc<Link>,
     /// How peers on other machines are met; quinn's endpoint meets those on this one.
     far: (ClientConfig, Arc<ServerConfig>),
+    lanes: Option<Arc<Lanes>>,
 }
 
 impl Endpoint {
@@ -41,7 +46,16 @@ impl Endpoint {
     /// # Errors
     /// When the limits contradict each other, the address cannot be bound, or there is no tokio runtime.
     pub fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
-        Self::from_quinn(bare::endpoint(address, identity, limits)?, identity, limits)
+        let socket = bare::bound(address, limits)?;
+        let own = socket.try_clone().map_err(TransportError::Socket)?;
+        let config = bare::own_config(identity, limits)?;
+        let server = bare::server_config(identity, limits, Path::Local)?;
+        let inner = bare::with_socket(socket, address, config.clone(), server.clone(), identity, limits)?;
+        let mut endpoint = Self::from_quinn(inner, identity, limits)?;
+        let (limits, link) = (limits.clone(), Arc::clone(&endpoint.link));
+        let template = Template { socket: own, config, server, limits, link };
+        endpoint.lanes = Some(Arc::new(Lanes::new(template)));
+        Ok(endpoint)
     }
 
     /// Takes any free port, for a process that only opens connections. It reaches peers of IPv4 and, where this
@@ -50,12 +64,13 @@ impl Endpoint {
     /// # Errors
     /// When the limits contradict each other, no port can be had, or there is no tokio runtime.
     pub fn client(identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
-        match Self::bind((Ipv6Addr::UNSPECIFIED, 0).into(), identity, limits) {
+        let inner = match bare::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), identity, limits) {
             Err(TransportError::Bind { .. }) => {
-                Self::bind((Ipv4Addr::UNSPECIFIED, 0).into(), identity, limits)
+                bare::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), identity, limits)
             }
             done => done,
-        }
+        };
+        Self::from_quinn(inner?, identity, limits)
     }
 
     /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
@@ -72,7 +87,14 @@ impl Endpoint {
             bare::client_config(identity, limits, Path::Far)?,
             Arc::new(bare::server_config(identity, limits, Path::Far)?),
         );
-        Ok(Self { inner, limits: limits.clone(), role: identity.role(), link: Link::shared(), far })
+        Ok(Self {
+            inner,
+            limits: limits.clone(),
+            role: identity.role(),
+            link: Link::shared(),
+            far,
+            lanes: None,
+        })
     }
 
     /// The role that this endpoint's certificate states.
@@ -95,6 +117,16 @@ impl Endpoint {
         self.link.set_rate(rate);
     }
 
+    /// From now on so many peers that come from this machine get a socket and a thread each; at first none
+    /// does. It is for servers with few peers.
+    ///
+    /// What an endpoint over a socket of another kind accepts stays on that.
+    pub fn set_lanes(&self, most: usize) {
+        if let Some(lanes) = &self.lanes {
+            lanes.set(most);
+        }
+    }
+
     /// The address that was bound, with the port that the system chose.
     ///
     /// # Errors
@@ -106,10 +138,16 @@ impl Endpoint {
     /// The next handshake that somebody began, or `None` once the endpoint is shut down; by design it waits as long as
     /// nobody comes. May be dropped and called again.
     ///
-    /// Finish each [`Incoming`] in a task of its own, so that a slow one keeps nobody waiting.
+    /// Finish each [`Incoming`] in a task of its own ([`Incoming::spawn`]), so that a slow one keeps nobody waiting.
     pub async fn accept(&self) -> Option<Incoming> {
         loop {
-            let incoming = self.inner.accept().await?;
+            let incoming = match &self.lanes {
+                None => self.inner.accept().await?,
+                Some(lanes) => tokio::select! {
+                    incoming = self.inner.accept() => incoming?,
+                    Some(incoming) = lanes.accept() => return Some(incoming),
+                },
+            };
             let (address, limit) = (canonical(incoming.remote_address()), self.limits.connections);
             let open = self.inner.open_connections();
             if open >= limit {
@@ -123,14 +161,28 @@ impl Endpoint {
                 let _ = incoming.retry();
                 continue;
             }
+            if is_local(address) && incoming.may_retry() && self.open_lane(&incoming) {
+                let _ = incoming.retry();
+                continue;
+            }
             // It counts as an open connection from here on. What fails already is told by finishing it.
             let inner = match is_local(address) {
                 true => incoming.accept(),
                 false => incoming.accept_with(Arc::clone(&self.far.1)),
             };
             let (within, link) = (self.limits.handshake, Arc::clone(&self.link));
-            return Some(Incoming { inner, address, within, link });
+            return Some(Incoming { inner, address, within, link, place: Handle::current() });
         }
+    }
+
+    fn open_lane(&self, incoming: &quinn::Incoming) -> bool {
+        let Some(lanes) = &self.lanes else { return false };
+        let Ok(mut own) = self.inner.local_addr() else { return false };
+        // What a peer sends comes from one of its addresses to one of ours.
+        if let Some(ip) = incoming.local_ip() {
+            own.set_ip(ip);
+        }
+        !own.ip().is_unspecified() && lanes.open(incoming.remote_address(), own)
     }
 
     /// Opens a connection to the process of that role, and returns when both sides have accepted each other.
@@ -205,8 +257,16 @@ impl Endpoint {
     ///
     /// What was not acknowledged by then is lost: let streams end and answers arrive before.
     pub async fn shutdown(&self, within: Duration) {
-        self.inner.close(0u32.into(), b"the process is shutting down");
-        if timeout(within, self.inner.wait_idle()).await.is_err() {
+        const WHY: &[u8] = b"the process is shutting down";
+        self.inner.close(0u32.into(), WHY);
+        let lanes = self.lanes.as_ref().map(|lanes| lanes.close(0u32.into(), WHY)).unwrap_or_default();
+        let idle = async {
+            self.inner.wait_idle().await;
+            for lane in lanes {
+                lane.wait_idle().await;
+            }
+        };
+        if timeout(within, idle).await.is_err() {
             tracing::debug!(?within, "left connections behind that had not ended in time");
         }
     }
@@ -262,16 +322,27 @@ impl Failure {
 /// A handshake that somebody began and that waits to be finished. Dropping it ends the attempt.
 #[derive(Debug)]
 pub struct Incoming {
-    inner: Result<quinn::Connecting, quinn::ConnectionError>,
-    address: SocketAddr,
-    within: Duration,
-    link: Arc<Link>,
+    pub(crate) inner: Result<quinn::Connecting, quinn::ConnectionError>,
+    pub(crate) address: SocketAddr,
+    pub(crate) within: Duration,
+    pub(crate) link: Arc<Link>,
+    /// What drives its socket.
+    pub(crate) place: Handle,
 }
 
 impl Incoming {
     /// Where it comes from. Nothing about it is verified yet.
     pub fn remote_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Serves it in a task of its own, on the thread that has its socket, if one has it.
+    pub fn spawn<F>(self, serve: impl FnOnce(Self) -> F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let place = self.place.clone();
+        place.spawn(serve(self))
     }
 
     /// Finishes the handshake within [`Limits::handshake`]; the peer is then known by its certificate. May be
@@ -281,7 +352,7 @@ impl Incoming {
     /// When the peer shows no certificate of this run, does not go on in time or goes away. This concerns
     /// nobody else.
     pub async fn finish(self) -> Result<Connection, TransportError> {
-        let Self { inner, address, within, link } = self;
+        let Self { inner, address, within, link, .. } = self;
         let done = match timeout(within, Self::handshake(inner, link)).await {
             Ok(done) => done,
             Err(_) => Err(format!("it was not finished within {} s", within.as_secs_f64())),

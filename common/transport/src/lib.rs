@@ -29,6 +29,7 @@ mod endpoint;
 mod error;
 mod frame;
 mod identity;
+mod lanes;
 mod limits;
 mod pacing;
 mod pool;

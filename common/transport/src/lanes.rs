@@ -1,0 +1,161 @@
+//! Gives peers on this machine a lane each: a socket of their own, and a thread that serves it and nothing else.
+//!
+//! What comes to a socket that many share is read by whichever thread waits for it, and the kernel, which knows only that
+//! one thread wakes another, places that one behind a peer that computes although another core has nothing to do. A lane's
+//! thread is woken by one peer alone, and so the kernel keeps the two beside each other: one waits whenever the other works.
+//! Where workers and a server share the cores, a training makes a third more steps (docs/performance.md).
+//!
+//! A lane's socket has the address of the endpoint's own and is connected to the peer, so that the kernel gives it what
+//! that peer sends and the endpoint's own everything else. It is there before the peer is asked to come again with a token
+//! (RFC 9000, section 8.1.2), and so its connection is made on it.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use quinn::{EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::bare;
+use crate::endpoint::{Incoming, canonical};
+use crate::limits::Limits;
+use crate::pacing::Link;
+
+/// Connections that one peer may have open on its lane.
+const CONNECTIONS_MAX: usize = 16;
+
+/// What each lane is made like.
+#[derive(Debug)]
+pub(crate) struct Template {
+    /// The endpoint's own socket.
+    pub(crate) socket: UdpSocket,
+    pub(crate) config: EndpointConfig,
+    pub(crate) server: ServerConfig,
+    pub(crate) limits: Limits,
+    pub(crate) link: Arc<Link>,
+}
+
+/// The lanes of an endpoint, and the threads that serve them.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    template: Template,
+    most: AtomicUsize,
+    open: Mutex<Vec<Lane>>,
+    accepted: mpsc::Sender<Incoming>,
+    waiting: tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    peer: SocketAddr,
+    endpoint: quinn::Endpoint,
+    /// Its thread ends when this is dropped, and with it whatever it serves.
+    _ends: oneshot::Sender<()>,
+}
+
+impl Lanes {
+    /// None yet, and none is opened before [`set`](Self::set) allows any.
+    pub(crate) fn new(template: Template) -> Self {
+        let (accepted, waiting) = mpsc::channel(template.limits.incoming);
+        let (most, open) = (AtomicUsize::new(0), Mutex::default());
+        Self { template, most, open, accepted, waiting: waiting.into() }
+    }
+
+    /// So many peers may have one at once.
+    pub(crate) fn set(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// The next connection that is made on a lane. May be dropped.
+    pub(crate) async fn accept(&self) -> Option<Incoming> {
+        self.waiting.lock().await.recv().await
+    }
+
+    /// Opens a lane for a peer, who is then to come again; false if it gets none.
+    pub(crate) fn open(self: &Arc<Self>, peer: SocketAddr, own: SocketAddr) -> bool {
+        let mut open = self.lock();
+        let most = self.most.load(Ordering::Relaxed);
+        if open.len() >= most || open.iter().any(|lane| lane.peer == peer) {
+            return false;
+        }
+        match self.template.open(peer, own, self) {
+            Ok(lane) => {
+                open.push(lane);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %error, "no socket of its own for this peer");
+                false
+            }
+        }
+    }
+
+    /// Closes every connection on every lane, and returns what is then to become idle.
+    pub(crate) fn close(&self, code: quinn::VarInt, reason: &[u8]) -> Vec<quinn::Endpoint> {
+        self.set(0);
+        let endpoints: Vec<_> = self.lock().iter().map(|lane| lane.endpoint.clone()).collect();
+        endpoints.iter().for_each(|endpoint| endpoint.close(code, reason));
+        endpoints
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Template {
+    fn open(&self, peer: SocketAddr, own: SocketAddr, lanes: &Arc<Lanes>) -> io::Result<Lane> {
+        let socket = bare::connected(&self.socket, own, peer, &self.limits)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let endpoint = {
+            let _entered = runtime.enter();
+            let quinn_runtime = Arc::new(TokioRuntime);
+            let socket = quinn_runtime.wrap_udp_socket(socket)?;
+            let (config, server) = (self.config.clone(), Some(self.server.clone()));
+            quinn::Endpoint::new_with_abstract_socket(config, server, socket, quinn_runtime)?
+        };
+        runtime.spawn(serve(Arc::downgrade(lanes), endpoint.clone(), peer));
+        let (ends, ended) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name("lane".into());
+        thread.spawn(move || drop(runtime.block_on(ended)))?;
+        Ok(Lane { peer, endpoint, _ends: ends })
+    }
+}
+
+/// Takes up what comes on a lane until its peer has had no connection for as long as a handshake may take.
+async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr) {
+    let Some((accepted, link, within)) = lanes.upgrade().map(|lanes| {
+        let Template { limits, link, .. } = &lanes.template;
+        (lanes.accepted.clone(), Arc::clone(link), limits.handshake)
+    }) else {
+        return;
+    };
+    while let Some(incoming) = next(&endpoint, within).await {
+        if endpoint.open_connections() > CONNECTIONS_MAX {
+            incoming.refuse();
+            continue;
+        }
+        let (inner, address) = (incoming.accept(), canonical(peer));
+        let (link, place) = (Arc::clone(&link), Handle::current());
+        if accepted.send(Incoming { inner, address, within, link, place }).await.is_err() {
+            break;
+        }
+    }
+    if let Some(lanes) = lanes.upgrade() {
+        lanes.lock().retain(|lane| lane.peer != peer);
+    }
+}
+
+async fn next(endpoint: &quinn::Endpoint, within: Duration) -> Option<quinn::Incoming> {
+    loop {
+        match timeout(within, endpoint.accept()).await {
+            Ok(incoming) => return incoming,
+            Err(_) if endpoint.open_connections() == 0 => return None,
+            Err(_) => {}
+        }
+    }
+}
