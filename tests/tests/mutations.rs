@@ -309,18 +309,12 @@ impl Copy {
     }
 }
 
-/// The workspace's manifest with only the copied members, and with one profile for the hunt and the tests that takes
-/// little time to build, and less to build again: of two seconds without `lto = "off"` it takes one and a half. It does not
-/// inherit from `dev`, which has macros optimised at the cost of two minutes of computing.
+/// The workspace's manifest with only the copied members.
 fn reduced(manifest: &Path) -> String {
     let text = fs::read_to_string(manifest).expect("the workspace has a manifest");
     let (before, rest) = text.split_once("members = [").expect("the workspace lists its members");
     let (_, after) = rest.split_once(']').expect("the list ends");
-    let simulation = "[profile.simulation]\ninherits = \"release\"\n";
-    assert!(after.contains(simulation), "the profile has other words");
-    let quick =
-        "[profile.simulation]\ninherits = \"release\"\nopt-level = 1\nincremental = true\nlto = \"off\"\n";
-    format!("{before}members = {COPIED:?}{}", after.replace(simulation, quick))
+    format!("{before}members = {COPIED:?}{after}")
 }
 
 /// Copies what is below `part`, and removes from the copy what is not there any more.

@@ -4,6 +4,7 @@
 mod frames;
 mod handshake;
 mod identity;
+mod lanes;
 mod pacing;
 mod silence;
 mod support;

@@ -1,0 +1,114 @@
+//! That few peers on this machine get a socket and a thread each, and everybody else what there was before.
+
+use std::net::UdpSocket;
+use std::thread;
+
+use bytes::Bytes;
+use rkyv::util::AlignedVec;
+use windlass_transport::{Connection, Endpoint, Limits, Priority};
+
+use crate::support::{LONG, Run, SERVER, bounded};
+
+/// Serves every connection in a task of its own, which sends each first frame back, and says on what thread.
+fn echo(endpoint: &Endpoint) -> tokio::sync::mpsc::Receiver<String> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(100);
+    let endpoint = endpoint.clone();
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let sender = sender.clone();
+            incoming.spawn(async move |incoming| {
+                let Ok(connection) = incoming.finish().await else { return };
+                let (mut to, mut from) = connection.accept_stream().await.unwrap();
+                let mut header = AlignedVec::new();
+                let header = from.header(100, &mut header).await.unwrap().unwrap().to_vec();
+                let mut payload = vec![0; 200_000];
+                from.payload(&mut payload).await.unwrap();
+                to.send(&header, [Bytes::from(payload)]).await.unwrap();
+                sender.send(thread::current().name().unwrap_or_default().to_owned()).await.unwrap();
+                connection.closed().await;
+            });
+        }
+    });
+    receiver
+}
+
+async fn exchange(connection: &Connection) {
+    let (mut to, mut from) = connection.open_stream(Priority::Normal).await.unwrap();
+    let sent: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
+    to.send(b"head", [Bytes::from(sent.clone())]).await.unwrap();
+    let (mut header, mut back) = (AlignedVec::new(), vec![0; 200_000]);
+    assert_eq!(from.header(100, &mut header).await.unwrap().unwrap(), b"head");
+    from.payload(&mut back).await.unwrap();
+    assert!(sent == back, "other bytes came back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_peers_get_a_thread_each_and_the_others_share() {
+    bounded(async {
+        let run = Run::new();
+        let (server, address) = run.listen();
+        server.set_lanes(2);
+        let mut threads = echo(&server);
+        let clients: Vec<_> = (0..3).map(|_| run.client()).collect();
+        let mut open = Vec::new();
+        for (i, client) in clients.iter().enumerate() {
+            let connection = client.connect(address, SERVER, LONG).await.unwrap();
+            assert_eq!(connection.remote_address(), address);
+            exchange(&connection).await;
+            assert_eq!(threads.recv().await.unwrap() == "lane", i < 2, "client {i}");
+            open.push(connection);
+        }
+        // It comes again from the same port, first beside its connection and then instead of it.
+        for _ in 0..2 {
+            let again = clients[0].connect(address, SERVER, LONG).await.unwrap();
+            exchange(&again).await;
+            assert_eq!(threads.recv().await.unwrap(), "lane");
+            open[0].close(0, "replaced");
+            open[0] = again;
+        }
+        server.shutdown(LONG).await;
+        for connection in &open {
+            let text = connection.closed().await.to_string();
+            assert!(text.contains("the process is shutting down"), "{text}");
+        }
+        assert!(server.accept().await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn none_has_one_unless_they_are_asked_for() {
+    bounded(async {
+        let run = Run::new();
+        let (server, address) = run.listen();
+        let mut threads = echo(&server);
+        let client = run.client();
+        exchange(&client.connect(address, SERVER, LONG).await.unwrap()).await;
+        assert_ne!(threads.recv().await.unwrap(), "lane");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_address_is_still_taken_and_free_when_the_endpoint_is_gone() {
+    bounded(async {
+        let run = Run::new();
+        let (server, address) = run.listen();
+        server.set_lanes(8);
+        let mut threads = echo(&server);
+        let client = run.client();
+        let connection = client.connect(address, SERVER, LONG).await.unwrap();
+        exchange(&connection).await;
+        assert_eq!(threads.recv().await.unwrap(), "lane");
+        assert!(UdpSocket::bind(address).is_err(), "two processes would have one address");
+        let other = Endpoint::bind(address, &run.server, &Limits::default()).unwrap_err().to_string();
+        assert!(other.contains("another process has this port"), "{other}");
+        server.shutdown(LONG).await;
+        drop((server, threads));
+        // Its sockets are closed by tasks and threads that end now.
+        while UdpSocket::bind(address).is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
