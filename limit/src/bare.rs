@@ -95,29 +95,55 @@ pub fn exchange(
     payload: Payload,
     exchanges: u64,
 ) -> anyhow::Result<Took> {
-    let clients = identities.len();
-    at_once(clients, exchanges, |client| {
+    at_once(identities.len(), exchanges, |client| {
+        let server = servers[client % servers.len()];
+        let mut client = Client::connect(server, &identities[client], payload)?;
+        Ok(move || client.exchange())
+    })
+}
+
+/// A client with a runtime as a worker has.
+#[derive(Debug)]
+pub struct Client {
+    runtime: tokio::runtime::Runtime,
+    send: quinn::SendStream,
+    receive: quinn::RecvStream,
+    gradient: Bytes,
+    fresh: Vec<u8>,
+    _open: quinn::Endpoint,
+}
+
+impl Client {
+    /// Connects to a server that takes and gives as much.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn connect(server: SocketAddr, identity: &Identity, payload: Payload) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let identity = &identities[client];
-        let (endpoint, mut send, mut receive) = runtime.block_on(async {
+        let (endpoint, send, receive) = runtime.block_on(async {
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
             let endpoint = bare::endpoint(any, identity, &Limits::default())?;
             let name = Role::Server(ServerId(0)).dns_name();
-            let connection = endpoint.connect(servers[client % servers.len()], &name)?.await?;
+            let connection = endpoint.connect(server, &name)?.await?;
             let (send, receive) = connection.open_bi().await?;
             anyhow::Ok((endpoint, send, receive))
         })?;
-        let gradient = Bytes::from(vec![0; payload.up]);
-        let mut fresh = vec![0; payload.down];
-        Ok(move || {
-            let _open = &endpoint;
-            runtime.block_on(async {
-                send.write_chunk(gradient.clone()).await?;
-                receive.read_exact(&mut fresh).await?;
-                anyhow::Ok(())
-            })
+        let (gradient, fresh) = (Bytes::from(vec![0; payload.up]), vec![0; payload.down]);
+        Ok(Self { runtime, send, receive, gradient, fresh, _open: endpoint })
+    }
+
+    /// One push-pull.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn exchange(&mut self) -> anyhow::Result<()> {
+        let Self { runtime, send, receive, gradient, fresh, .. } = self;
+        runtime.block_on(async {
+            send.write_chunk(gradient.clone()).await?;
+            receive.read_exact(fresh).await?;
+            anyhow::Ok(())
         })
-    })
+    }
 }
 
 /// Prepares each client on a thread of its own, warms it up, and then lets all run `exchanges` times at once.

@@ -15,7 +15,7 @@ use windlass_common::rng::Purpose;
 use windlass_common::wire::Codec;
 use windlass_ps_core::store::{Combined, Store};
 use windlass_transport::{Role, RunAuthority};
-use windlass_worker::models::{self, Batch};
+use windlass_worker::models::{self, Batch, Model};
 
 use crate::bare::{self, Payload};
 use crate::processor::processor_time;
@@ -69,31 +69,82 @@ pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
     Ok(Costs { gradient_s, wire_s, apply_s })
 }
 
-/// Processor seconds of a gradient, and one.
-fn gradient(plan: &Plan, cores: usize, values: &[f32]) -> anyhow::Result<(f64, Vec<f32>)> {
-    let per_worker = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
-    let per_worker = per_worker.unwrap_or(NonZeroUsize::MIN);
-    let batch = plan.training.batch as usize;
-    let prepare = || -> anyhow::Result<_> {
-        let mut model = models::with_threads(&plan.model.name, per_worker)?;
-        let input = model.input();
-        let features: Vec<f32> = (0..batch * input.features).map(|i| (i % 17) as f32 / 17.0).collect();
-        let labels: Vec<u32> = (0..batch).map(|i| (i % input.classes) as u32).collect();
-        Ok(move |gradient: &mut [f32]| {
-            black_box(model.gradient(values, Batch::new(&features, &labels), gradient));
+/// Pushes per second where as many workers as this machine has cores for do all of it in turn: a gradient, its bytes over bare
+/// QUIC, the codecs and an update, each with a server's thread and a store of its own. That is the limit of [`Costs`] with caches
+/// that the three share, as in a run, and threads that wait for each other.
+///
+/// # Errors
+/// As [`measure`].
+pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
+    let layout = plan.layout()?;
+    let values = layout.initial_values(plan.seed);
+    let workers = (cores / threads(plan).get()).max(1);
+    let mut one = vec![0.0; values.len()];
+    Computing::new(plan)?.once(&values, &mut one);
+    let [up, down] = Applying::new(plan, &layout, &values)?.once(&one, &values)?;
+    let payload = Payload { up, down };
+    let authority = RunAuthority::new("limit")?;
+    let identities = (0..workers as u32).map(|w| authority.issue(Role::Worker(WorkerId(w))));
+    let identities = identities.collect::<Result<Vec<_>, _>>()?;
+    let server = authority.issue(Role::Server(ServerId(0)))?;
+    let servers = bare::serve(&server, &windlass_ps::limits(), payload, workers)?;
+    let took = |times| {
+        bare::at_once(workers, times, |worker| {
+            let (mut computing, mut gradient) = (Computing::new(plan)?, vec![0.0; values.len()]);
+            let mut applying = Applying::new(plan, &layout, &values)?;
+            let server = servers[worker % servers.len()];
+            let mut client = bare::Client::connect(server, &identities[worker], payload)?;
+            let values = &values;
+            Ok(move || {
+                computing.once(values, &mut gradient);
+                client.exchange()?;
+                applying.once(&gradient, values).map(drop)
+            })
         })
     };
-    let mut once = prepare()?;
-    let mut one = vec![0.0; values.len()];
+    let probe = took(20)?;
+    Ok(took(times(probe.wall / 20))?.per_second())
+}
+
+/// Compute threads of a worker.
+fn threads(plan: &Plan) -> NonZeroUsize {
+    let threads = usize::try_from(plan.training.compute_threads).ok().and_then(NonZeroUsize::new);
+    threads.unwrap_or(NonZeroUsize::MIN)
+}
+
+/// What computes gradients of a batch.
+struct Computing {
+    model: Box<dyn Model>,
+    features: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+impl Computing {
+    fn new(plan: &Plan) -> anyhow::Result<Self> {
+        let batch = plan.training.batch as usize;
+        let model = models::with_threads(&plan.model.name, threads(plan))?;
+        let input = model.input();
+        let features = (0..batch * input.features).map(|i| (i % 17) as f32 / 17.0).collect();
+        let labels = (0..batch).map(|i| (i % input.classes) as u32).collect();
+        Ok(Self { model, features, labels })
+    }
+
+    fn once(&mut self, values: &[f32], gradient: &mut [f32]) {
+        black_box(self.model.gradient(values, Batch::new(&self.features, &self.labels), gradient));
+    }
+}
+
+/// Processor seconds of a gradient, and one.
+fn gradient(plan: &Plan, cores: usize, values: &[f32]) -> anyhow::Result<(f64, Vec<f32>)> {
+    let (mut computing, mut one) = (Computing::new(plan)?, vec![0.0; values.len()]);
     let begun = Instant::now();
-    once(&mut one);
+    computing.once(values, &mut one);
     let times = times(begun.elapsed());
-    let workers = (cores / per_worker).max(1);
+    let workers = (cores / threads(plan).get()).max(1);
     let took = bare::at_once(workers, times, |_| {
-        let mut once = prepare()?;
-        let mut gradient = vec![0.0; values.len()];
+        let (mut computing, mut gradient) = (Computing::new(plan)?, vec![0.0; values.len()]);
         Ok(move || {
-            once(&mut gradient);
+            computing.once(values, &mut gradient);
             Ok(())
         })
     })?;
@@ -107,39 +158,58 @@ fn codecs_and_update(
     values: &[f32],
     gradient: &[f32],
 ) -> anyhow::Result<(f64, Payload)> {
-    let placement = plan.placement()?;
-    let shards = (0..placement.shards()).map(ShardId);
-    let mut stores: Vec<Store> = shards
-        .clone()
-        .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
-        .collect();
-    let parts: Vec<Vec<f32>> = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
-    let (mut up, mut down) = (Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false));
-    let mut patches = Patch::of(plan.codecs.pull).map(|patch| Patches::new(patch, plan, layout, values));
-    if let Some(Patches { patch, .. }) = &patches {
-        stores.iter_mut().for_each(|store| store.refer(*patch, None));
-    }
-    let mut once = || -> anyhow::Result<[usize; 2]> {
-        let up = up.there(layout, gradient)?;
-        for (store, part) in stores.iter_mut().zip(&parts) {
-            store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), 1e-9);
-        }
-        Ok(match &mut patches {
-            Some(patches) => [up, patches.apply()?],
-            None => [up, down.there(layout, values)?],
-        })
-    };
+    let mut applying = Applying::new(plan, layout, values)?;
     let begun = Instant::now();
-    let [up, down] = once()?;
+    let [up, down] = applying.once(gradient, values)?;
     let times = times(begun.elapsed());
     for _ in 0..times / 10 {
-        once()?;
+        applying.once(gradient, values)?;
     }
     let before = processor_time();
     for _ in 0..times {
-        once()?;
+        applying.once(gradient, values)?;
     }
     Ok(((processor_time() - before).as_secs_f64() / times as f64, Payload { up, down }))
+}
+
+/// The codecs of a plan, and stores for all of its shards.
+struct Applying<'a> {
+    layout: &'a Layout,
+    stores: Vec<Store>,
+    parts: Vec<Vec<f32>>,
+    up: Travel,
+    down: Travel,
+    patches: Option<Patches>,
+}
+
+impl<'a> Applying<'a> {
+    fn new(plan: &Plan, layout: &'a Layout, values: &[f32]) -> anyhow::Result<Self> {
+        let placement = plan.placement()?;
+        let shards = (0..placement.shards()).map(ShardId);
+        let mut stores: Vec<Store> = shards
+            .clone()
+            .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
+            .collect();
+        let parts = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
+        let (up, down) = (Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false));
+        let patches = Patch::of(plan.codecs.pull).map(|patch| Patches::new(patch, plan, layout, values));
+        if let Some(Patches { patch, .. }) = &patches {
+            stores.iter_mut().for_each(|store| store.refer(*patch, None));
+        }
+        Ok(Self { layout, stores, parts, up, down, patches })
+    }
+
+    /// One push and the pull for it; returns their bytes.
+    fn once(&mut self, gradient: &[f32], values: &[f32]) -> anyhow::Result<[usize; 2]> {
+        let up = self.up.there(self.layout, gradient)?;
+        for (store, part) in self.stores.iter_mut().zip(&self.parts) {
+            store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), 1e-9);
+        }
+        Ok(match &mut self.patches {
+            Some(patches) => [up, patches.apply()?],
+            None => [up, self.down.there(self.layout, values)?],
+        })
+    }
 }
 
 /// Values on their way from one process to another.

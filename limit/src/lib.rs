@@ -5,6 +5,6 @@ mod costs;
 mod kept;
 mod processor;
 
-pub use costs::{Costs, has_limit, links_pushes_per_s, measure};
+pub use costs::{Costs, has_limit, links_pushes_per_s, measure, together};
 pub use kept::{Kept, keep, kept, location};
 pub use processor::processor_time;

@@ -52,6 +52,8 @@ const FIRST_BYTES_MAX: usize = 64 << 10;
 const MIB: u64 = 1 << 20;
 /// Connections from this machine up to which each may send as far ahead as [`limits`] says.
 const UNDIVIDED: usize = 8;
+/// Peers from this machine that get a lane each: as many workers, and whoever else there is: other servers and observers.
+const LANES: usize = 2 * UNDIVIDED;
 /// Bytes that more of them may send ahead together: what the socket holds. Their datagrams are so large that congestion
 /// control, which lets two be on their way whatever happens, cannot keep hundreds of senders from overrunning it.
 const AHEAD: usize = 4 << 20;
@@ -112,7 +114,7 @@ pub fn limits() -> Limits {
 /// Peers of this machine that get a lane each: none where there are so many workers that some would go without, for those
 /// would be served less.
 pub(crate) fn lanes(plan: &Plan) -> usize {
-    if plan.cluster.workers as usize <= UNDIVIDED { UNDIVIDED } else { 0 }
+    if plan.cluster.workers as usize <= UNDIVIDED { LANES } else { 0 }
 }
 
 /// Serves until the run has ended. A coordinator waits no longer than the plan says for anybody; a follower no longer than

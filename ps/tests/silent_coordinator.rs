@@ -232,5 +232,6 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
         served = server => panic!("{served:?}"),
         heard = tokio::time::timeout(Duration::from_secs(20), follower) => heard.expect("a sign of life"),
     }
-    std::fs::remove_dir_all(run_directory).unwrap();
+    // The server was left in its midst: what it still writes into the target folder stays there.
+    let _ = std::fs::remove_dir_all(run_directory);
 }

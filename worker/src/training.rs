@@ -15,7 +15,7 @@ use windlass_process::{Failure, OrExit};
 
 use crate::ahead;
 use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
-use crate::data::{self, ExampleStream, Owned};
+use crate::data::{self, Early, ExampleStream, Owned};
 use crate::emulation::Emulation;
 use crate::federated;
 use crate::models::{self, Batch, Model};
@@ -26,7 +26,7 @@ use crate::overlap::{Overlap, Passing};
 pub struct TrainingOptions {
     /// How to reach the run.
     pub join: JoinOptions,
-    /// Where this machine has the data, if not where the plan says.
+    /// Where this machine has the data, if not where the plan says. If it is known here, it is read while the run is joined.
     pub data: Option<PathBuf>,
 }
 
@@ -55,10 +55,11 @@ pub fn train_with(
     interrupted: impl Future<Output = ()> + Send + 'static,
     model: impl FnOnce(&Plan) -> anyhow::Result<Box<dyn Model>>,
 ) -> Result<(), Failure> {
+    let begun = options.data.as_deref().and_then(Early::begin);
     let mut client = BlockingClient::join(options.join, interrupted).map_err(failure)?;
     let trained = model(client.plan())
         .or_exit(Exit::Input)
-        .and_then(|model| prepare(model, client.plan(), client.worker(), options.data))
+        .and_then(|model| prepare(model, client.plan(), client.worker(), (options.data, begun)))
         .and_then(|prepared| train_as_planned(&mut client, prepared));
     match trained {
         Ok(report) => client.leave(report).map_err(failure),
@@ -214,14 +215,15 @@ fn prepare(
     model: Box<dyn Model>,
     plan: &Plan,
     worker: WorkerId,
-    path: Option<PathBuf>,
+    (path, begun): (Option<PathBuf>, Option<Early>),
 ) -> Result<Prepared, Failure> {
     if model.variables() != plan.model.variables {
         let reason = anyhow!("this program's model {} has other variables than the plan", plan.model.name);
         return Err(reason).or_exit(Exit::Input);
     }
     let path = path.unwrap_or_else(|| PathBuf::from(&plan.data.path));
-    let data = data::load_for(plan, &path).context("the data cannot be used").or_exit(Exit::Input)?;
+    let data =
+        data::load_begun(plan, &path, begun).context("the data cannot be used").or_exit(Exit::Input)?;
     data::check_fit(&plan.model.name, model.input(), &data).or_exit(Exit::Input)?;
     let fingerprint = format!("{:016x}", data.fingerprint());
     if !plan.data.fingerprint.is_empty() && fingerprint != plan.data.fingerprint {

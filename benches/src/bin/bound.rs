@@ -1,14 +1,15 @@
 //! Sets a whole training beside what this machine could do at best: cores / (c + q + a).
 //!
 //! c is the processor time of one gradient, q that of one bare push-pull of the same bytes, and a that of the codecs and of
-//! applying one gradient. On one machine all three share the cores, so that their sum bounds the steps per second.
+//! applying one gradient. On one machine all three share the cores, so that their sum bounds the steps per second. Each of them is
+//! measured alone, with warm caches; beside that stands what one gets who does all three in turn on every core.
 
 use anyhow::ensure;
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::setting::plan;
 use windlass_benches::training::{CodecPair, Program, UNEVALUATED};
-use windlass_limit::measure;
+use windlass_limit::{measure, together};
 
 /// Measures async training with one server beside cores / (c + q + a), everything in turn.
 #[derive(Debug, Parser)]
@@ -46,24 +47,26 @@ fn main() -> anyhow::Result<()> {
         None => std::thread::available_parallelism()?.get(),
     };
     let before = stolen();
-    let mut rows: Vec<Vec<[f64; 4]>> = flags.codecs.iter().map(|_| Vec::new()).collect();
+    let mut rows: Vec<Vec<[f64; 6]>> = flags.codecs.iter().map(|_| Vec::new()).collect();
     for round in 0..flags.rounds {
         for (codecs, rows) in flags.codecs.iter().zip(&mut rows) {
             let mut plan = plan(&flags.model, flags.workers, 1)?;
             plan.training.batch = flags.batch;
             plan.codecs = codecs.codecs;
             let costs = measure(&plan, cores)?;
+            let in_turn = together(&plan, cores)?;
             let (steps, launch) = train(&flags, codecs)?;
             let bound = costs.pushes_per_s(cores);
             println!(
-                "round {round}, {codecs}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s; trained at {steps:.0} \
-                 steps/s, {:.0} % of it; {launch:.2} s from launch to the first step",
+                "round {round}, {codecs}: c {:.3} ms, q {:.3} ms, a {:.3} ms; bound {bound:.0} steps/s, in turn \
+                 {in_turn:.0}; trained at {steps:.0} steps/s, {:.0} and {:.0} % of them; {launch:.2} s from launch to the first step",
                 costs.gradient_s * 1e3,
                 costs.wire_s * 1e3,
                 costs.apply_s * 1e3,
-                steps / bound * 100.0
+                steps / bound * 100.0,
+                steps / in_turn * 100.0
             );
-            rows.push([steps, bound, steps / bound, launch]);
+            rows.push([steps, bound, steps / bound, in_turn, steps / in_turn, launch]);
         }
     }
     for (codecs, rows) in flags.codecs.iter().zip(&rows) {
@@ -75,7 +78,9 @@ fn main() -> anyhow::Result<()> {
         println!("  steps/s            {}", spread(&column(0)));
         println!("  bound, steps/s     {}", spread(&column(1)));
         println!("  share of the bound {}", spread(&column(2)));
-        println!("  launch to step, s  {}", spread(&column(3)));
+        println!("  in turn, steps/s   {}", spread(&column(3)));
+        println!("  share of that      {}", spread(&column(4)));
+        println!("  launch to step, s  {}", spread(&column(5)));
         ensure!(median(&column(0)) > 0.0, "no training ran");
     }
     if let Some(share) = stolen_share(before) {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{ChildStdin, Command};
 use tokio::sync::{mpsc, oneshot};
 use windlass_common::exit::Exit;
+use windlass_process::memory_variables;
 use windlass_transport::Role;
 
 use super::tail::{Lines, Tail};
@@ -63,6 +64,8 @@ pub(super) fn start(
     let file = file.or_fail(Exit::System, format!("could not write the log {}", log.display()))?;
     let mut child = Command::new(&program.file)
         .args(&program.arguments)
+        // It would start itself anew with them.
+        .envs(memory_variables().iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

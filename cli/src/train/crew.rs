@@ -36,6 +36,8 @@ pub(super) struct Crew {
     connect_deadline: u64,
     /// Where checkpoints are kept, unless in the run directory.
     checkpoints: Option<String>,
+    /// Where the data are.
+    data: String,
     /// Address of server 0, once it is known.
     coordinator: String,
     /// What the other servers say first: where they listen.
@@ -63,6 +65,7 @@ impl Crew {
             directory: directory.to_owned(),
             connect_deadline,
             checkpoints: beginning.checkpoints.clone(),
+            data: plan.data.path.clone(),
             coordinator: String::new(),
             first_lines: BTreeMap::new(),
             lookout: None,
@@ -172,6 +175,10 @@ impl Crew {
         if is_server || self.programs.worker_is_ours {
             add("--connect-deadline", self.connect_deadline.to_string().into());
             arguments.push("--exit-with-stdin".into());
+        }
+        if !is_server && self.programs.worker_is_ours {
+            // It begins to read them before it knows the plan.
+            arguments.extend(["--data".into(), self.data.clone().into()]);
         }
         if role == COORDINATOR && run_directory::has_begun(&self.directory) {
             arguments.push("--resume".into());

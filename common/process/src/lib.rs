@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use windlass_common::exit::Exit;
 
-pub use memory::keep_memory;
+pub use memory::{keep_memory, memory_variables};
 
 /// The environment variable that sets what is logged, such as `debug` or `windlass_ps=debug,info`.
 pub const LOG_VARIABLE: &str = "WINDLASS_LOG";

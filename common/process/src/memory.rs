@@ -7,6 +7,23 @@
 const KEPT: [(&str, &str); 2] =
     [("MALLOC_TRIM_THRESHOLD_", "67108864"), ("MALLOC_MMAP_THRESHOLD_", "524288")];
 
+/// The variables that have the allocator keep what is freed, for the environment of a program that is started; none if this
+/// program's own already says how the allocator is to work.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn memory_variables() -> &'static [(&'static str, &'static str)] {
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    match is_set("GLIBC_TUNABLES") || KEPT.iter().any(|(name, _)| is_set(name)) {
+        true => &[],
+        false => &KEPT,
+    }
+}
+
+/// There are none for this system's allocator.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn memory_variables() -> &'static [(&'static str, &'static str)] {
+    &[]
+}
+
 /// Starts this program anew, in the same process, with an allocator that keeps up to 64 MiB of free memory at the end of each
 /// heap. To be called first thing. Does nothing if the environment already says how the allocator is to work, where that is
 /// not glibc's, or if the system does not let it: then what follows is only slower.
@@ -15,8 +32,7 @@ pub fn keep_memory() {
     {
         use std::os::unix::process::CommandExt;
 
-        let is_set = |name: &str| std::env::var_os(name).is_some();
-        if is_set("GLIBC_TUNABLES") || KEPT.iter().any(|(name, _)| is_set(name)) {
+        if memory_variables().is_empty() {
             return;
         }
         let Ok(program) = std::env::current_exe() else { return };

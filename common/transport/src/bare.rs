@@ -4,7 +4,7 @@
 //! simulated network, which need quinn's own types. Everything else uses [`Endpoint`](crate::Endpoint).
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ const INCOMING_BUFFER: u64 = 64 * 1024;
 /// The one-way streams a peer may open: the acceptor's welcome is the only one there is.
 const WELCOMES: u32 = 1;
 
+/// What peers are told when an endpoint is shut down.
+pub(crate) const SHUTTING_DOWN: &[u8] = b"the process is shutting down";
+
 /// Where a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
@@ -57,6 +60,14 @@ pub fn endpoint(
     let socket = bound(address, limits)?;
     let (config, server) = (own_config(identity, limits)?, server_config(identity, limits, Path::Local)?);
     with_socket(socket, address, config, server, identity, limits)
+}
+
+/// As [`endpoint`], at any free port. It reaches peers of IPv4 and, where this machine has it, IPv6.
+pub(crate) fn anywhere(identity: &Identity, limits: &Limits) -> Result<quinn::Endpoint, TransportError> {
+    match endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), identity, limits) {
+        Err(TransportError::Bind { .. }) => endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), identity, limits),
+        done => done,
+    }
 }
 
 /// A socket bound to this address.
@@ -211,8 +222,8 @@ fn socket(address: SocketAddr, limits: &Limits) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Another socket at the address of one of this process, for what this peer sends. Others cannot bind the address: the kernel
-/// allows it again only if each socket there does, and the first does so only while this is done.
+/// Another socket at the address of one of this process, for what this peer sends. The kernel allows the address to others
+/// only if each socket there does, and the first does so only while this is done: for some microseconds.
 pub(crate) fn connected(
     beside: &UdpSocket,
     own: SocketAddr,
@@ -225,7 +236,11 @@ pub(crate) fn connected(
     beside.set_reuse_address(false)?;
     bound?;
     socket.connect(&SockAddr::from(peer))?;
-    Ok(socket.into())
+    let socket = UdpSocket::from(socket);
+    // Until then it got what others sent, too. They send it again, and an endpoint that knew nothing of their connections would
+    // end them.
+    while socket.recv(&mut [0]).is_ok() {}
+    Ok(socket)
 }
 
 /// A UDP socket for addresses like this one; it asks for large buffers, which the kernel may grant in part.

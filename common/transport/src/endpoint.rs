@@ -1,8 +1,8 @@
 //! Accepts and opens connections between processes of one run.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quinn::{ClientConfig, ServerConfig};
@@ -38,6 +38,10 @@ pub struct Endpoint {
     /// How peers on other machines are met; quinn's endpoint meets those on this one.
     far: (ClientConfig, Arc<ServerConfig>),
     lanes: Option<Arc<Lanes>>,
+    /// From where it connects once there may be lanes: what is sent to an address of a lane's peer would be answered to that
+    /// lane.
+    outgoing: Arc<OnceLock<quinn::Endpoint>>,
+    identity: Identity,
 }
 
 impl Endpoint {
@@ -64,13 +68,7 @@ impl Endpoint {
     /// # Errors
     /// When the limits contradict each other, no port can be had, or there is no tokio runtime.
     pub fn client(identity: &Identity, limits: &Limits) -> Result<Self, TransportError> {
-        let inner = match bare::endpoint((Ipv6Addr::UNSPECIFIED, 0).into(), identity, limits) {
-            Err(TransportError::Bind { .. }) => {
-                bare::endpoint((Ipv4Addr::UNSPECIFIED, 0).into(), identity, limits)
-            }
-            done => done,
-        };
-        Self::from_quinn(inner?, identity, limits)
+        Self::from_quinn(bare::anywhere(identity, limits)?, identity, limits)
     }
 
     /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
@@ -94,6 +92,8 @@ impl Endpoint {
             link: Link::shared(),
             far,
             lanes: None,
+            outgoing: Arc::default(),
+            identity: identity.clone(),
         })
     }
 
@@ -118,7 +118,7 @@ impl Endpoint {
     }
 
     /// From now on so many peers that come from this machine get a socket and a thread each; at first none
-    /// does. It is for servers with few peers.
+    /// does. It is for servers with few peers. What is connected from then on comes from another port than the endpoint's own.
     ///
     /// What an endpoint over a socket of another kind accepts stays on that.
     pub fn set_lanes(&self, most: usize) {
@@ -149,7 +149,8 @@ impl Endpoint {
                 },
             };
             let (address, limit) = (canonical(incoming.remote_address()), self.limits.connections);
-            let open = self.inner.open_connections();
+            let on_lanes = self.lanes.as_ref().map_or(0, |lanes| lanes.connections());
+            let open = self.inner.open_connections() + on_lanes;
             if open >= limit {
                 tracing::warn!(%address, limit, "refused a connection: as many are open as the limit allows");
                 incoming.refuse();
@@ -226,9 +227,10 @@ impl Endpoint {
     async fn attempt(&self, address: SocketAddr, expected: Role) -> Result<Connection, Failure> {
         let judge = |error| Failure::judge(error, address, expected);
         let name = expected.dns_name();
+        let from = self.outgoing().map_err(Failure::Final)?;
         let connecting = match is_local(address) {
-            true => self.inner.connect(address, &name),
-            false => self.inner.connect_with(self.far.0.clone(), address, &name),
+            true => from.connect(address, &name),
+            false => from.connect_with(self.far.0.clone(), address, &name),
         };
         let mut connecting = connecting.map_err(|error| match error {
             quinn::ConnectError::EndpointStopping => Failure::Final(TransportError::Closed),
@@ -253,17 +255,31 @@ impl Endpoint {
         Ok(connection)
     }
 
+    /// What connections to others are made from.
+    fn outgoing(&self) -> Result<&quinn::Endpoint, TransportError> {
+        if let Some(outgoing) = self.outgoing.get() {
+            return Ok(outgoing);
+        }
+        if !self.lanes.as_ref().is_some_and(|lanes| lanes.are_used()) {
+            return Ok(&self.inner);
+        }
+        let made = bare::anywhere(&self.identity, &self.limits)?;
+        // If somebody else has made one meanwhile, that is as good.
+        Ok(self.outgoing.get_or_init(|| made))
+    }
+
     /// Closes every connection and waits until the peers have been told, but no longer than `within`.
     ///
     /// What was not acknowledged by then is lost: let streams end and answers arrive before.
     pub async fn shutdown(&self, within: Duration) {
-        const WHY: &[u8] = b"the process is shutting down";
-        self.inner.close(0u32.into(), WHY);
-        let lanes = self.lanes.as_ref().map(|lanes| lanes.close(0u32.into(), WHY)).unwrap_or_default();
+        let lanes = self.lanes.as_ref().map(|lanes| lanes.close()).unwrap_or_default();
+        let others: Vec<_> = self.outgoing.get().cloned().into_iter().chain(lanes).collect();
         let idle = async {
-            self.inner.wait_idle().await;
-            for lane in lanes {
-                lane.wait_idle().await;
+            for endpoint in std::iter::once(&self.inner).chain(&others) {
+                endpoint.close(0u32.into(), bare::SHUTTING_DOWN);
+            }
+            for endpoint in std::iter::once(&self.inner).chain(&others) {
+                endpoint.wait_idle().await;
             }
         };
         if timeout(within, idle).await.is_err() {
@@ -425,6 +441,8 @@ pub async fn resolve(text: &str, within: Duration) -> Result<SocketAddr, Transpo
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use windlass_common::ids::{ServerId, WorkerId};
 
     use super::*;

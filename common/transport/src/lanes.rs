@@ -27,6 +27,12 @@ use crate::pacing::Link;
 
 /// Connections that one peer may have open on its lane.
 const CONNECTIONS_MAX: usize = 16;
+/// How long a lane waits for the first connection of its peer, who was asked to come again at once.
+const FIRST_WITHIN: Duration = Duration::from_secs(1);
+/// How long peers may take to hear that their lanes are closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What runs on a lane when nobody is connected: the endpoint's driver and [`serve`].
+const TASKS_AT_REST: usize = 2;
 
 /// What each lane is made like.
 #[derive(Debug)]
@@ -53,7 +59,7 @@ pub(crate) struct Lanes {
 struct Lane {
     peer: SocketAddr,
     endpoint: quinn::Endpoint,
-    /// Its thread ends when this is dropped, and with it whatever it serves.
+    /// Its thread closes it when this is dropped, and ends.
     _ends: oneshot::Sender<()>,
 }
 
@@ -75,11 +81,25 @@ impl Lanes {
         self.waiting.lock().await.recv().await
     }
 
-    /// Opens a lane for a peer, who is then to come again; false if it gets none.
+    /// Whether any may be open.
+    pub(crate) fn are_used(&self) -> bool {
+        self.most.load(Ordering::Relaxed) > 0
+    }
+
+    /// Connections on all lanes.
+    pub(crate) fn connections(&self) -> usize {
+        self.lock().iter().map(|lane| lane.endpoint.open_connections()).sum()
+    }
+
+    /// Opens a lane for a peer that has none, who is then to come again; false if it gets none.
     pub(crate) fn open(self: &Arc<Self>, peer: SocketAddr, own: SocketAddr) -> bool {
         let mut open = self.lock();
         let most = self.most.load(Ordering::Relaxed);
-        if open.len() >= most || open.iter().any(|lane| lane.peer == peer) {
+        if open.iter().any(|lane| lane.peer == peer) {
+            // It has not heard yet that it is to come again.
+            return true;
+        }
+        if open.len() >= most {
             return false;
         }
         match self.template.open(peer, own, self) {
@@ -94,12 +114,10 @@ impl Lanes {
         }
     }
 
-    /// Closes every connection on every lane, and returns what is then to become idle.
-    pub(crate) fn close(&self, code: quinn::VarInt, reason: &[u8]) -> Vec<quinn::Endpoint> {
+    /// No further lane is opened. Returns what is to be closed and to become idle.
+    pub(crate) fn close(&self) -> Vec<quinn::Endpoint> {
         self.set(0);
-        let endpoints: Vec<_> = self.lock().iter().map(|lane| lane.endpoint.clone()).collect();
-        endpoints.iter().for_each(|endpoint| endpoint.close(code, reason));
-        endpoints
+        self.lock().iter().map(|lane| lane.endpoint.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
@@ -110,18 +128,33 @@ impl Lanes {
 impl Template {
     fn open(&self, peer: SocketAddr, own: SocketAddr, lanes: &Arc<Lanes>) -> io::Result<Lane> {
         let socket = bare::connected(&self.socket, own, peer, &self.limits)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let endpoint = {
-            let _entered = runtime.enter();
-            let quinn_runtime = Arc::new(TokioRuntime);
-            let socket = quinn_runtime.wrap_udp_socket(socket)?;
-            let (config, server) = (self.config.clone(), Some(self.server.clone()));
-            quinn::Endpoint::new_with_abstract_socket(config, server, socket, quinn_runtime)?
-        };
-        runtime.spawn(serve(Arc::downgrade(lanes), endpoint.clone(), peer));
+        let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         let (ends, ended) = oneshot::channel::<()>();
+        // All of it is made where it is dropped.
+        let run = move || -> io::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let runtime = Arc::new(TokioRuntime);
+                let socket = runtime.wrap_udp_socket(socket)?;
+                let endpoint =
+                    quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+                let _ = tell.send(endpoint.clone());
+                tokio::spawn(serve(lanes, endpoint.clone(), peer));
+                let _ = ended.await;
+                endpoint.close(0u32.into(), bare::SHUTTING_DOWN);
+                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
+                Ok(())
+            })
+        };
         let thread = std::thread::Builder::new().name("lane".into());
-        thread.spawn(move || drop(runtime.block_on(ended)))?;
+        thread.spawn(move || {
+            if let Err(error) = run() {
+                tracing::debug!(%peer, %error, "a lane could not be opened");
+            }
+        })?;
+        // It does not take longer than to start a thread.
+        let endpoint = told.recv().map_err(io::Error::other)?;
         Ok(Lane { peer, endpoint, _ends: ends })
     }
 }
@@ -134,11 +167,18 @@ async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr) 
     }) else {
         return;
     };
-    while let Some(incoming) = next(&endpoint, within).await {
-        if endpoint.open_connections() > CONNECTIONS_MAX {
+    let mut patience = FIRST_WITHIN;
+    while let Some(incoming) = next(&endpoint, patience).await {
+        if incoming.remote_address() != peer {
+            // It came before the socket was connected.
+            incoming.ignore();
+            continue;
+        }
+        if endpoint.open_connections() >= CONNECTIONS_MAX {
             incoming.refuse();
             continue;
         }
+        patience = within;
         let (inner, address) = (incoming.accept(), canonical(peer));
         let (link, place) = (Arc::clone(&link), Handle::current());
         if accepted.send(Incoming { inner, address, within, link, place }).await.is_err() {
@@ -150,11 +190,13 @@ async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr) 
     }
 }
 
-async fn next(endpoint: &quinn::Endpoint, within: Duration) -> Option<quinn::Incoming> {
+/// The next handshake on a lane, or nothing when there is no connection any more, nor a task that has one to see to its end.
+async fn next(endpoint: &quinn::Endpoint, patience: Duration) -> Option<quinn::Incoming> {
     loop {
-        match timeout(within, endpoint.accept()).await {
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        match timeout(patience, endpoint.accept()).await {
             Ok(incoming) => return incoming,
-            Err(_) if endpoint.open_connections() == 0 => return None,
+            Err(_) if endpoint.open_connections() == 0 && tasks() <= TASKS_AT_REST => return None,
             Err(_) => {}
         }
     }

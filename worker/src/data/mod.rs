@@ -1,5 +1,6 @@
 //! Holds the examples of a run: loaded from files, dealt to clients, and streamed to workers in a seeded order.
 
+mod early;
 mod error;
 mod evaluate;
 mod idx;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use multiversion::multiversion;
 use xxhash_rust::xxh3::Xxh3;
 
+pub(crate) use early::{Early, load_begun};
 pub use error::DataError;
 pub use evaluate::{check_fit, score};
 pub use owned::Owned;

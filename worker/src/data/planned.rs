@@ -26,7 +26,11 @@ pub fn load_as(
     partition: &Partition,
     validation: u64,
 ) -> Result<Data, DataError> {
-    let data = load_with_columns(path, label_column, partition.group_column())?;
+    hold_out_for(load_with_columns(path, label_column, partition.group_column())?, validation)
+}
+
+/// The data with so many examples held out to judge by.
+pub(super) fn hold_out_for(data: Data, validation: u64) -> Result<Data, DataError> {
     if validation == 0 { Ok(data) } else { data.hold_out_validation(validation) }
 }
 

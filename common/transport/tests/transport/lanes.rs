@@ -2,12 +2,14 @@
 
 use std::net::UdpSocket;
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
-use windlass_transport::{Connection, Endpoint, Limits, Priority};
+use windlass_common::ids::ServerId;
+use windlass_transport::{Connection, Endpoint, Limits, Priority, Role, RunAuthority};
 
-use crate::support::{LONG, Run, SERVER, bounded};
+use crate::support::{LONG, Run, SERVER, bounded, loopback};
 
 /// Serves every connection in a task of its own, which sends each first frame back, and says on what thread.
 fn echo(endpoint: &Endpoint) -> tokio::sync::mpsc::Receiver<String> {
@@ -107,8 +109,40 @@ async fn the_address_is_still_taken_and_free_when_the_endpoint_is_gone() {
         drop((server, threads));
         // Its sockets are closed by tasks and threads that end now.
         while UdpSocket::bind(address).is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    })
+    .await;
+}
+
+/// What one sends to the other must not come to a lane that knows nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_listen_connect_to_each_other() {
+    bounded(async {
+        let authority = RunAuthority::new("test").unwrap();
+        let roles = [0, 1].map(|number| Role::Server(ServerId(number)));
+        let both = roles.map(|role| {
+            let identity = authority.issue(role).unwrap();
+            Endpoint::bind(loopback(), &identity, &Limits::default()).unwrap()
+        });
+        let addresses = [0, 1].map(|i| both[i].local_address().unwrap());
+        let mut threads = [0, 1].map(|i| echo(&both[i]));
+        // One has joined before it knew whether there are lanes.
+        let joined = both[1].connect(addresses[0], roles[0], LONG).await.unwrap();
+        both.iter().for_each(|endpoint| endpoint.set_lanes(8));
+        exchange(&joined).await;
+        threads[0].recv().await.unwrap();
+        let mut open = vec![joined];
+        for round in 0..3 {
+            for (i, other) in [(0, 1), (1, 0)] {
+                let connection = both[i].connect(addresses[other], roles[other], LONG).await.unwrap();
+                exchange(&connection).await;
+                assert_eq!(threads[other].recv().await.unwrap(), "lane", "round {round}");
+                open.push(connection);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(open.iter().all(|connection| !connection.is_closed()));
     })
     .await;
 }
