@@ -104,7 +104,7 @@ fn every_broken_rule_is_noticed() {
         root: root.clone(),
     });
     let whole = "the unpatched copy";
-    copies[0].refresh();
+    copies[0].begin_with(folder.with_file_name("simulation"));
     assert_eq!(copies[0].hunt(whole), None, "without any mutation the hunt fails");
     let failed = copies[0].failing_tests(whole, &TESTS);
     assert!(failed.is_empty(), "without any mutation these fail: {failed:?}");
@@ -191,6 +191,21 @@ impl Copy {
         write_if_different(&self.work.join("Cargo.lock"), &lock);
     }
 
+    /// Makes the copy equal to the workspace, with what has been built there of what others wrote, if nothing has been built
+    /// here yet.
+    fn begin_with(&self, built: PathBuf) {
+        let here = self.target.join("simulation");
+        if !here.exists() && built.exists() {
+            let partly = self.target.join("partly");
+            drop(fs::remove_dir_all(&partly));
+            for part in ["build", "deps", ".fingerprint"] {
+                duplicate(&built.join(part), &partly.join(part), |name| !name.contains("windlass"));
+            }
+            fs::rename(&partly, &here).unwrap_or_else(|e| panic!("{}: {e}", here.display()));
+        }
+        self.refresh();
+    }
+
     /// Makes the copy what another is, and what has been built of it, too, where nothing has been built yet.
     fn begin_like(&self, other: &Self) {
         let folder = self.work.parent().expect("it is not the root");
@@ -198,7 +213,7 @@ impl Copy {
             // Under its name only when it is whole.
             let partly = folder.with_extension("partly");
             drop(fs::remove_dir_all(&partly));
-            duplicate(other.work.parent().expect("it is not the root"), &partly);
+            duplicate(other.work.parent().expect("it is not the root"), &partly, |_| true);
             fs::rename(&partly, folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         }
         self.refresh();
@@ -239,6 +254,7 @@ impl Copy {
     fn cargo(&self) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(&self.work).env("CARGO_TARGET_DIR", &self.target).env("RUST_BACKTRACE", "0");
+        cargo.env("CARGO_INCREMENTAL", "1");
         cargo
     }
 
@@ -346,14 +362,18 @@ fn mirror(from: &Path, to: &Path, part: &Path) {
     }
 }
 
-/// Copies a folder with the times of its files, by which is known what has to be built again.
-fn duplicate(from: &Path, to: &Path) {
+/// Copies a folder with the times of its files, by which is known what has to be built again: all in it that has such a name.
+fn duplicate(from: &Path, to: &Path, wanted: fn(&str) -> bool) {
     let copied = || -> io::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(from)? {
-            let (entry, target) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+            let entry = entry?;
+            if !wanted(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            let (entry, target) = (entry.path(), to.join(entry.file_name()));
             if entry.is_dir() {
-                duplicate(&entry, &target);
+                duplicate(&entry, &target, wanted);
             } else {
                 fs::copy(&entry, &target)?;
                 let modified = fs::metadata(&entry)?.modified()?;
