@@ -49,7 +49,7 @@ side_by_side() {
 # Of those with real processes, these measure how long workers wait or in which turn they push.
 alone=(emulation staleness)
 # The longest first.
-together=(elastic torture survive left_out)
+together=(elastic survive left_out torture replicas overlap federated codecs compare breaks)
 for file in tests/process/tests/*.rs; do
     name="$(basename "$file" .rs)"
     [[ " ${together[*]} ${alone[*]} " == *" $name "* ]] || together+=("$name")

@@ -139,7 +139,11 @@ fn a_round_without_its_quorum_is_abandoned() {
     attempt(&format!("{} --quorum 5", SLOW_THIRD.replace("--rounds 8", "--rounds 4")), |run| {
         let summary = summary(run);
         let count = |name: &str| summary[name].as_u64().unwrap();
-        assert_eq!([count("rounds"), count("rounds_abandoned"), count("steps")], [4, 4, 0]);
+        let found = [count("rounds"), count("rounds_abandoned"), count("steps")];
+        if found != [4, 4, 0] {
+            // As above.
+            return Err(format!("rounds, abandoned, steps: {found:?}"));
+        }
         assert_eq!(tally(&summary, "aggregated"), [0; 6]);
         assert_eq!(count("pushes"), count("pushes_late"));
         Ok(())

@@ -19,13 +19,14 @@ const ASYNC: &str = "--mode async --model softmax --passes 0.4 --seed 11";
 /// Longer than the transport's idle timeout.
 const BEYOND_IDLE: Duration = Duration::from_secs(12);
 
-/// 2 % loss, 1 % duplicates, some reordering, and three cuts of 2 s.
+/// 2 % loss, 1 % duplicates, three cuts of 2 s, and so much reordering that even where little is under way something is
+/// overtaken.
 fn bad() -> (Faults, [Duration; 3]) {
     let faults = Faults {
         loss: 0.02,
         duplication: 0.01,
-        reordering: 0.02,
-        held_back: Duration::from_millis(8),
+        reordering: 0.08,
+        held_back: Duration::from_millis(15),
         delay: (Duration::from_millis(1), Duration::from_millis(4)),
     };
     (faults, [SECONDS(2); 3])
