@@ -213,7 +213,9 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
         apply_threads: 1,
     };
     let (told, address) = tokio::sync::oneshot::channel();
-    let server = serve(options, |address| told.send(address).unwrap(), pending());
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let interrupted = async { drop(ended.await) };
+    let mut server = std::pin::pin!(serve(options, |address| told.send(address).unwrap(), interrupted));
     let follower = async {
         let limits = Limits::default();
         let endpoint = Endpoint::client(&issue(1), &limits).unwrap();
@@ -229,9 +231,12 @@ async fn a_coordinator_that_has_nothing_else_to_say_says_that_it_lives() {
         }
     };
     tokio::select! {
-        served = server => panic!("{served:?}"),
+        served = &mut server => panic!("{served:?}"),
         heard = tokio::time::timeout(Duration::from_secs(20), follower) => heard.expect("a sign of life"),
     }
-    // The server was left in its midst: what it still writes into the target folder stays there.
-    let _ = std::fs::remove_dir_all(run_directory);
+    end.send(()).unwrap();
+    let served =
+        tokio::time::timeout(Duration::from_secs(20), server).await.expect("it ends when it is told to");
+    assert!(served.is_err(), "nobody trained");
+    std::fs::remove_dir_all(run_directory).unwrap();
 }

@@ -71,17 +71,16 @@ pub fn same(whole: &Path, killed: &Path, counts: &[&str]) {
 }
 
 /// A run that is killed as a whole, again and again, and goes on each time. `pushes` is how many it makes in all, on both
-/// shards together; `usual` is how often it is killed unless something else is asked for.
+/// shards together.
 pub fn killed_again_and_again(
     folder: &Path,
     flags: &str,
     roles: &[&str],
     every: &str,
     pushes: u64,
-    usual: u64,
 ) -> PathBuf {
     let run = folder.join("killed");
-    let times = seeds(usual);
+    let times = seeds(5);
     let (count, mut draws) = (times.end - times.start, Draws::new(times.start));
     let mut running = train(&run, &format!("{flags} --checkpoint-every {every} --keep 1000"));
     for time in 0..count {

@@ -22,7 +22,7 @@ fn runs_with_codecs_that_leave_something_out_end_in_the_same_bytes() {
         let whole = folder.path().join("whole");
         let flags = format!("{mode} --push-codec {codec}");
         train(&whole, &flags).end(WITHIN).well();
-        let killed = killed_again_and_again(folder.path(), &flags, &roles, every, pushes, 3);
+        let killed = killed_again_and_again(folder.path(), &flags, &roles, every, pushes);
         same(&whole, &killed, &["steps", "pushes"]);
         // With others than wrote them: what was left out is cut anew.
         if mode == SYNC {

@@ -1,6 +1,6 @@
 //! Workers that are killed, stopped and started again at random moments: nothing is lost and nothing counts twice.
 //!
-//! Three schedules are gone through, in fedavg two, or as many as `WINDLASS_TORTURE` says. In every fifth schedule of the
+//! Five schedules are gone through, in fedavg two, or as many as `WINDLASS_TORTURE` says. In every fifth schedule of the
 //! longer form sync stops a worker for longer than the 10 s after which a silent connection is given up; in async the others
 //! would end the run meanwhile.
 
@@ -82,7 +82,7 @@ fn servers(seed: u64) -> u32 {
 #[test]
 fn sync_ends_in_the_same_bytes() {
     let calm = ByHand::start(1, WORKERS as u32, SYNC, None).finish();
-    for seed in seeds(3) {
+    for seed in seeds(5) {
         let (finished, killed) = disturbed(servers(seed), SYNC, BETWEEN, seed);
         assert_eq!(model(&calm.run), model(&finished.run), "seed {seed}");
         for name in ["steps", "pushes", "examples", "pushes_void", "pushes_late", "pushes_partial"] {
@@ -109,7 +109,7 @@ fn fedavg_ends_in_the_same_bytes() {
 
 #[test]
 fn async_counts_every_push_once() {
-    for seed in seeds(3) {
+    for seed in seeds(5) {
         let (finished, killed) = disturbed(servers(seed), ASYNC, BETWEEN, seed);
         let ledger = Ledger::read(&finished.run);
         for (worker, killed) in killed.iter().enumerate() {
