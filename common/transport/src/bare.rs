@@ -72,7 +72,12 @@ pub(crate) fn anywhere(identity: &Identity, limits: &Limits) -> Result<quinn::En
 
 /// A socket bound to this address.
 pub(crate) fn bound(address: SocketAddr, limits: &Limits) -> Result<UdpSocket, TransportError> {
-    socket(address, limits).map_err(|source| TransportError::Bind { address, source })
+    let bind = || -> io::Result<UdpSocket> {
+        let socket = unbound(address, limits)?;
+        socket.bind(&SockAddr::from(address))?;
+        Ok(socket.into())
+    };
+    bind().map_err(|source| TransportError::Bind { address, source })
 }
 
 /// How the endpoint of this process is set up.
@@ -213,13 +218,6 @@ fn transport_config(
 
 fn varint(value: u64) -> Result<VarInt, TransportError> {
     VarInt::from_u64(value).map_err(TransportError::tls)
-}
-
-/// Binds a UDP socket.
-fn socket(address: SocketAddr, limits: &Limits) -> io::Result<UdpSocket> {
-    let socket = unbound(address, limits)?;
-    socket.bind(&SockAddr::from(address))?;
-    Ok(socket.into())
 }
 
 /// Another socket at the address of one of this process, for what this peer sends. The kernel allows the address to others

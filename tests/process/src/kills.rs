@@ -13,6 +13,13 @@ use crate::{Running, child, lines, model, send, start, summary, text, train, unt
 /// How long a run may take to end.
 pub const WITHIN: Duration = Duration::from_secs(240);
 
+/// What is killed: a training in sync, and one in rounds.
+pub const SYNC: &str =
+    "--mode sync --model 2nn --servers 2 --workers 2 --passes 1 --batch 32 --seed 7 --name run";
+/// See [`SYNC`].
+pub const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --workers 2 --clients 20 --fraction 0.2 --local-passes 1 \
+                          --batch 50 --rounds 60 --seed 7 --name run";
+
 /// Goes on with a run.
 pub fn resume(run: &Path, more: &str) -> Running {
     let arguments: Vec<&str> =

@@ -4,15 +4,12 @@ use std::fs;
 
 use rustix::process::Signal;
 use windlass_process_tests::kills::{
-    WITHIN, copy_folder, kill_all, killed_again_and_again, restored, resume, same, since_restored,
+    FEDAVG, SYNC, WITHIN, copy_folder, kill_all, killed_again_and_again, restored, resume, same,
+    since_restored,
 };
 use windlass_process_tests::ledger::Ledger;
 use windlass_process_tests::{child, events, lines, model, send, start, summary, text, train, until};
 
-const SYNC: &str =
-    "--mode sync --model 2nn --servers 2 --workers 2 --passes 1 --batch 32 --seed 7 --name run";
-const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --workers 2 --clients 20 --fraction 0.2 --local-passes 1 \
-                      --batch 50 --rounds 60 --seed 7 --name run";
 const ASYNC: &str =
     "--mode async --model 2nn --servers 2 --workers 3 --passes 1 --batch 32 --seed 7 --name run";
 
