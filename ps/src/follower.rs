@@ -203,7 +203,7 @@ async fn life<F: Future<Output = ()>>(
         }
     };
     let hosted = at_length(|| lasting.host.start(&begins, tell))?;
-    lasting.host.feed(&hosted, &welcome.servers, (lasting.endpoint, envelope), silence);
+    lasting.host.feed(&hosted, &welcome.servers, (lasting.endpoint, envelope), silence)?;
     let shared = Arc::new(Shared {
         silence,
         envelope,

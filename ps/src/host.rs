@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::task::AbortHandle;
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, ShardId};
@@ -18,7 +17,7 @@ use windlass_transport::Endpoint;
 
 use crate::crew::Crew;
 use crate::meter::Meters;
-use crate::replication::{self, Route};
+use crate::replication::{self, Feeding, Route};
 use crate::restore;
 use crate::shard::{self, Gradient, ShardLink, ShardMessage};
 use crate::standby::StandbyLink;
@@ -44,7 +43,7 @@ pub(crate) struct Host {
     id: ServerId,
     kept: BTreeMap<ShardId, Kept>,
     primaries: Vec<(ShardId, JoinHandle<Shard<Gradient>>)>,
-    feeding: Vec<AbortHandle>,
+    feeding: Option<Feeding>,
     /// Threads that help every shard of which this server is the primary.
     crew: Option<Arc<Crew>>,
     pub(crate) meters: Arc<Meters>,
@@ -130,27 +129,31 @@ impl Host {
     }
 
     /// Feeds the standbys of this server's shards, wherever they are.
+    ///
+    /// # Errors
+    /// If the system does not give what that needs.
     pub(crate) fn feed(
         &mut self,
         hosted: &Hosted,
         addresses: &[String],
         (endpoint, envelope): (&Endpoint, Envelope),
         silence: std::time::Duration,
-    ) {
-        for (shard, link) in &hosted.shards {
-            let Some(standby) = hosted.seats.get(shard.index()).and_then(|seats| seats.standby) else {
-                continue;
-            };
-            let Some(address) = addresses.get(standby.index()).cloned() else { continue };
-            let (endpoint, shard) = (endpoint.clone(), *shard);
-            let route = Route { endpoint, envelope, shard, standby, address, silence };
-            self.feeding.push(replication::start(route, link.clone()));
+    ) -> Result<(), Failure> {
+        let route = |(shard, link): &(ShardId, ShardLink)| {
+            let standby = hosted.seats.get(shard.index())?.standby?;
+            let address = addresses.get(standby.index())?.clone();
+            Some((Route { envelope, shard: *shard, standby, address, silence }, link.clone()))
+        };
+        let routes: Vec<_> = hosted.shards.iter().filter_map(route).collect();
+        if !routes.is_empty() {
+            self.feeding = Some(replication::start(endpoint, routes).or_exit(Exit::System)?);
         }
+        Ok(())
     }
 
     /// Ends the threads of a life and keeps what they have, if it may be needed again.
     pub(crate) fn stop(&mut self, hosted: &Hosted) {
-        self.feeding.drain(..).for_each(|task| task.abort());
+        self.feeding = None;
         hosted.shards.iter().for_each(|(_, link)| link.stop());
         for (id, link) in &hosted.standbys {
             if let Some(standby) = link.stop() {

@@ -299,7 +299,7 @@ async fn life<F: Future<Output = ()>>(
                     let (shard, link) = (*shard, link.clone());
                     coordinator::tell(&inputs, Input::LocalShard { shard, link }).await;
                 }
-                lasting.host.feed(&hosted, &addresses, (lasting.endpoint, envelope), lead.silence);
+                lasting.host.feed(&hosted, &addresses, (lasting.endpoint, envelope), lead.silence)?;
                 let _ = shared.hosted.set(hosted);
                 if is_settled_now {
                     joining.join(&inputs).await;

@@ -1,18 +1,23 @@
-//! Tells a shard's standby what happens on the primary, over connections that are made again as long as the standby has not
-//! all.
+//! Tells the standbys of a server's shards what happens on their primaries, over connections that are made again as long as a
+//! standby has not all.
+//!
+//! One thread does it for all of them, with a socket of its own: whoever has pushed waits for the standby, and each thread
+//! between the two that has to be woken makes it wait longer.
 
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header};
 use windlass_ps_core::shard::Floats;
 use windlass_transport::{Endpoint, FrameReceiver, FrameSender, Priority, Role, bytes_of, resolve};
 
+use crate::server::FAREWELL;
 use crate::shard::{Gradient, ShardLink};
 
 /// The pause before a standby is tried again.
@@ -29,7 +34,6 @@ pub(crate) struct Told {
 
 /// Who feeds whom.
 pub(crate) struct Route {
-    pub(crate) endpoint: Endpoint,
     pub(crate) envelope: Envelope,
     pub(crate) shard: ShardId,
     pub(crate) standby: ServerId,
@@ -39,9 +43,9 @@ pub(crate) struct Route {
 }
 
 /// Feeds the standby of a shard until the shard's thread has ended, or no longer wants it.
-async fn replicate(route: Route, link: ShardLink) {
+async fn replicate(endpoint: Endpoint, route: Route, link: ShardLink) {
     loop {
-        let why = match once(&route, &link).await {
+        let why = match once(&endpoint, &route, &link).await {
             Ok(()) => return,
             Err(why) => format!("{why:#}"),
         };
@@ -53,8 +57,8 @@ async fn replicate(route: Route, link: ShardLink) {
     }
 }
 
-async fn once(route: &Route, link: &ShardLink) -> anyhow::Result<()> {
-    let Route { endpoint, envelope, shard, standby, address, silence } = route;
+async fn once(endpoint: &Endpoint, route: &Route, link: &ShardLink) -> anyhow::Result<()> {
+    let Route { envelope, shard, standby, address, silence } = route;
     let at = || format!("{standby} at {address}");
     let address = resolve(address, CONNECT).await.with_context(at)?;
     let connection = endpoint.connect(address, Role::Server(*standby), CONNECT).await.with_context(at)?;
@@ -108,7 +112,40 @@ async fn confirmations(mut receiver: FrameReceiver, link: &ShardLink) -> anyhow:
     bail!("it has ended the stream")
 }
 
-/// Starts to feed a standby.
-pub(crate) fn start(route: Route, link: ShardLink) -> tokio::task::AbortHandle {
-    tokio::spawn(replicate(route, link)).abort_handle()
+/// The feeding of a server's standbys, which ends when this is dropped.
+pub(crate) struct Feeding {
+    _ends: oneshot::Sender<()>,
+}
+
+/// Starts to feed these standbys, as the process that has this endpoint.
+///
+/// # Errors
+/// If the system gives no thread or no socket.
+pub(crate) fn start(endpoint: &Endpoint, routes: Vec<(Route, ShardLink)>) -> anyhow::Result<Feeding> {
+    let (ends, ended) = oneshot::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let beside = endpoint.clone();
+    // The runtime is made where it is dropped.
+    let run = move || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let endpoint = beside.apart()?;
+            drop(beside);
+            let mut feeds = JoinSet::new();
+            for (route, link) in routes {
+                feeds.spawn(replicate(endpoint.clone(), route, link));
+            }
+            let _ = begun.send(());
+            let _ = ended.await;
+            feeds.shutdown().await;
+            endpoint.shutdown(FAREWELL).await;
+            Ok(())
+        })
+    };
+    let thread = std::thread::Builder::new().name("feed".into()).spawn(run)?;
+    if has_begun.recv().is_err() {
+        // It ends with the reason.
+        thread.join().map_err(|_| anyhow!("the thread that feeds standbys has panicked"))??;
+    }
+    Ok(Feeding { _ends: ends })
 }

@@ -71,6 +71,16 @@ impl Endpoint {
         Self::from_quinn(bare::anywhere(identity, limits)?, identity, limits)
     }
 
+    /// Another that only opens connections, as the same process: of this identity, with these limits and over the same
+    /// emulated link. It is driven by the runtime it is made in, which may be that of a thread of its own.
+    ///
+    /// # Errors
+    /// When no port can be had, or there is no tokio runtime.
+    pub fn apart(&self) -> Result<Self, TransportError> {
+        let inner = bare::anywhere(&self.identity, &self.limits)?;
+        Ok(Self { inner, lanes: None, outgoing: Arc::default(), ..self.clone() })
+    }
+
     /// Puts roles, retries, frames and meters on a bare quinn endpoint, which the module `bare` made from the same
     /// identity and limits.
     ///

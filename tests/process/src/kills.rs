@@ -59,22 +59,21 @@ pub fn since_restored(run: &Path) -> usize {
 pub fn same(whole: &Path, killed: &Path, counts: &[&str]) {
     assert_eq!(model(whole), model(killed));
     for count in counts {
-        if summary(whole)[count] != summary(killed)[count] {
-            let unusual = |l: &Value| {
-                !["applied", "opened", "closed", "checkpoint"]
-                    .contains(&l["event"].as_str().unwrap_or_default())
-            };
-            let unusual: Vec<String> =
-                lines(killed).iter().filter(|l| unusual(l)).map(Value::to_string).collect();
-            let [whole, killed] = [whole, killed].map(summary);
-            panic!(
-                "{count}: {} and {}; {whole}; {killed}; {}",
-                whole[count],
-                killed[count],
-                unusual.join("\n")
-            );
-        }
+        let [one, other] = [whole, killed].map(|run| summary(run)[count].clone());
+        assert!(one == other, "{count}: {one} and {other}; {}; {}", summary(whole), story(killed));
     }
+}
+
+/// What happened to a run beside its steps: from its log, and from what its processes warned of.
+fn story(run: &Path) -> String {
+    let usual = ["applied", "opened", "closed", "checkpoint"];
+    let is_unusual = |l: &Value| !usual.contains(&l["event"].as_str().unwrap_or_default());
+    let mut said: Vec<String> = lines(run).iter().filter(|l| is_unusual(l)).map(Value::to_string).collect();
+    for log in fs::read_dir(run.join("logs")).into_iter().flatten().flatten() {
+        said.push(format!("{}:", log.path().display()));
+        said.push(fs::read_to_string(log.path()).unwrap_or_default());
+    }
+    said.join("\n")
 }
 
 /// A run that is killed as a whole, again and again, and goes on each time. `pushes` is how many it makes in all, on both
@@ -100,7 +99,12 @@ pub fn killed_again_and_again(
         running = resume(&run, "");
     }
     running.end(WITHIN).well();
-    assert_eq!(restored(&run) as u64, count);
+    assert!(
+        restored(&run) as u64 == count,
+        "gone on {} times, killed {count}: {}",
+        restored(&run),
+        story(&run)
+    );
     assert_eq!(summary(&run)["lineage"], count);
     run
 }
