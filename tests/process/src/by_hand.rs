@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::relay::{Counts, Faults, Relay};
-use crate::{Ended, LOOK, Running, events, mnist, start, text};
+use crate::{Ended, LOOK, Running, events, mnist, pause, start, text};
 
 /// Nothing that is done here takes so long.
 const WITHIN: Duration = Duration::from_secs(240);
@@ -124,12 +124,16 @@ impl ByHand {
     /// If it does not in time, or a program has ended before: the run was to go on for longer.
     pub fn pushes(&mut self, count: usize) {
         let start = Instant::now();
-        while events(&self.run).len() < count {
+        loop {
+            let begun = Instant::now();
+            if events(&self.run).len() >= count {
+                return;
+            }
             let ended = self.servers.iter_mut().chain(&mut self.workers).any(Running::has_ended);
             if ended || start.elapsed() > WITHIN {
                 self.give_up(&format!("the log has {} pushes of {count}", events(&self.run).len()));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(pause(begun));
         }
     }
 

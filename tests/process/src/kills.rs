@@ -76,17 +76,16 @@ fn story(run: &Path) -> String {
     said.join("\n")
 }
 
-/// A run that is killed as a whole, again and again, and goes on each time. `pushes` is how many it makes in all, on both
-/// shards together.
+/// A run that is killed as a whole, again and again, and goes on each time: so many times, if nobody asks for more. `pushes` is
+/// how many it makes in all, on both shards together.
 pub fn killed_again_and_again(
     folder: &Path,
     flags: &str,
     roles: &[&str],
-    every: &str,
-    pushes: u64,
+    (every, times, pushes): (&str, u64, u64),
 ) -> PathBuf {
     let run = folder.join("killed");
-    let times = seeds(5);
+    let times = seeds(times);
     let (count, mut draws) = (times.end - times.start, Draws::new(times.start));
     let mut running = train(&run, &format!("{flags} --checkpoint-every {every} --keep 1000"));
     for time in 0..count {

@@ -20,8 +20,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// How often something that is waited for is looked at.
+/// How often something that is waited for is looked at, if it does not take long to look.
 const LOOK: Duration = Duration::from_millis(5);
+/// How much longer than looking the pause after it is: a log takes a while to read, and those who write it need the cores.
+const PAUSE: u32 = 5;
 
 /// The path of a program.
 ///
@@ -252,12 +254,18 @@ pub fn pushes(run: &Path, count: usize) {
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
+        let begun = Instant::now();
         if let Some(found) = look() {
             return found;
         }
         assert!(start.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(pause(begun));
     }
+}
+
+/// The pause after looking, which began then.
+fn pause(begun: Instant) -> Duration {
+    LOOK.max(begun.elapsed() * PAUSE)
 }
 
 /// The lines of a run's log, as far as they are written.

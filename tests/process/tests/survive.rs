@@ -19,7 +19,7 @@ fn a_sync_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     let whole = folder.path().join("whole");
     train(&whole, SYNC).end(WITHIN).well();
     let roles = ["server-0", "server-1", "worker-0", "worker-1"];
-    let killed = killed_again_and_again(folder.path(), SYNC, &roles, "40steps", 3700);
+    let killed = killed_again_and_again(folder.path(), SYNC, &roles, ("40steps", 5, 3700));
     same(&whole, &killed, &["steps", "pushes", "examples"]);
 }
 
@@ -29,7 +29,7 @@ fn a_federated_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     let whole = folder.path().join("whole");
     train(&whole, FEDAVG).end(WITHIN).well();
     let roles = ["server-0", "server-1", "worker-0", "worker-1"];
-    let killed = killed_again_and_again(folder.path(), FEDAVG, &roles, "4steps", 480);
+    let killed = killed_again_and_again(folder.path(), FEDAVG, &roles, ("4steps", 5, 480));
     same(&whole, &killed, &["rounds", "steps", "pushes", "client_tallies"]);
 }
 
@@ -37,7 +37,7 @@ fn a_federated_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
 fn no_push_that_a_checkpoint_holds_is_lost_or_doubled() {
     let folder = tempfile::tempdir().unwrap();
     let roles = ["server-0", "server-1", "worker-0", "worker-1", "worker-2"];
-    let killed = killed_again_and_again(folder.path(), ASYNC, &roles, "100steps", 3700);
+    let killed = killed_again_and_again(folder.path(), ASYNC, &roles, ("100steps", 5, 3700));
     let ledger = Ledger::read_truncated(&killed);
     assert!((0..3).all(|worker| ledger.pushes(worker) > 0));
 }
