@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::relay::{Counts, Faults, Relay};
-use crate::{Ended, LOOK, Running, events, mnist, pause, start, text};
+use crate::{Ended, LOOK, Running, count_of_pushes, log, mnist, pause, start, text};
 
 /// Nothing that is done here takes so long.
 const WITHIN: Duration = Duration::from_secs(240);
@@ -126,12 +126,13 @@ impl ByHand {
         let start = Instant::now();
         loop {
             let begun = Instant::now();
-            if events(&self.run).len() >= count {
+            if count_of_pushes(&log(&self.run)) >= count {
                 return;
             }
             let ended = self.servers.iter_mut().chain(&mut self.workers).any(Running::has_ended);
             if ended || start.elapsed() > WITHIN {
-                self.give_up(&format!("the log has {} pushes of {count}", events(&self.run).len()));
+                let found = count_of_pushes(&log(&self.run));
+                self.give_up(&format!("the log has {found} pushes of {count}"));
             }
             std::thread::sleep(pause(begun));
         }

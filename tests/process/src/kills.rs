@@ -8,7 +8,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::schedule::{Draws, seeds};
-use crate::{Running, child, lines, model, send, start, summary, text, train, until};
+use crate::{
+    Running, child, count_of, count_of_pushes, lines, log, model, send, since, start, summary, text, train,
+    until,
+};
 
 /// How long a run may take to end.
 pub const WITHIN: Duration = Duration::from_secs(240);
@@ -46,13 +49,12 @@ pub fn kill_all(mut running: Running, roles: &[&str]) {
 
 /// How often a run has gone on from a checkpoint or from its beginning.
 pub fn restored(run: &Path) -> usize {
-    lines(run).iter().filter(|l| l["event"] == "restored").count()
+    count_of("restored", &log(run))
 }
 
 /// Pushes that the log of a run holds since it went on last.
 pub fn since_restored(run: &Path) -> usize {
-    let all = lines(run);
-    all.iter().rev().take_while(|l| l["event"] != "restored").filter(|l| l["sequence"].is_u64()).count()
+    count_of_pushes(since(&["restored"], &log(run)))
 }
 
 /// The run that was killed has ended in the same bytes and counts as the other.
@@ -89,7 +91,8 @@ pub fn killed_again_and_again(
     let (count, mut draws) = (times.end - times.start, Draws::new(times.start));
     let mut running = train(&run, &format!("{flags} --checkpoint-every {every} --keep 1000"));
     for time in 0..count {
-        until("it goes on", || (restored(&run) as u64 == time).then_some(()));
+        until("it goes on", || (restored(&run) as u64 >= time).then_some(()));
+        went_on(&run, time);
         let until_killed = draws.number(10..pushes / (count + 1)) as usize;
         until(&format!("{until_killed} pushes"), || {
             (since_restored(&run) >= until_killed && running.code().is_none()).then_some(())
@@ -106,6 +109,12 @@ pub fn killed_again_and_again(
     );
     assert_eq!(summary(&run)["lineage"], count);
     run
+}
+
+/// It went on as often as it was killed.
+fn went_on(run: &Path, killed: u64) {
+    let restored = restored(run) as u64;
+    assert!(restored == killed, "gone on {restored} times, killed {killed}: {}", story(run));
 }
 
 /// Copies a folder with all that is in it.

@@ -244,7 +244,7 @@ pub fn child(parent: u32, identity: &str, but: Option<u32>) -> u32 {
 /// # Panics
 /// If it does not within 20 s.
 pub fn pushes(run: &Path, count: usize) {
-    until(&format!("{count} pushes"), || (events(run).len() >= count).then_some(()));
+    until(&format!("{count} pushes"), || (count_of_pushes(&log(run)) >= count).then_some(()));
 }
 
 /// Looks again and again until there is an answer.
@@ -268,10 +268,31 @@ fn pause(begun: Instant) -> Duration {
     LOOK.max(begun.elapsed() * PAUSE)
 }
 
+/// The text of a run's log, as far as it is written. To count in it takes a fraction of what [`lines`] does, and leaves the cores
+/// to those who write it.
+pub fn log(run: &Path) -> String {
+    fs::read_to_string(run.join("events.jsonl")).unwrap_or_default()
+}
+
+/// How many lines of a log tell of this.
+pub fn count_of(event: &str, log: &str) -> usize {
+    log.matches(&format!("\"event\":\"{event}\"")).count()
+}
+
+/// How many lines of a log are about pushes.
+pub fn count_of_pushes(log: &str) -> usize {
+    log.matches("\"sequence\":").count()
+}
+
+/// What a log holds since the run went on last in one of these ways.
+pub fn since<'a>(events: &[&str], log: &'a str) -> &'a str {
+    let last = |event: &&str| log.rfind(&format!("\"event\":\"{event}\""));
+    &log[events.iter().filter_map(last).max().unwrap_or(0)..]
+}
+
 /// The lines of a run's log, as far as they are written.
 pub fn lines(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
-    text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()).collect()
+    log(run).lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()).collect()
 }
 
 /// The applied, late and void pushes in a run's log, as far as they are written.

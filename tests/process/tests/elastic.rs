@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use windlass_process_tests::replay::{lines, replayed, result};
-use windlass_process_tests::{child, events, send, start, summary, text, train, until};
+use windlass_process_tests::{child, count_of_pushes, events, log, send, start, summary, text, train, until};
 
 const WITHIN: Duration = Duration::from_secs(180);
 
@@ -75,7 +75,7 @@ fn three_of_four_workers_are_killed_in_turn_and_the_training_ends() {
         let running = train(&run, &format!("--mode {mode} --workers 4 {COMMON}"));
         for worker in [3, 1, 2] {
             let process = child(running.id(), &format!("worker-{worker}"), None);
-            reach(&run, 30 + events(&run).len());
+            reach(&run, 30 + count_of_pushes(&log(&run)));
             send(process, Signal::KILL);
         }
         running.end(WITHIN).well();
@@ -151,11 +151,11 @@ fn planned(run: &Path, mode: &str) -> usize {
 /// Waits until the log holds this many lines about pushes; each further one has to come within 20 s.
 fn reach(run: &Path, count: usize) {
     loop {
-        let before = events(run).len();
+        let before = count_of_pushes(&log(run));
         if before >= count {
             return;
         }
-        until("the run goes on", || (events(run).len() > before).then_some(()));
+        until("the run goes on", || (count_of_pushes(&log(run)) > before).then_some(()));
     }
 }
 

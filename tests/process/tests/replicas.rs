@@ -11,7 +11,7 @@ use serde_json::Value;
 use windlass_process_tests::ledger::Ledger;
 use windlass_process_tests::schedule::{Draws, seeds};
 use windlass_process_tests::{
-    Running, child, events, lines, model, send, start, summary, text, train, until,
+    Running, child, count_of, events, lines, log, model, send, since, start, summary, text, train, until,
 };
 
 const WITHIN: Duration = Duration::from_secs(300);
@@ -22,12 +22,9 @@ const ASYNC: &str =
 const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --replicas 1 --workers 2 --clients 20 --fraction 0.2 \
                       --local-passes 1 --batch 50 --seed 7 --name run";
 
-/// The lines of the log since the run went on last.
-fn since(run: &Path) -> Vec<Value> {
-    let all = lines(run);
-    let begins = |line: &Value| line["event"] == "went on" || line["event"] == "restored";
-    let first = all.iter().rposition(begins).map_or(0, |at| at + 1);
-    all[first..].to_vec()
+/// The log since the run went on last, in one way or the other.
+fn since_gone_on(log: &str) -> &str {
+    since(&["went on", "restored"], log)
 }
 
 fn count(lines: &[Value], event: &str) -> usize {
@@ -38,8 +35,9 @@ fn count(lines: &[Value], event: &str) -> usize {
 fn until_full(run: &Path, running: &mut Running, pushes: usize) {
     until(&format!("standbys that have all, and {pushes} pushes"), || {
         assert_eq!(running.code(), None, "the run goes on");
-        let since = since(run);
-        (count(&since, "replicated") == 2 && count(&since, "applied") >= pushes).then_some(())
+        let log = log(run);
+        let since = since_gone_on(&log);
+        (count_of("replicated", since) == 2 && count_of("applied", since) >= pushes).then_some(())
     });
 }
 
@@ -57,6 +55,10 @@ fn killed(folder: &Path, flags: &str, every: u64) -> (PathBuf, Vec<f64>) {
         let is_step = |line: &Value| line["event"] == "applied";
         // What had been made and not yet written is written when it has gone on.
         let (went_on, first) = until("it makes a step", || {
+            let log = log(&run);
+            if count_of("went on", &log) as u64 <= time || count_of("applied", since_gone_on(&log)) == 0 {
+                return None;
+            }
             let all = lines(&run);
             let went_on = all.iter().filter(|line| line["event"] == "went on").nth(time as usize).map(us)?;
             let first = all.iter().filter(|line| is_step(line)).map(us).filter(|at| *at > went_on).min();
