@@ -23,6 +23,13 @@ struct Span {
     last: Sequence,
 }
 
+/// Pushes of one client without another worker's between them.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    worker: WorkerId,
+    first: Sequence,
+}
+
 /// What one shard knows.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -33,6 +40,10 @@ pub(crate) struct Table {
     since: BTreeMap<(ClientId, WorkerId), Span>,
     /// Pushes that belong to the checkpoint that is being taken, of clients whose residuals have not been given for it.
     stale: BTreeMap<(ClientId, WorkerId), Span>,
+    /// Who has pushed for each client in turn, if the residuals are the clients': from the last before the last checkpoint on.
+    stretches: BTreeMap<ClientId, Vec<Stretch>>,
+    /// Who was the last of them before the checkpoint that is being taken. What another worker has of the client is older.
+    newest: BTreeMap<ClientId, WorkerId>,
 }
 
 fn of(client: ClientId) -> RangeInclusive<(ClientId, WorkerId)> {
@@ -41,7 +52,8 @@ fn of(client: ClientId) -> RangeInclusive<(ClientId, WorkerId)> {
 
 impl Table {
     pub(crate) fn new(is_by_worker: bool, residuals: Residuals) -> Self {
-        Self { is_by_worker, residuals, since: BTreeMap::new(), stale: BTreeMap::new() }
+        let (since, stale, stretches, newest) = Default::default();
+        Self { is_by_worker, residuals, since, stale, stretches, newest }
     }
 
     /// All of it, as part of a checkpoint.
@@ -58,6 +70,12 @@ impl Table {
     pub(crate) fn taken(&mut self, client: ClientId, worker: WorkerId, sequence: Sequence) {
         let span = self.since.entry((client, worker)).or_insert(Span { first: sequence, last: sequence });
         span.last = sequence;
+        if !self.is_by_worker {
+            let stretches = self.stretches.entry(client).or_default();
+            if stretches.last().is_none_or(|stretch| stretch.worker != worker) {
+                stretches.push(Stretch { worker, first: sequence });
+            }
+        }
     }
 
     /// A push that was taken in is as if it had never come: its client is trained anew.
@@ -65,10 +83,22 @@ impl Table {
         if self.since.get(&(client, worker)).is_some_and(|s| s.first == sequence) {
             self.since.remove(&(client, worker));
         }
+        if let Some(stretches) = self.stretches.get_mut(&client) {
+            stretches.retain(|stretch| (stretch.worker, stretch.first) != (worker, sequence));
+        }
     }
 
     /// A checkpoint is cut, with each worker's pushes before the one that `next` names.
     pub(crate) fn cut(&mut self, next: impl Fn(WorkerId) -> Sequence) {
+        let is_before = |stretch: &Stretch| stretch.first < next(stretch.worker);
+        let last = |(&client, stretches): (&ClientId, &Vec<Stretch>)| {
+            Some((client, stretches.iter().rev().find(|stretch| is_before(stretch))?.worker))
+        };
+        self.newest = self.stretches.iter().filter_map(last).collect();
+        for stretches in self.stretches.values_mut() {
+            let before = stretches.iter().rposition(is_before).unwrap_or(0);
+            drop(stretches.drain(..before));
+        }
         for ((client, worker), span) in std::mem::take(&mut self.since) {
             let next = next(worker);
             if span.first < next {
@@ -81,10 +111,13 @@ impl Table {
         }
     }
 
-    /// A worker gives a residual as of that checkpoint.
+    /// A worker gives a residual as of that checkpoint. Where another worker has pushed for the client since, what the first
+    /// has is of no use.
     pub(crate) fn renew(&mut self, client: ClientId, worker: WorkerId, residual: Residual) {
         if self.is_by_worker {
             self.stale.remove(&(client, worker));
+        } else if self.newest.get(&client).is_some_and(|newest| *newest != worker) {
+            return;
         } else {
             self.stale.extract_if(of(client), |_, _| true).for_each(drop);
             self.residuals.extract_if(of(client), |_, _| true).for_each(drop);
@@ -176,6 +209,43 @@ mod tests {
         table.complete();
         assert_eq!(table.image(), BTreeMap::from([((C, W[1]), residual(2.0))]), "it is one");
         assert_eq!((found(&table, W[0], 3), table.given_by(W[1]).count()), (Some(2.0), 1));
+    }
+
+    #[test]
+    fn of_a_client_that_has_moved_only_the_last_worker_gives() {
+        for order in [[0, 1], [1, 0]] {
+            let mut table = table(false);
+            table.taken(C, W[0], Sequence(3));
+            table.taken(C, W[1], Sequence(0));
+            // This one comes after the checkpoint.
+            table.taken(C, W[0], Sequence(4));
+            table.cut(|worker| Sequence(if worker == W[0] { 4 } else { 1 }));
+            for giver in order {
+                table.renew(C, W[giver], residual(2.0 + giver as f32));
+            }
+            table.complete();
+            assert_eq!(table.image(), BTreeMap::from([((C, W[1]), residual(3.0))]), "{order:?}");
+            // Nobody has pushed for it since, in the next: what the first still has is older all the same.
+            table.undone(C, W[0], Sequence(4));
+            table.cut(|_| Sequence(4));
+            table.renew(C, W[0], residual(2.0));
+            table.complete();
+            assert_eq!(table.image(), BTreeMap::from([((C, W[1]), residual(3.0))]), "{order:?}");
+            // It moves back.
+            table.taken(C, W[0], Sequence(4));
+            table.cut(|_| Sequence(5));
+            table.renew(C, W[0], residual(2.5));
+            table.complete();
+            assert_eq!(table.image(), BTreeMap::from([((C, W[0]), residual(2.5))]), "{order:?}");
+        }
+        // The last one is gone, and with it what it had.
+        let mut table = table(false);
+        table.taken(C, W[0], Sequence(3));
+        table.taken(C, W[1], Sequence(0));
+        table.cut(|_| Sequence(4));
+        table.renew(C, W[0], residual(2.0));
+        table.complete();
+        assert_eq!(table.image(), BTreeMap::new());
     }
 
     #[test]
