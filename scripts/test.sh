@@ -29,10 +29,13 @@ optimised=(--release --locked "${shells[@]}" -p windlass-process-tests)
 # It takes a fifth of the time to build, and tests do not measure.
 export CARGO_PROFILE_RELEASE_LTO=off
 
+# What test programs say until they are done.
+said="$(mktemp -d "${TMPDIR:-/tmp}/windlass-test.XXXXXX")"
+trap 'rm -rf "$said"' EXIT
+trap 'exit 130' INT TERM HUP
+
 # Runs these test programs three at a time, since most of what they do is wait, and prints what each says in one piece.
 side_by_side() {
-    local said
-    said="$(mktemp -d "${TMPDIR:-/tmp}/windlass-test.XXXXXX")"
     # shellcheck disable=SC2016
     printf '%s\0' "$@" | xargs -0 -P 3 -I NAME bash -c '
         said="$1/$2"
@@ -40,11 +43,9 @@ side_by_side() {
         "$@" >"$said" 2>&1 && code=0 || code=1
         cat "$said"
         exit "$code"' bash "$said" NAME cargo test "${optimised[@]}" --test NAME || {
-        rm -r "$said"
         echo "error: not all of these tests passed: $*" >&2
         exit 101
     }
-    rm -r "$said"
 }
 # Of those with real processes, these measure how long workers wait or in which turn they push.
 alone=(emulation staleness)

@@ -13,11 +13,11 @@ use windlass_process::{Failure, OrExit};
 use windlass_ps_core::coordinator::Copy;
 use windlass_ps_core::replica::Standby;
 use windlass_ps_core::shard::{Effect, Shard};
-use windlass_transport::Endpoint;
+use windlass_transport::{Aside, Endpoint};
 
 use crate::crew::Crew;
 use crate::meter::Meters;
-use crate::replication::{self, Feeding, Route};
+use crate::replication::{self, Route};
 use crate::restore;
 use crate::shard::{self, Gradient, ShardLink, ShardMessage};
 use crate::standby::StandbyLink;
@@ -43,7 +43,7 @@ pub(crate) struct Host {
     id: ServerId,
     kept: BTreeMap<ShardId, Kept>,
     primaries: Vec<(ShardId, JoinHandle<Shard<Gradient>>)>,
-    feeding: Option<Feeding>,
+    feeding: Option<Aside>,
     /// Threads that help every shard of which this server is the primary.
     crew: Option<Arc<Crew>>,
     pub(crate) meters: Arc<Meters>,

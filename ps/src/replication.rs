@@ -9,13 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use windlass_common::ids::{ServerId, ShardId};
 use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header};
 use windlass_ps_core::shard::Floats;
-use windlass_transport::{Endpoint, FrameReceiver, FrameSender, Priority, Role, bytes_of, resolve};
+use windlass_transport::{Aside, Endpoint, FrameReceiver, FrameSender, Priority, Role, bytes_of, resolve};
 
 use crate::server::FAREWELL;
 use crate::shard::{Gradient, ShardLink};
@@ -112,40 +112,24 @@ async fn confirmations(mut receiver: FrameReceiver, link: &ShardLink) -> anyhow:
     bail!("it has ended the stream")
 }
 
-/// The feeding of a server's standbys, which ends when this is dropped.
-pub(crate) struct Feeding {
-    _ends: oneshot::Sender<()>,
-}
-
-/// Starts to feed these standbys, as the process that has this endpoint.
+/// Starts to feed these standbys, as the process that has this endpoint, until what is returned is dropped.
 ///
 /// # Errors
 /// If the system gives no thread or no socket.
-pub(crate) fn start(endpoint: &Endpoint, routes: Vec<(Route, ShardLink)>) -> anyhow::Result<Feeding> {
-    let (ends, ended) = oneshot::channel::<()>();
-    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+pub(crate) fn start(endpoint: &Endpoint, routes: Vec<(Route, ShardLink)>) -> anyhow::Result<Aside> {
     let beside = endpoint.clone();
-    // The runtime is made where it is dropped.
-    let run = move || -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let endpoint = beside.apart()?;
-            drop(beside);
-            let mut feeds = JoinSet::new();
-            for (route, link) in routes {
-                feeds.spawn(replicate(endpoint.clone(), route, link));
-            }
-            let _ = begun.send(());
-            let _ = ended.await;
+    let ((), feeding) = Aside::start("feed", move || async move {
+        let endpoint = beside.apart()?;
+        let mut feeds = JoinSet::new();
+        for (route, link) in routes {
+            feeds.spawn(replicate(endpoint.clone(), route, link));
+        }
+        let end = async move {
+            // First, so that none says that its standby is gone.
             feeds.shutdown().await;
             endpoint.shutdown(FAREWELL).await;
-            Ok(())
-        })
-    };
-    let thread = std::thread::Builder::new().name("feed".into()).spawn(run)?;
-    if has_begun.recv().is_err() {
-        // It ends with the reason.
-        thread.join().map_err(|_| anyhow!("the thread that feeds standbys has panicked"))??;
-    }
-    Ok(Feeding { _ends: ends })
+        };
+        anyhow::Ok(((), end))
+    })?;
+    Ok(feeding)
 }

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use quinn::{EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::aside::Aside;
 use crate::bare;
 use crate::endpoint::{Incoming, canonical};
 use crate::limits::Limits;
@@ -59,8 +60,8 @@ pub(crate) struct Lanes {
 struct Lane {
     peer: SocketAddr,
     endpoint: quinn::Endpoint,
-    /// Its thread closes it when this is dropped, and ends.
-    _ends: oneshot::Sender<()>,
+    /// Its thread, which closes it when this is dropped, and ends.
+    _aside: Aside,
 }
 
 impl Lanes {
@@ -129,33 +130,19 @@ impl Template {
     fn open(&self, peer: SocketAddr, own: SocketAddr, lanes: &Arc<Lanes>) -> io::Result<Lane> {
         let socket = bare::connected(&self.socket, own, peer, &self.limits)?;
         let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
-        let (tell, told) = std::sync::mpsc::sync_channel(1);
-        let (ends, ended) = oneshot::channel::<()>();
-        // All of it is made where it is dropped.
-        let run = move || -> io::Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let runtime = Arc::new(TokioRuntime);
-                let socket = runtime.wrap_udp_socket(socket)?;
-                let endpoint =
-                    quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
-                let _ = tell.send(endpoint.clone());
-                tokio::spawn(serve(lanes, endpoint.clone(), peer));
-                let _ = ended.await;
-                endpoint.close(0u32.into(), bare::SHUTTING_DOWN);
-                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
-                Ok(())
-            })
-        };
-        let thread = std::thread::Builder::new().name("lane".into());
-        thread.spawn(move || {
-            if let Err(error) = run() {
-                tracing::debug!(%peer, %error, "a lane could not be opened");
-            }
+        let (endpoint, aside) = Aside::start("lane", move || async move {
+            let runtime = Arc::new(TokioRuntime);
+            let socket = runtime.wrap_udp_socket(socket)?;
+            let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+            tokio::spawn(serve(lanes, endpoint.clone(), peer));
+            let closed = endpoint.clone();
+            let end = async move {
+                closed.close(0u32.into(), bare::SHUTTING_DOWN);
+                let _ = timeout(FAREWELL, closed.wait_idle()).await;
+            };
+            io::Result::Ok((endpoint, end))
         })?;
-        // It does not take longer than to start a thread.
-        let endpoint = told.recv().map_err(io::Error::other)?;
-        Ok(Lane { peer, endpoint, _ends: ends })
+        Ok(Lane { peer, endpoint, _aside: aside })
     }
 }
 

@@ -22,6 +22,7 @@ compile_error!(
     "Windlass sends floats as they lie in memory, in little-endian order; this target is big-endian"
 );
 
+mod aside;
 mod authority;
 pub mod bare;
 mod connection;
@@ -36,6 +37,7 @@ mod pool;
 mod role;
 mod tls;
 
+pub use aside::Aside;
 pub use authority::RunAuthority;
 pub use connection::{Connection, Meter, Priority};
 pub use endpoint::{Endpoint, Incoming, resolve};

@@ -90,14 +90,12 @@ impl Table {
 
     /// A checkpoint is cut, with each worker's pushes before the one that `next` names.
     pub(crate) fn cut(&mut self, next: impl Fn(WorkerId) -> Sequence) {
-        let is_before = |stretch: &Stretch| stretch.first < next(stretch.worker);
-        let last = |(&client, stretches): (&ClientId, &Vec<Stretch>)| {
-            Some((client, stretches.iter().rev().find(|stretch| is_before(stretch))?.worker))
-        };
-        self.newest = self.stretches.iter().filter_map(last).collect();
-        for stretches in self.stretches.values_mut() {
-            let before = stretches.iter().rposition(is_before).unwrap_or(0);
-            drop(stretches.drain(..before));
+        self.newest.clear();
+        for (&client, stretches) in &mut self.stretches {
+            if let Some(newest) = stretches.iter().rposition(|stretch| stretch.first < next(stretch.worker)) {
+                stretches.drain(..newest);
+                self.newest.insert(client, stretches[0].worker);
+            }
         }
         for ((client, worker), span) in std::mem::take(&mut self.since) {
             let next = next(worker);

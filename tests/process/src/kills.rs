@@ -95,18 +95,14 @@ pub fn killed_again_and_again(
         went_on(&run, time);
         let until_killed = draws.number(10..pushes / (count + 1)) as usize;
         until(&format!("{until_killed} pushes"), || {
-            (since_restored(&run) >= until_killed && running.code().is_none()).then_some(())
+            assert_eq!(running.code(), None, "it runs until it is killed for the {time}. time");
+            (since_restored(&run) >= until_killed).then_some(())
         });
         kill_all(running, roles);
         running = resume(&run, "");
     }
     running.end(WITHIN).well();
-    assert!(
-        restored(&run) as u64 == count,
-        "gone on {} times, killed {count}: {}",
-        restored(&run),
-        story(&run)
-    );
+    went_on(&run, count);
     assert_eq!(summary(&run)["lineage"], count);
     run
 }
