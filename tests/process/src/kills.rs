@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::schedule::{Draws, seeds};
 use crate::{
-    Running, child, count_of, count_of_pushes, lines, log, model, send, since, start, summary, text, train,
-    until,
+    Running, child, count_of, count_of_pushes, lines, log, model, reach, send, since, start, summary, text,
+    train, until,
 };
 
 /// How long a run may take to end.
@@ -94,9 +94,9 @@ pub fn killed_again_and_again(
         until("it goes on", || (restored(&run) as u64 >= time).then_some(()));
         went_on(&run, time);
         let until_killed = draws.number(10..pushes / (count + 1)) as usize;
-        until(&format!("{until_killed} pushes"), || {
+        reach(until_killed, "pushes", || {
             assert_eq!(running.code(), None, "it runs until it is killed for the {time}. time");
-            (since_restored(&run) >= until_killed).then_some(())
+            since_restored(&run)
         });
         kill_all(running, roles);
         running = resume(&run, "");

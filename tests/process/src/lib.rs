@@ -242,9 +242,23 @@ pub fn child(parent: u32, identity: &str, but: Option<u32>) -> u32 {
 /// Waits until the log of a run holds this many lines about pushes.
 ///
 /// # Panics
-/// If it does not within 20 s.
+/// If for 20 s there is no further one.
 pub fn pushes(run: &Path, count: usize) {
-    until(&format!("{count} pushes"), || (count_of_pushes(&log(run)) >= count).then_some(()));
+    reach(count, "pushes", || count_of_pushes(&log(run)));
+}
+
+/// Looks again and again until a count that grows is so high. How long that takes depends on what else the machine does; that it
+/// grows at all does not.
+///
+/// # Panics
+/// If for 20 s it does not grow.
+pub fn reach(count: usize, of: &str, mut look: impl FnMut() -> usize) {
+    let mut seen = look();
+    while seen < count {
+        seen = until(&format!("there are more than {seen} of {count} {of}"), || {
+            Some(look()).filter(|&now| now > seen)
+        });
+    }
 }
 
 /// Looks again and again until there is an answer.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use windlass_process_tests::replay::{lines, replayed, result};
-use windlass_process_tests::{child, count_of_pushes, events, log, send, start, summary, text, train, until};
+use windlass_process_tests::{
+    child, count_of_pushes, events, log, pushes, send, start, summary, text, train, until,
+};
 
 const WITHIN: Duration = Duration::from_secs(180);
 
@@ -75,7 +77,7 @@ fn three_of_four_workers_are_killed_in_turn_and_the_training_ends() {
         let running = train(&run, &format!("--mode {mode} --workers 4 {COMMON}"));
         for worker in [3, 1, 2] {
             let process = child(running.id(), &format!("worker-{worker}"), None);
-            reach(&run, 30 + count_of_pushes(&log(&run)));
+            pushes(&run, 30 + count_of_pushes(&log(&run)));
             send(process, Signal::KILL);
         }
         running.end(WITHIN).well();
@@ -108,7 +110,7 @@ fn a_worker_joins_after_a_third_and_another_leaves_after_two_thirds() {
         let first = child(running.id(), "worker-0", None);
         let planned = planned(&run, mode);
         let done = |share: f64| (planned as f64 * share) as usize;
-        reach(&run, done(1.0 / 3.0));
+        pushes(&run, done(1.0 / 3.0));
         let (identity, coordinator) = how_it_was_started(first);
         let identity = identity.replace("worker-0", "worker-3");
         let joining = start(
@@ -123,7 +125,7 @@ fn a_worker_joins_after_a_third_and_another_leaves_after_two_thirds() {
             ],
             folder.path(),
         );
-        reach(&run, done(2.0 / 3.0));
+        pushes(&run, done(2.0 / 3.0));
         send(first, Signal::TERM);
         running.end(WITHIN).well();
         joining.end(WITHIN).well();
@@ -145,17 +147,6 @@ fn planned(run: &Path, mode: &str) -> usize {
         Some("fedavg") => 40 * 8,
         Some("fedasync") => 16 * 20,
         _ => (plan.examples_target().0 / u64::from(plan.training.batch)) as usize,
-    }
-}
-
-/// Waits until the log holds this many lines about pushes; each further one has to come within 20 s.
-fn reach(run: &Path, count: usize) {
-    loop {
-        let before = count_of_pushes(&log(run));
-        if before >= count {
-            return;
-        }
-        until("the run goes on", || (count_of_pushes(&log(run)) > before).then_some(()));
     }
 }
 

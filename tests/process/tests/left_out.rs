@@ -5,7 +5,7 @@ use windlass_process_tests::kills::{
     FEDAVG, SYNC, WITHIN, copy_folder, kill_all, killed_again_and_again, restored, resume, same,
     since_restored,
 };
-use windlass_process_tests::{child, lines, model, send, train, until};
+use windlass_process_tests::{child, lines, model, reach, send, train, until};
 
 /// What a codec leaves out of pushes is in checkpoints: in sync with each of those that leave something out for good.
 #[test]
@@ -43,7 +43,7 @@ fn what_was_left_out_goes_back_with_all_when_a_server_is_killed() {
     train(&whole, &flags).end(WITHIN).well();
     let running = train(&killed, &format!("{flags} --checkpoint-every 60steps --restarts 3"));
     for role in ["server-1", "server-0"] {
-        until("500 pushes", || (since_restored(&killed) >= 500).then_some(()));
+        reach(500, "pushes", || since_restored(&killed));
         let lineage = restored(&killed);
         send(child(running.id(), role, None), Signal::KILL);
         until("it goes on", || (restored(&killed) > lineage).then_some(()));

@@ -8,7 +8,7 @@ use windlass_process_tests::kills::{
     since_restored,
 };
 use windlass_process_tests::ledger::Ledger;
-use windlass_process_tests::{child, events, lines, model, send, start, summary, text, train, until};
+use windlass_process_tests::{child, events, lines, model, reach, send, start, summary, text, train, until};
 
 const ASYNC: &str =
     "--mode async --model 2nn --servers 2 --workers 3 --passes 1 --batch 32 --seed 7 --name run";
@@ -49,7 +49,7 @@ fn all_go_back_together_when_a_server_is_killed() {
     train(&whole, SYNC).end(WITHIN).well();
     let running = train(&killed, &format!("{SYNC} --checkpoint-every 60steps --restarts 3"));
     for role in ["server-1", "server-0", "server-1"] {
-        until("500 pushes", || (since_restored(&killed) >= 500).then_some(()));
+        reach(500, "pushes", || since_restored(&killed));
         let lineage = restored(&killed);
         let process = child(running.id(), role, None);
         send(process, Signal::KILL);
@@ -131,7 +131,7 @@ fn who_is_told_to_end_keeps_a_last_checkpoint() {
     let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
     train(&whole, SYNC).end(WITHIN).well();
     let running = train(&run, &format!("{SYNC} --checkpoint-every 1000s"));
-    until("500 pushes", || (since_restored(&run) >= 500).then_some(()));
+    reach(500, "pushes", || since_restored(&run));
     running.signal(Signal::TERM);
     let ended = running.end(WITHIN);
     assert_eq!(ended.code, Some(130), "{}{}", ended.stdout, ended.stderr);
