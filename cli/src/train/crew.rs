@@ -126,11 +126,15 @@ impl Crew {
         Err(could_not_begin(exited))
     }
 
-    /// Starts the process of this role; a second time, if the first one has ended. A server listens where it did before.
+    /// Starts the process of this role, unless it is there: there may be two reasons to start it, but never two of a role. After
+    /// one that has ended a server listens where that did.
     ///
     /// # Errors
     /// If it cannot be started.
     pub(super) fn start(&mut self, role: Role) -> Outcome<()> {
+        if self.children.has(role) {
+            return Ok(());
+        }
         let first_line = self.launch(role)?;
         if let Role::Server(_) = role {
             self.first_lines.insert(role, first_line);

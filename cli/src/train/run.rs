@@ -207,7 +207,10 @@ impl Run {
             Happening::Seen(Sight::Blind) => self.look_again(),
             Happening::TimeToLookAgain => {
                 let now = Instant::now();
-                let due = self.unclear.extract_if(.., |(when, _)| *when <= now).collect::<Vec<_>>();
+                let due = self.unclear.extract_if(.., |(when, _)| *when <= now);
+                // When a server died meanwhile, who was gone has been started again.
+                let is_gone = |(_, exited): &(Instant, Exited)| !self.crew.children.has(exited.role);
+                let due: Vec<_> = due.filter(is_gone).collect();
                 for (_, exited) in due {
                     if self.exited(exited, true)? {
                         return Ok(true);

@@ -39,12 +39,18 @@ pub fn kill_all(mut running: Running, roles: &[&str]) {
         send(process, Signal::KILL);
     }
     running.kill();
-    for process in processes {
-        until(&format!("process {process} is gone"), || {
-            let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            (status.is_empty() || status.contains(") Z ")).then_some(())
-        });
-    }
+    processes.into_iter().for_each(gone);
+}
+
+/// Waits until a process has ended.
+///
+/// # Panics
+/// If it has not within 20 s.
+pub fn gone(process: u32) {
+    until(&format!("process {process} is gone"), || {
+        let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        (status.is_empty() || status.contains(") Z ")).then_some(())
+    });
 }
 
 /// How often a run has gone on from a checkpoint or from its beginning.

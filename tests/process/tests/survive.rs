@@ -1,14 +1,17 @@
 //! Kills whole runs and their servers, and shows that they go on from their checkpoints as if nothing had happened.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use rustix::process::Signal;
 use windlass_process_tests::kills::{
-    FEDAVG, SYNC, WITHIN, copy_folder, kill_all, killed_again_and_again, restored, resume, same,
+    FEDAVG, SYNC, WITHIN, copy_folder, gone, kill_all, killed_again_and_again, restored, resume, same,
     since_restored,
 };
 use windlass_process_tests::ledger::Ledger;
-use windlass_process_tests::{child, events, lines, model, reach, send, start, summary, text, train, until};
+use windlass_process_tests::{
+    child, events, lines, model, program, reach, send, start, summary, text, train, until,
+};
 
 const ASYNC: &str =
     "--mode async --model 2nn --servers 2 --workers 3 --passes 1 --batch 32 --seed 7 --name run";
@@ -60,6 +63,35 @@ fn all_go_back_together_when_a_server_is_killed() {
     assert_eq!(summary(&whole)["steps"], summary(&killed)["steps"]);
     assert_eq!(summary(&killed)["restarts_servers"], serde_json::json!([1, 2]));
     assert_eq!(summary(&killed)["lineage"], 3);
+}
+
+#[test]
+fn who_is_to_be_started_for_two_reasons_is_started_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, killed, lives] = ["whole", "killed", "lives"].map(|name| folder.path().join(name));
+    train(&whole, SYNC).end(WITHIN).well();
+    // When its process is killed it says that the network is gone: it is seen a moment later whether the run is, too.
+    let worker = folder.path().join("worker");
+    let script = format!(
+        "#!/bin/sh\necho $2 >> {}\nexec 3<&0\n{} --exit-with-stdin \"$@\" <&3 &\nwait $!\ncode=$?\n[ $code = 137 ] && exit 5\nexit $code\n",
+        text(&lives),
+        text(&program("windlass-worker")),
+    );
+    fs::write(&worker, script).unwrap();
+    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+    let flags = format!("{SYNC} --checkpoint-every 60steps --restarts 3 --worker-program {}", text(&worker));
+    let running = train(&killed, &flags);
+    reach(500, "pushes", || since_restored(&killed));
+    let process = child(running.id(), "worker-1", None);
+    send(child(process, "worker-1", None), Signal::KILL);
+    gone(process);
+    send(child(running.id(), "server-1", None), Signal::KILL);
+    running.end(WITHIN).well();
+    assert_eq!(model(&whole), model(&killed));
+    let lives = fs::read_to_string(lives).unwrap();
+    assert_eq!(lives.matches("worker-0.pem").count(), 1, "{lives}");
+    // The second may come while the run goes back, and is then told to come again.
+    assert!((2..=3).contains(&lives.matches("worker-1.pem").count()), "{lives}");
 }
 
 #[test]
