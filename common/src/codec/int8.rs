@@ -103,7 +103,9 @@ fn blocks(
             (true, None) => nearest(values, inverse),
             (true, Some(dither)) => by_chance(values, inverse, &dither),
         };
-        *codes = whole.map(|whole| whole.to_bits() as u8);
+        for (code, whole) in codes.iter_mut().zip(&whole) {
+            *code = whole.to_bits() as u8;
+        }
         if let Some(residual) = residual.as_mut().map(|residual| &mut residual[i]) {
             for ((residual, value), whole) in residual.iter_mut().zip(values).zip(whole) {
                 *residual = value - (whole - WHOLE) * scale;
@@ -116,7 +118,10 @@ fn blocks(
 #[inline(always)]
 fn scale(block: &Block) -> (f32, f32) {
     // The bits of magnitudes are in the order of the magnitudes; above them are those of infinity, and then those of NaN.
-    let largest = block.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
+    let mut largest = 0;
+    for value in block {
+        largest = value.abs().to_bits().max(largest);
+    }
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
         return (NOT_FINITE, 0.0);
@@ -136,7 +141,11 @@ fn scale(block: &Block) -> (f32, f32) {
 /// Whole numbers, each with [`WHOLE`] added.
 #[inline(always)]
 fn nearest(block: &Block, inverse: f32) -> Block {
-    block.map(|value| value * inverse + WHOLE)
+    let mut whole = [0.0; BLOCK];
+    for (whole, &value) in whole.iter_mut().zip(block) {
+        *whole = value * inverse + WHOLE;
+    }
+    whole
 }
 
 /// A whole number stays what it is, since the numbers added to it are below 1/2 and the sum is exact. So 127 does not

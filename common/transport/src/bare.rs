@@ -13,8 +13,8 @@ pub use quinn;
 use aws_lc_rs::hmac;
 use quinn::congestion::CubicConfig;
 use quinn::{
-    AsyncUdpSocket, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig,
-    TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    Runtime, ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -22,6 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use crate::error::TransportError;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::socket;
 use crate::tls;
 
 /// The round-trip time assumed before the first measurement. A third of a second, quinn's default, would send the
@@ -30,6 +31,11 @@ const INITIAL_RTT: Duration = Duration::from_millis(33);
 /// Whoever has connected and hears nothing sends a packet after so long: a peer that has been started again says then that it
 /// does not know the connection.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(250);
+/// Packets that a peer on this machine takes before it acknowledges them by a packet of its own. Within [`LOCAL_ACK_DELAY`] there
+/// mostly is an answer that does so by the way, and nobody is woken for nothing.
+const LOCAL_UNACKNOWLEDGED: u32 = 20;
+/// See [`LOCAL_UNACKNOWLEDGED`].
+const LOCAL_ACK_DELAY: Duration = Duration::from_millis(2);
 /// Bytes kept of one handshake that waits to be taken up. Without 0-RTT it needs a few packets.
 const INCOMING_BUFFER: u64 = 64 * 1024;
 /// The one-way streams a peer may open: the acceptor's welcome is the only one there is.
@@ -96,7 +102,7 @@ pub(crate) fn with_socket(
     identity: &Identity,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
-    let wrapped = runtime()?.wrap_udp_socket(socket);
+    let wrapped = socket::wrap(&*runtime()?, socket);
     let socket = wrapped.map_err(|source| TransportError::Bind { address, source })?;
     assemble(socket, config, server, identity, limits)
 }
@@ -213,6 +219,11 @@ fn transport_config(
         .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)
         .congestion_controller_factory(Arc::new(CubicConfig::default()));
+    if path == Path::Local {
+        let mut seldom = AckFrequencyConfig::default();
+        seldom.ack_eliciting_threshold(LOCAL_UNACKNOWLEDGED.into()).max_ack_delay(Some(LOCAL_ACK_DELAY));
+        config.ack_frequency_config(Some(seldom));
+    }
     Ok(config)
 }
 

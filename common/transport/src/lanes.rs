@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use quinn::{EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn::{EndpointConfig, ServerConfig, TokioRuntime};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -25,6 +25,7 @@ use crate::bare;
 use crate::endpoint::{Incoming, canonical};
 use crate::limits::Limits;
 use crate::pacing::Link;
+use crate::socket;
 
 /// Connections that one peer may have open on its lane.
 const CONNECTIONS_MAX: usize = 16;
@@ -132,7 +133,7 @@ impl Template {
         let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
         let (endpoint, aside) = Aside::start("lane", move || async move {
             let runtime = Arc::new(TokioRuntime);
-            let socket = runtime.wrap_udp_socket(socket)?;
+            let socket = socket::wrap(&*runtime, socket)?;
             let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
             tokio::spawn(serve(lanes, endpoint.clone(), peer));
             let closed = endpoint.clone();

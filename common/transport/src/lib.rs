@@ -35,6 +35,7 @@ mod limits;
 mod pacing;
 mod pool;
 mod role;
+mod socket;
 mod tls;
 
 pub use aside::Aside;
