@@ -218,7 +218,10 @@ struct Travel {
     is_pushed: bool,
     scratch: Scratch,
     bytes: Vec<u8>,
-    residual: Vec<f32>,
+    /// What is pushed with error feedback, and what was left out of it before and is now.
+    sum: Vec<f32>,
+    before: Vec<f32>,
+    left: Vec<f32>,
     out: Vec<f32>,
 }
 
@@ -229,7 +232,9 @@ impl Travel {
             is_pushed,
             scratch: Scratch::default(),
             bytes: Vec::new(),
-            residual: Vec::new(),
+            sum: Vec::new(),
+            before: Vec::new(),
+            left: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -239,25 +244,28 @@ impl Travel {
         if self.codec == Codec::F32 {
             return Ok(size_of_val(values));
         }
-        self.residual.resize(values.len(), 0.0);
+        let with_feedback = self.is_pushed && self.codec.is_biased();
+        if with_feedback {
+            if self.sum.len() != values.len() {
+                self.sum = values.to_vec();
+                [&mut self.before, &mut self.left].into_iter().for_each(|of| of.resize(values.len(), 0.0));
+            }
+            self.sum.iter_mut().zip(&self.before).for_each(|(sum, before)| *sum += before);
+        }
         self.out.resize(values.len(), 0.0);
         let mut sum = 0;
         for (number, _) in (0_u32..).zip(layout.variables()) {
             let range = layout.range(VariableId(number));
-            let variable = &values[range.clone()];
+            let variable = if with_feedback { &self.sum[range.clone()] } else { &values[range.clone()] };
             self.bytes.clear();
             let purpose = Purpose::PushRounding { source: 0, variable: number, step: 0 };
             let chosen = self.codec.prepare(variable, 1, purpose, &mut self.scratch);
-            match self.is_pushed && self.codec.is_biased() {
-                true => {
-                    let residual = &mut self.residual[range.clone()];
-                    chosen.append(self.codec, (0, variable), Some(residual), &mut self.bytes);
-                }
-                false => chosen.append(self.codec, (0, variable), None, &mut self.bytes),
-            }
+            let left = if with_feedback { Some(&mut self.left[range.clone()]) } else { None };
+            chosen.append(self.codec, (0, variable), left, &mut self.bytes);
             self.codec.decode_payload([variable.len()], &self.bytes, &mut self.out[range])?;
             sum += self.bytes.len();
         }
+        std::mem::swap(&mut self.before, &mut self.left);
         Ok(sum)
     }
 }

@@ -11,7 +11,7 @@ use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 
 /// Datagrams that are read at a time. Quinn offers room for 32, each at a place of its own: of large ones each push or pull
 /// would go through memory that has left the caches since the last.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: usize = 4;
 
 /// A socket from which few datagrams are read at a time.
 #[derive(Debug)]
