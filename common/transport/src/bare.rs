@@ -22,7 +22,6 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use crate::error::TransportError;
 use crate::identity::Identity;
 use crate::limits::Limits;
-use crate::socket;
 use crate::tls;
 
 /// The round-trip time assumed before the first measurement. A third of a second, quinn's default, would send the
@@ -102,7 +101,7 @@ pub(crate) fn with_socket(
     identity: &Identity,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, TransportError> {
-    let wrapped = socket::wrap(&*runtime()?, socket);
+    let wrapped = runtime()?.wrap_udp_socket(socket);
     let socket = wrapped.map_err(|source| TransportError::Bind { address, source })?;
     assemble(socket, config, server, identity, limits)
 }
@@ -246,8 +245,7 @@ pub(crate) fn connected(
     bound?;
     socket.connect(&SockAddr::from(peer))?;
     let socket = UdpSocket::from(socket);
-    // Until then it got what others sent, too. They send it again, and an endpoint that knew nothing of their connections would
-    // end them.
+    // Until then it got what others sent, too, and they send it again. What comes even now is dropped when it is read.
     while socket.recv(&mut [0]).is_ok() {}
     Ok(socket)
 }

@@ -133,7 +133,7 @@ impl Template {
         let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
         let (endpoint, aside) = Aside::start("lane", move || async move {
             let runtime = Arc::new(TokioRuntime);
-            let socket = socket::wrap_connected(&*runtime, socket, peer)?;
+            let socket = socket::of_one(&*runtime, socket, peer)?;
             let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
             tokio::spawn(serve(lanes, endpoint.clone(), peer));
             let closed = endpoint.clone();

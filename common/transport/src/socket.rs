@@ -1,4 +1,4 @@
-//! Reads few datagrams from a socket at a time, so that the memory they come to stays in the nearest caches.
+//! Keeps from the socket of a lane what anybody but its peer has sent.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -11,40 +11,28 @@ use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 
 use crate::endpoint::canonical;
 
-/// Datagrams that are read at a time. Quinn offers room for 32, each at a place of its own: of large ones each push or pull
-/// would go through memory that has left the caches since the last.
-const AT_A_TIME: usize = 4;
-
-/// A socket from which few datagrams are read at a time.
+/// A socket on which one peer alone is heard.
 #[derive(Debug)]
-struct Few {
+struct OfOne {
     socket: Arc<dyn AsyncUdpSocket>,
-    /// What comes from anybody else is as if it had not come.
-    only: Option<SocketAddr>,
+    peer: SocketAddr,
 }
 
-/// Makes a socket ready for an endpoint on this runtime.
+/// Makes a socket that has been connected to this peer ready for an endpoint on this runtime. What others sent just before, the
+/// kernel may still put there when it has been emptied, and an endpoint that knows nothing of their connections would end
+/// them.
 ///
 /// # Errors
 /// If the system refuses what quinn asks of it.
-pub(crate) fn wrap(runtime: &dyn Runtime, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    Ok(Arc::new(Few { socket: runtime.wrap_udp_socket(socket)?, only: None }))
-}
-
-/// The same of a socket that has been connected to this peer. What others sent just before, the kernel may still put there
-/// when it has been emptied; an endpoint that knows nothing of their connections would end them.
-///
-/// # Errors
-/// As [`wrap`].
-pub(crate) fn wrap_connected(
+pub(crate) fn of_one(
     runtime: &dyn Runtime,
     socket: UdpSocket,
     peer: SocketAddr,
 ) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    Ok(Arc::new(Few { socket: runtime.wrap_udp_socket(socket)?, only: Some(canonical(peer)) }))
+    Ok(Arc::new(OfOne { socket: runtime.wrap_udp_socket(socket)?, peer: canonical(peer) }))
 }
 
-impl AsyncUdpSocket for Few {
+impl AsyncUdpSocket for OfOne {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Arc::clone(&self.socket).create_io_poller()
     }
@@ -59,13 +47,10 @@ impl AsyncUdpSocket for Few {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let count = buffers.len().min(AT_A_TIME);
-        let received = ready!(self.socket.poll_recv(context, &mut buffers[..count], &mut metas[..count]))?;
-        if let Some(only) = self.only {
-            let foreign = metas[..received].iter_mut().filter(|meta| canonical(meta.addr) != only);
-            // Of nothing quinn makes nothing.
-            foreign.for_each(|meta| meta.len = 0);
-        }
+        let received = ready!(self.socket.poll_recv(context, buffers, metas))?;
+        let foreign = metas[..received].iter_mut().filter(|meta| canonical(meta.addr) != self.peer);
+        // Of nothing quinn makes nothing.
+        foreign.for_each(|meta| meta.len = 0);
         Poll::Ready(Ok(received))
     }
 
@@ -92,6 +77,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use quinn::TokioRuntime;
+    use quinn::udp::BATCH_SIZE;
 
     use super::*;
 
@@ -102,7 +88,7 @@ mod tests {
         let place = own.local_addr().unwrap();
         own.set_nonblocking(true).unwrap();
         // It is not connected, as for a moment when it is made.
-        let socket = wrap_connected(&TokioRuntime, own, peer.local_addr().unwrap()).unwrap();
+        let socket = of_one(&TokioRuntime, own, peer.local_addr().unwrap()).unwrap();
         for (sender, bytes) in [(&peer, "one"), (&stranger, "lies"), (&peer, "two"), (&stranger, "more lies")]
         {
             sender.send_to(bytes.as_bytes(), place).unwrap();
@@ -110,9 +96,9 @@ mod tests {
         let mut heard = Vec::new();
         let mut received = 0;
         while received < 4 {
-            let mut memory = [[0; 16]; AT_A_TIME];
+            let mut memory = [[0; 16]; BATCH_SIZE];
             let mut buffers = memory.each_mut().map(|buffer| IoSliceMut::new(buffer));
-            let mut metas = [RecvMeta::default(); AT_A_TIME];
+            let mut metas = [RecvMeta::default(); BATCH_SIZE];
             let count = poll_fn(|context| socket.poll_recv(context, &mut buffers, &mut metas)).await.unwrap();
             received += count;
             let lengths = metas[..count].iter().map(|meta| meta.len);
