@@ -11,7 +11,8 @@ use serde_json::Value;
 use windlass_process_tests::ledger::Ledger;
 use windlass_process_tests::schedule::{Draws, seeds};
 use windlass_process_tests::{
-    Running, child, count_of, events, lines, log, model, send, since, start, summary, text, train, until,
+    Running, child, count_of, events, lines, log, model, reach, send, since, start, summary, text, train,
+    until,
 };
 
 const WITHIN: Duration = Duration::from_secs(300);
@@ -33,12 +34,12 @@ fn count(lines: &[Value], event: &str) -> usize {
 
 /// Waits until both standbys have all, and a number of pushes has been made since then.
 fn until_full(run: &Path, running: &mut Running, pushes: usize) {
-    until(&format!("standbys that have all, and {pushes} pushes"), || {
+    let mut count = |event| {
         assert_eq!(running.code(), None, "the run goes on");
-        let log = log(run);
-        let since = since_gone_on(&log);
-        (count_of("replicated", since) == 2 && count_of("applied", since) >= pushes).then_some(())
-    });
+        count_of(event, since_gone_on(&log(run)))
+    };
+    reach(2, "standbys that have all", || count("replicated"));
+    reach(pushes, "pushes", || count("applied"));
 }
 
 /// A run whose servers are killed, server 0 as often as the other; each is so after its standby had all.
