@@ -72,12 +72,17 @@ fn who_is_to_be_started_for_two_reasons_is_started_once() {
     train(&whole, SYNC).end(WITHIN).well();
     // When its process is killed it says that the network is gone: it is seen a moment later whether the run is, too.
     let worker = folder.path().join("worker");
-    let script = format!(
-        "#!/bin/sh\necho $2 >> {}\nexec 3<&0\n{} --exit-with-stdin \"$@\" <&3 &\nwait $!\ncode=$?\n[ $code = 137 ] && exit 5\nexit $code\n",
-        text(&lives),
-        text(&program("windlass-worker")),
-    );
-    fs::write(&worker, script).unwrap();
+    let script = [
+        "#!/bin/sh",
+        &format!("echo $2 >> {}", text(&lives)),
+        "exec 3<&0",
+        &format!("{} --exit-with-stdin \"$@\" <&3 &", text(&program("windlass-worker"))),
+        "wait $!",
+        "code=$?",
+        "[ $code = 137 ] && exit 5",
+        "exit $code",
+    ];
+    fs::write(&worker, script.join("\n")).unwrap();
     fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
     let flags = format!("{SYNC} --checkpoint-every 60steps --restarts 3 --worker-program {}", text(&worker));
     let running = train(&killed, &flags);
