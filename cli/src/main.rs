@@ -67,7 +67,7 @@ fn run(command: Command, began: SystemTime) -> Outcome<()> {
         Command::Top(flags) => on_runtime(top::run(flags)),
         Command::Bench(BenchFlags { what: BenchCommand::Machine(flags) }) => {
             // As in servers and workers.
-            windlass_process::keep_memory();
+            windlass_process::settle();
             machine::run(&flags)
         }
     }

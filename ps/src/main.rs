@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use windlass_common::exit::{self, Exit};
 use windlass_common::plan::Plan;
-use windlass_process::{Failure, OrExit, interrupted, keep_memory, log_to_stderr, report};
+use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report, settle};
 use windlass_ps::{Options, Part, serve};
 use windlass_transport::Identity;
 
@@ -73,7 +73,7 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    keep_memory();
+    settle();
     let flags = Flags::parse();
     log_to_stderr();
     report(run(flags))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use windlass_common::exit::{self, Exit};
-use windlass_process::{Failure, OrExit, interrupted, keep_memory, log_to_stderr, report};
+use windlass_process::{Failure, OrExit, interrupted, log_to_stderr, report, settle};
 use windlass_transport::Identity;
 use windlass_worker::client::{JoinOptions, Patience};
 use windlass_worker::training::{TrainingOptions, train};
@@ -40,7 +40,7 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    keep_memory();
+    settle();
     let flags = Flags::parse();
     log_to_stderr();
     report(run(flags))

@@ -40,7 +40,7 @@ struct Flags {
 }
 
 fn main() -> anyhow::Result<()> {
-    windlass_process::keep_memory();
+    windlass_process::settle();
     let flags = Flags::parse();
     let cores = match flags.cores {
         Some(cores) => cores,

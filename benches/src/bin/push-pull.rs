@@ -26,7 +26,7 @@ struct Flags {
 }
 
 fn main() -> anyhow::Result<()> {
-    windlass_process::keep_memory();
+    windlass_process::settle();
     let flags = Flags::parse();
     let values = usize::try_from(plan(&flags.model, 1, 1)?.layout()?.total())?;
     println!(

@@ -62,7 +62,7 @@ struct Served {
 }
 
 fn main() -> anyhow::Result<()> {
-    windlass_process::keep_memory();
+    windlass_process::settle();
     let flags = Flags::parse();
     let before = stolen();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

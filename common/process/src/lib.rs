@@ -1,6 +1,7 @@
 //! What every program of Windlass does alike: how it logs, how it is told to end, and with which exit code it ends.
 
 mod memory;
+mod scheduling;
 
 use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
@@ -9,7 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use windlass_common::exit::Exit;
 
-pub use memory::{keep_memory, memory_variables};
+pub use memory::memory_variables;
+
+/// What a program that trains or measures does first thing: it has the system keep freed memory at hand, for which it starts
+/// anew, and put off none of its threads for another.
+pub fn settle() {
+    memory::keep_memory();
+    scheduling::put_nobody_off();
+}
 
 /// The environment variable that sets what is logged, such as `debug` or `windlass_ps=debug,info`.
 pub const LOG_VARIABLE: &str = "WINDLASS_LOG";

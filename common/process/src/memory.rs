@@ -27,7 +27,7 @@ pub fn memory_variables() -> &'static [(&'static str, &'static str)] {
 /// Starts this program anew, in the same process, with an allocator that keeps up to 64 MiB of free memory at the end of each
 /// heap. To be called first thing. Does nothing if the environment already says how the allocator is to work, where that is
 /// not glibc's, or if the system does not let it: then what follows is only slower.
-pub fn keep_memory() {
+pub(crate) fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         use std::os::unix::process::CommandExt;
