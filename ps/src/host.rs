@@ -111,8 +111,8 @@ impl Host {
             let mut early = Vec::new();
             let mut shard = shard_of(life, id, kept.remove(&id), &mut early)?;
             self.crew.iter().for_each(|crew| shard.lend(crew.clone()));
-            let (link, thread) =
-                shard::spawn(id, shard, early, Arc::clone(&self.meters), tell(id)).or_exit(Exit::System)?;
+            let of = (Arc::clone(&self.meters), life.plan.heterogeneity.link_rate.is_some());
+            let (link, thread) = shard::spawn(id, shard, early, of, tell(id)).or_exit(Exit::System)?;
             self.primaries.push((id, thread));
             shards.push((id, link));
         }

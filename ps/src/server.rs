@@ -13,7 +13,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::timeout;
 use windlass_common::exit::Exit;
 use windlass_common::ids::{ServerId, ShardId};
-use windlass_common::plan::Plan;
+use windlass_common::plan::{Cluster, Plan};
 use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject, Report, Stop};
 use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
@@ -112,9 +112,11 @@ pub fn limits() -> Limits {
 }
 
 /// Peers of this machine that get a lane each: none where there are so many workers that some would go without, for those
-/// would be served less.
+/// would be served less. A primary comes with a way for each of its sessions.
 pub(crate) fn lanes(plan: &Plan) -> usize {
-    if plan.cluster.workers as usize <= UNDIVIDED { LANES } else { 0 }
+    let Cluster { workers, replicas, shards_per_server, .. } = plan.cluster;
+    let ways = workers.saturating_mul(shards_per_server).saturating_mul(replicas) as usize;
+    if workers as usize <= UNDIVIDED { LANES + ways } else { 0 }
 }
 
 /// Serves until the run has ended. A coordinator waits no longer than the plan says for anybody; a follower no longer than
@@ -230,6 +232,8 @@ pub(crate) struct Guests(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     open: Vec<Connection>,
+    /// Those of other servers.
+    servers: Vec<Connection>,
     /// Why nobody is a guest any more.
     closed: Option<&'static str>,
 }
@@ -241,8 +245,16 @@ impl Guests {
             connection.close(0, why);
             return;
         }
-        if inner.open.len() == inner.open.capacity() {
-            inner.open.retain(|c| !c.is_closed());
+        let Inner { open, servers, .. } = &mut *inner;
+        for connections in [open, servers] {
+            if connections.len() == connections.capacity() {
+                connections.retain(|c| !c.is_closed());
+            }
+        }
+        if let Role::Server(_) = connection.peer() {
+            // However many ways it has, it does not send ahead: it waits for what has been told.
+            inner.servers.push(connection.clone());
+            return;
         }
         inner.open.push(connection.clone());
         let open = inner.open.len();
@@ -257,7 +269,8 @@ impl Guests {
     pub(crate) fn close(&self, why: &'static str) {
         let mut inner = self.0.lock();
         inner.closed = Some(why);
-        for connection in inner.open.drain(..) {
+        let Inner { open, servers, .. } = &mut *inner;
+        for connection in open.drain(..).chain(servers.drain(..)) {
             connection.close(0, why);
         }
     }
@@ -345,12 +358,13 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
                 None => Reject::UnknownShard { shard },
             }
         }
-        Ok(Header { run, lineage, body: Body::Replicate { shard }, .. }) => {
+        Ok(Header { run, lineage, body: Body::Replicate { shard, feed, is_beside }, .. }) => {
             let from = Envelope { run, lineage, ..shared.envelope };
             match shared.standby_of(shard, peer, from) {
                 Ok(link) => {
                     let pool = Arc::clone(&shared.pool);
-                    if let Err(error) = standby::serve(shared.envelope, stream, link, pool).await {
+                    let feed = (feed, is_beside);
+                    if let Err(error) = standby::serve(shared.envelope, stream, feed, link, pool).await {
                         tracing::debug!(%peer, %shard, %error, "a standby is no longer fed");
                     }
                     return;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
-use tokio::sync::mpsc;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{mpsc, oneshot};
 use windlass_common::codec::{CodecError, Patch};
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
@@ -17,10 +18,13 @@ use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
 
-use crate::shard::{Gradient, ShardLink};
+use crate::replication::OwnWay;
+use crate::shard::{Answer, Gradient, ShardLink};
 
+/// Bytes at the end of values that are sent when a standby has confirmed what they are made of.
+const END_BYTES: usize = 4;
 /// Answers that may wait for a session's stream. A request gives at most three.
-const REPLIES_MAX: usize = 64;
+const ANSWERS_MAX: usize = 64;
 
 /// Longest header on a stream to a shard, beside its slices.
 const HEADER_BYTES: usize = 1024;
@@ -52,13 +56,16 @@ pub(crate) async fn serve(
     shard: ShardLink,
     pool: Arc<Pool>,
 ) -> Result<(), SessionError> {
-    let (replies, outgoing) = mpsc::channel(REPLIES_MAX);
+    let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
     let peer = connection.peer();
-    shard.attach(session, replies.clone(), connection);
+    shard.attach(session, answers.clone(), connection);
     // Observers get values as they are.
     let codec = if matches!(peer, Role::Worker(_)) { shard.shape.codecs.pull } else { Codec::F32 };
     tokio::spawn(write(envelope, codec, sender, outgoing));
-    let mut reader = Reader { session, peer, receiver, shard, pool, replies, header: AlignedVec::new() };
+    // What a thread of its own serves finds its own way to the standby, too.
+    let is_apart = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
+    let (header, own) = (AlignedVec::new(), None);
+    let mut reader = Reader { session, peer, receiver, shard, pool, answers, header, is_apart, own };
     let result = reader.run().await;
     reader.shard.closed(session);
     result
@@ -70,8 +77,10 @@ struct Reader {
     receiver: FrameReceiver,
     shard: ShardLink,
     pool: Arc<Pool>,
-    replies: mpsc::Sender<Reply>,
+    answers: mpsc::Sender<Answer>,
     header: AlignedVec<16>,
+    is_apart: bool,
+    own: Option<OwnWay>,
 }
 
 impl Reader {
@@ -99,7 +108,7 @@ impl Reader {
         let (push, pull) = match (header.body, self.peer) {
             (Body::PullSnapshot { point }, Role::Observer) => {
                 let session = self.session;
-                self.shard.request(Event::PullSnapshot { session, point }).await;
+                self.shard.request(Event::PullSnapshot { session, point }, None).await;
                 return Ok(());
             }
             (Body::Push { push, pull }, Role::Worker(_)) => (Some(push), pull),
@@ -121,7 +130,10 @@ impl Reader {
         };
         let Header { run, lineage, term, worker, incarnation, .. } = header;
         let request = Request { session: self.session, run, lineage, worker, term, incarnation, push, pull };
-        self.shard.request(Event::Request(request)).await;
+        if self.is_apart && request.push.is_some() {
+            self.own = self.shard.own_way(self.own.take());
+        }
+        self.shard.request(Event::Request(request), self.own.as_ref()).await;
         Ok(())
     }
 
@@ -161,7 +173,7 @@ impl Reader {
         let &Header { run, lineage, worker, incarnation, .. } = header;
         let session = self.session;
         let given = Given { session, run, lineage, worker, incarnation, checkpoint, part };
-        self.shard.request(Event::Given(given)).await;
+        self.shard.request(Event::Given(given), None).await;
         Ok(())
     }
 
@@ -175,7 +187,7 @@ impl Reader {
             }
             let bytes = usize::try_from(push.payload_bytes).expect("no more than twice a shard's bytes");
             self.receiver.skip_payload(bytes).await?;
-            let _ = self.replies.send(Reply::Rejected { sequence: Some(push.sequence), reason }).await;
+            let _ = self.answers.send(Reply::Rejected { sequence: Some(push.sequence), reason }.into()).await;
             return Ok(None);
         }
         let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
@@ -190,7 +202,7 @@ impl Reader {
         };
         if let Err(error) = read {
             let reason = Reject::Undecodable { reason: error.to_string() };
-            let _ = self.replies.send(Reply::Rejected { sequence: Some(push.sequence), reason }).await;
+            let _ = self.answers.send(Reply::Rejected { sequence: Some(push.sequence), reason }.into()).await;
             return Ok(None);
         }
         Ok(Some((push, gradient.into())))
@@ -240,7 +252,7 @@ impl Reader {
     }
 
     async fn refuse_and_end(&self, reason: Reject) -> Result<(), SessionError> {
-        let _ = self.replies.send(Reply::Rejected { sequence: None, reason: reason.clone() }).await;
+        let _ = self.answers.send(Reply::Rejected { sequence: None, reason: reason.clone() }.into()).await;
         Err(SessionError::Refused(reason))
     }
 }
@@ -250,10 +262,10 @@ async fn write(
     envelope: Envelope,
     codec: Codec,
     mut sender: FrameSender,
-    mut outgoing: mpsc::Receiver<Reply>,
+    mut outgoing: mpsc::Receiver<Answer>,
 ) {
     let mut header = AlignedVec::new();
-    while let Some(reply) = outgoing.recv().await {
+    while let Some(Answer { reply, mut ends }) = outgoing.recv().await {
         let frames = match reply {
             Reply::Recall { residuals } => residuals.into_iter().map(recall).collect(),
             reply => vec![encode(reply, codec)],
@@ -263,13 +275,36 @@ async fn write(
                 tracing::error!(%error, "an answer could not be written");
                 return;
             }
-            if let Err(error) = sender.send(&header, payload).await {
+            let sent = match ends.take() {
+                None => sender.send(&header, payload).await,
+                Some(ends) => send_in_two(&mut sender, &header, payload, ends).await,
+            };
+            if let Err(error) = sent {
                 tracing::debug!(%error, "a session's stream has ended");
                 return;
             }
         }
     }
     let _ = sender.finish();
+}
+
+/// Sends a frame but for its end, which waits: without it the frame is nothing to whoever reads it. One without payload
+/// waits as a whole.
+async fn send_in_two(
+    sender: &mut FrameSender,
+    header: &[u8],
+    mut payload: Vec<Bytes>,
+    ends: oneshot::Receiver<()>,
+) -> Result<(), FrameError> {
+    let end = payload.iter_mut().rfind(|bytes| !bytes.is_empty());
+    let Some(end) = end.map(|bytes| bytes.split_off(bytes.len().saturating_sub(END_BYTES))) else {
+        ends.await.map_err(|_| FrameError::Interrupted)?;
+        return sender.send(header, payload).await;
+    };
+    sender.begin(header, payload).await?;
+    ends.await.map_err(|_| FrameError::Interrupted)?;
+    sender.chunk(end).await?;
+    sender.end()
 }
 
 /// What has been left out of a client's pushes, as it goes onto the wire: not copied either.

@@ -22,8 +22,8 @@ use crate::shard::{AT_ONCE_MAX, Gradient};
 struct Copy {
     /// Nothing once it has been given back.
     standby: Option<Standby<Gradient>>,
-    /// Streams that the primary has opened: the newest counts.
-    streams: u64,
+    /// The feed that counts: the newest that the primary has begun. It may come on several streams.
+    feed: u64,
 }
 
 /// The way to a standby.
@@ -39,7 +39,7 @@ impl StandbyLink {
     /// For a standby that has nothing yet.
     pub(crate) fn new(plan: Arc<Plan>, shard: ShardId, standby: Standby<Gradient>) -> Self {
         let values = plan.placement().map_or(0, |placement| placement.values_of(shard));
-        Self { plan, copy: Arc::new(Mutex::new(Copy { standby: Some(standby), streams: 0 })), values }
+        Self { plan, copy: Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 })), values }
     }
 
     /// Gives the copy back, and takes nothing more.
@@ -53,18 +53,21 @@ impl StandbyLink {
         self.values * (2 + self.plan.optimizer.state_names().len() as u64)
     }
 
-    fn open(&self) -> u64 {
+    /// A stream of this feed has been opened, beside another or as the first; false if it is not the newest.
+    fn open(&self, (feed, is_beside): (u64, bool)) -> bool {
         let mut copy = self.copy.lock();
-        copy.streams += 1;
-        copy.streams
+        if !is_beside {
+            copy.feed = copy.feed.max(feed);
+        }
+        copy.feed == feed
     }
 
-    /// Takes what has come on a stream. `None` says that nobody needs to hear of it: there is a newer stream, or the copy has been
-    /// given back.
-    fn take(&self, stream: u64, header: Header, floats: Gradient) -> Option<Result<u64, Refused>> {
+    /// Takes what has come on a stream of a feed. `None` says that nobody needs to hear of it: there is a newer feed, or the copy
+    /// has been given back.
+    fn take(&self, of: u64, header: Header, floats: Gradient) -> Option<Result<Option<u64>, Refused>> {
         let Header { lineage, body: Body::Feed { number, feed }, .. } = header else { return None };
         let mut copy = self.copy.lock();
-        if copy.streams != stream {
+        if copy.feed != of {
             return None;
         }
         Some(copy.standby.as_mut()?.take(&self.plan, lineage, number, feed, floats))
@@ -75,18 +78,21 @@ impl StandbyLink {
 pub(crate) async fn serve(
     envelope: Envelope,
     (mut sender, mut receiver): (FrameSender, FrameReceiver),
+    feed: (u64, bool),
     link: StandbyLink,
     pool: Arc<Pool>,
 ) -> Result<(), SessionError> {
-    let stream = link.open();
+    if !link.open(feed) {
+        return Ok(());
+    }
     let (mut buffer, mut answer) = (AlignedVec::new(), AlignedVec::new());
     while let Some(bytes) = receiver.header(HEADER_BYTES_MAX, &mut buffer).await? {
         let malformed = |reason: String| SessionError::Refused(Reject::Malformed { reason });
         let header = Header::decode(bytes).map_err(|e| malformed(e.to_string()))?;
-        let Body::Feed { feed, .. } = &header.body else {
+        let Body::Feed { feed: told, .. } = &header.body else {
             return Err(malformed("a primary says nothing but what happens".into()));
         };
-        let (found, most) = (feed.payload_bytes() / 4, link.floats_max());
+        let (found, most) = (told.payload_bytes() / 4, link.floats_max());
         if found > most {
             return Err(malformed(format!("{found} floats, where the shard has {most} at most")));
         }
@@ -94,12 +100,14 @@ pub(crate) async fn serve(
         if !floats.is_empty() {
             receiver.payload(cast_slice_mut(&mut floats)).await?;
         }
-        let take = || link.take(stream, header, floats.into());
+        let take = || link.take(feed.0, header, floats.into());
         let taken = if link.values > AT_ONCE_MAX { at_length(take) } else { take() };
         let Some(taken) = taken else { return Ok(()) };
         let is_last = taken.is_err();
         let body = match taken {
-            Ok(number) => Body::Confirmed { number },
+            // It waits for what another stream brings.
+            Ok(None) => continue,
+            Ok(Some(number)) => Body::Confirmed { number },
             Err(refused) => {
                 tracing::warn!(%refused, "a standby is of no use any more");
                 Body::Refused(Reject::Malformed { reason: refused.to_string() })

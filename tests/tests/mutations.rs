@@ -20,11 +20,11 @@ const LEFT_OUT: [&str; 4] =
     ["common/transport", "tests/process", "tests/mutations", "tests/tests/mutations.rs"];
 
 /// Seeds of the hunt.
-const SEEDS: &str = "0..1000";
-/// The hunt takes a few seconds; one that takes this long has a run that does not end.
-const HUNT_WITHIN: Duration = Duration::from_secs(60);
+const SEEDS: &str = "0..8000";
+/// The hunt takes some seconds; one that takes this long has a run that does not end.
+const HUNT_WITHIN: Duration = Duration::from_secs(120);
 /// These the hunt has to notice by itself.
-const BY_THE_HUNT: [&str; 28] = [
+const BY_THE_HUNT: [&str; 30] = [
     // The duplicate check.
     "duplicate-taken",
     // The order of acknowledgement.
@@ -60,9 +60,11 @@ const BY_THE_HUNT: [&str; 28] = [
     // What a standby takes, and holds when it is begun.
     "fence-removed",
     "held-not-copied",
+    "early-feed-taken",
     // What a primary shows.
     "acknowledged-before-standby",
     "gate-opened-early",
+    "values-shown-unconfirmed",
     // Which copy is gone on with, and what it tells.
     "promoted-not-full",
     "older-copy-taken",

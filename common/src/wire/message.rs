@@ -100,8 +100,9 @@ pub enum Body {
     Given { checkpoint: u64, has_gone_on: bool },
 
     // From the primary of a shard to its standby, on a stream of its own, and back.
-    /// The first frame of the stream: which shard it is.
-    Replicate { shard: ShardId },
+    /// The first frame of the stream: which shard it is, and for the so many-th time in this lineage. A stream that `is_beside`
+    /// joins the one that has the number, and carries some of what goes to the standby.
+    Replicate { shard: ShardId, feed: u64, is_beside: bool },
     /// What has happened on the primary; a payload may follow. They are numbered.
     Feed { number: u64, feed: Feed },
     /// The standby has done everything up to this number.

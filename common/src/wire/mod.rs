@@ -23,7 +23,7 @@ pub use status::{
 };
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 8;
+pub const PROTOCOL: u16 = 9;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 

@@ -218,23 +218,24 @@ impl FrameSender {
         header: &[u8],
         payload: impl IntoIterator<Item = Bytes>,
     ) -> Result<(), FrameError> {
-        self.put_header(header)?;
-        self.chunks.extend(payload.into_iter().filter(|chunk| !chunk.is_empty()));
-        let payload_bytes = self.chunks[1..].iter().map(|chunk| chunk.len() as u64).sum();
+        let payload_bytes = self.put(header, payload)?;
         self.write_out().await?;
         self.count(payload_bytes);
         Ok(())
     }
 
-    /// Begins a frame whose payload comes in pieces: sends its header. [`chunk`](Self::chunk) is to follow for each piece,
-    /// and [`end`](Self::end) when the payload is as long as the header says; until then no other frame can be sent.
-    /// Otherwise as [`send`](Self::send), also for each piece by itself.
+    /// Begins a frame whose payload comes in pieces: sends its header and what there is of them. [`chunk`](Self::chunk) is
+    /// to follow for each further piece, and [`end`](Self::end) when the payload is as long as the header says; until then no
+    /// other frame can be sent. Otherwise as [`send`](Self::send), also for each piece by itself.
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    pub async fn begin(&mut self, header: &[u8]) -> Result<(), FrameError> {
-        self.put_header(header)?;
-        self.begun = Some(0);
+    pub async fn begin(
+        &mut self,
+        header: &[u8],
+        payload: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(), FrameError> {
+        self.begun = Some(self.put(header, payload)?);
         self.write_out().await
     }
 
@@ -266,8 +267,8 @@ impl FrameSender {
         self.counters.frames_sent.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Makes prefix and header the first chunk of what is written out next.
-    fn put_header(&mut self, header: &[u8]) -> Result<(), FrameError> {
+    /// Makes prefix and header the first chunk of what is written out next, and the payload, whose length it gives, the others.
+    fn put(&mut self, header: &[u8], payload: impl IntoIterator<Item = Bytes>) -> Result<u64, FrameError> {
         if self.interrupted || self.begun.is_some() {
             return Err(FrameError::Interrupted);
         }
@@ -277,7 +278,8 @@ impl FrameSender {
         self.scratch.put_slice(header);
         self.chunks.clear();
         self.chunks.push(self.scratch.split().freeze());
-        Ok(())
+        self.chunks.extend(payload.into_iter().filter(|chunk| !chunk.is_empty()));
+        Ok(self.chunks[1..].iter().map(|chunk| chunk.len() as u64).sum())
     }
 
     /// Writes the chunks at hand: where there is a rate piece by piece, each when the link would have carried it.

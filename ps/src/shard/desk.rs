@@ -5,34 +5,51 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam::channel::Receiver;
-use tokio::sync::mpsc;
-use windlass_common::wire::{Record, Report, Standing};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use windlass_common::wire::{Feed, Record, Report, Standing};
 use windlass_ps_core::SessionId;
-use windlass_ps_core::replica::Gate;
-use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
+use windlass_ps_core::replica::{Gate, Passed, Released};
+use windlass_ps_core::shard::{Effect, Event, Shard};
 use windlass_transport::Connection;
 
-use super::{Gradient, Input, ShardMessage};
+use super::{Answer, Gradient, Input, ShardMessage};
 use crate::clock;
 use crate::meter::Meters;
-use crate::replication::Told;
+use crate::replication::{OwnWay, Told, Way};
 
 /// Records are told to the coordinator when there are this many, or at the next tick.
 const RECORDS_MAX: usize = 256;
 /// A standby that is being filled may be so far behind; then whoever pushes waits for it.
 const UNCONFIRMED_MAX: u64 = 64;
 
+/// The way to a session.
+struct Addressee {
+    answers: mpsc::Sender<Answer>,
+    connection: Connection,
+    /// What is sent to it takes its time, on a network or an emulated link.
+    is_far: bool,
+    /// What it is sent waits for this before its end.
+    end: Option<oneshot::Sender<()>>,
+}
+
 /// A shard and what its process knows beside it.
 pub(super) struct Desk {
     pub(super) shard: Shard<Gradient>,
     /// What waits for the desk, to be counted.
     queue: Receiver<Input>,
-    sessions: HashMap<SessionId, (mpsc::Sender<Reply>, Connection)>,
+    sessions: HashMap<SessionId, Addressee>,
     records: Vec<Record>,
     effects: Vec<Effect>,
     /// What is shown waits for the standby.
     gate: Gate,
-    standby: Option<mpsc::UnboundedSender<Told>>,
+    standby: Option<(mpsc::UnboundedSender<Told>, Way)>,
+    /// The way to it, for sessions once it has all.
+    way: Arc<Mutex<Option<Way>>>,
+    /// Where whoever works at the desk tells the standby what it brings.
+    own: Option<mpsc::UnboundedSender<Told>>,
+    /// Whether links to all workers are emulated.
+    has_links: bool,
     /// The standby has all when it has confirmed this.
     full_at: Option<u64>,
     meters: Arc<Meters>,
@@ -45,8 +62,8 @@ impl Desk {
     pub(super) fn new(
         shard: Shard<Gradient>,
         early: Vec<Effect>,
-        queue: Receiver<Input>,
-        meters: Arc<Meters>,
+        (queue, way): (Receiver<Input>, Arc<Mutex<Option<Way>>>),
+        (meters, has_links): (Arc<Meters>, bool),
     ) -> Self {
         let mut desk = Self {
             shard,
@@ -56,6 +73,9 @@ impl Desk {
             effects: early,
             gate: Gate::default(),
             standby: None,
+            way,
+            own: None,
+            has_links,
             full_at: None,
             meters,
             outbox: Vec::new(),
@@ -86,18 +106,28 @@ impl Desk {
         self.tell_records();
     }
 
+    /// Takes up what a session brings that has its `own` way to the standby, or another.
+    pub(super) fn take_from(&mut self, input: Input, own: Option<&OwnWay>) {
+        if let (Some(own), Some((_, way))) = (own, &self.standby) {
+            self.own = own.tell.get().filter(|_| own.feed == way.feed).cloned();
+        }
+        self.take(input);
+        self.own = None;
+    }
+
     /// Takes up what has waited; false if it is the end.
     pub(super) fn take(&mut self, input: Input) -> bool {
         match input {
-            Input::Attach { session, replies, connection } => {
-                self.sessions.insert(session, (replies, connection));
+            Input::Attach { session, answers, connection } => {
+                let is_far = self.has_links || !connection.is_local();
+                self.sessions.insert(session, Addressee { answers, connection, is_far, end: None });
             }
             Input::Event(event, _place) => self.handle(event),
             // Whoever has lost a standby that had all waits for the coordinator.
-            Input::Replicate(_) if self.gate.is_shut() => {}
-            Input::Replicate(tell) => {
+            Input::Replicate(..) if self.gate.is_shut() => {}
+            Input::Replicate(tell, way) => {
                 self.gate = Gate::default();
-                self.standby = Some(tell);
+                self.standby = Some((tell, way));
                 self.shard.begin_feeding(&mut self.effects);
                 self.act();
             }
@@ -112,8 +142,19 @@ impl Desk {
     fn act(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
-            if let Some(effect) = self.gate.pass(effect) {
-                self.carry_out(effect);
+            match self
+                .gate
+                .pass(effect, |to| self.sessions.get(&to).is_some_and(|addressee| addressee.is_far))
+            {
+                Passed::Now(effect) => self.carry_out(effect),
+                Passed::Begun(session, reply) => {
+                    let (end, ends) = oneshot::channel();
+                    self.answer(session, Answer { reply, ends: Some(ends) });
+                    if let Some(addressee) = self.sessions.get_mut(&session) {
+                        addressee.end = Some(end);
+                    }
+                }
+                Passed::Waits => {}
             }
         }
         self.effects = effects;
@@ -122,7 +163,7 @@ impl Desk {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Fed => self.feed(),
-            Effect::Reply { session, reply } => self.reply(session, reply),
+            Effect::Reply { session, reply } => self.answer(session, reply.into()),
             Effect::Record(record) => {
                 self.records.push(record);
                 if self.records.len() >= RECORDS_MAX {
@@ -153,23 +194,41 @@ impl Desk {
     fn feed(&mut self) {
         let number = self.gate.number();
         let Some((feed, floats)) = self.shard.next_feed() else { return };
-        if let Some(standby) = &self.standby {
+        let is_brought = matches!(feed, Feed::Push { .. });
+        let mut told = Told { number, feed, floats };
+        if let Some(own) = self.own.as_ref().filter(|_| is_brought) {
+            match own.send(told) {
+                Ok(()) => return,
+                Err(mpsc::error::SendError(back)) => told = back,
+            }
+        }
+        if let Some((standby, _)) = &self.standby {
             // If nobody listens any more, that is told by whoever did.
-            let _ = standby.send(Told { number, feed, floats });
+            let _ = standby.send(told);
         }
     }
 
     fn confirmed(&mut self, number: u64) {
         let mut shown = Vec::new();
         self.gate.confirmed(number, &mut shown);
-        for effect in shown {
-            self.carry_out(effect);
+        for released in shown {
+            match released {
+                Released::Effect(effect) => self.carry_out(effect),
+                Released::End(session) => {
+                    let end = self.sessions.get_mut(&session).and_then(|addressee| addressee.end.take());
+                    // Nobody waits for it any more where the stream has ended.
+                    let _ = end.map(|end| end.send(()));
+                }
+            }
         }
         match self.full_at {
             // What it was told first has taken long; what is on its way will not.
             None if self.standby.is_some() => self.shut(),
             Some(full) if number >= full => {
                 self.full_at = Some(u64::MAX);
+                if self.shard.tells_pushes() {
+                    *self.way.lock() = self.standby.as_ref().map(|(_, way)| way.clone());
+                }
                 self.outbox.push(ShardMessage::Report(Report::Replicated));
             }
             _ => {}
@@ -188,6 +247,7 @@ impl Desk {
         if self.standby.take().is_none() {
             return;
         }
+        *self.way.lock() = None;
         if self.gate.is_shut() {
             // Nothing is shown any more before the coordinator has decided.
             self.outbox.push(ShardMessage::Report(Report::StandbyLost { why }));
@@ -196,9 +256,9 @@ impl Desk {
         }
     }
 
-    fn reply(&mut self, session: SessionId, reply: Reply) {
-        let Some((replies, connection)) = self.sessions.get(&session) else { return };
-        if let Err(error) = replies.try_send(reply) {
+    fn answer(&mut self, session: SessionId, answer: Answer) {
+        let Some(Addressee { answers, connection, .. }) = self.sessions.get(&session) else { return };
+        if let Err(error) = answers.try_send(answer) {
             // A peer that does not read its answers is cut off rather than waited for: it asks again and finds them.
             tracing::warn!(peer = %connection.peer(), %error, "a connection is closed: its peer does not take answers");
             connection.close(1, "answers were not taken");

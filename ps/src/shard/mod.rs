@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, Select, Sender, TryRecvError, TrySendError};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use windlass_common::ids::ShardId;
 use windlass_common::wire::{Order, Report};
 use windlass_ps_core::SessionId;
@@ -22,7 +22,7 @@ use windlass_ps_core::store::{Shape, Snapshot};
 use windlass_transport::{Connection, PooledFloats, bytes_of};
 
 use crate::meter::Meters;
-use crate::replication::Told;
+use crate::replication::{OwnWay, Told, Way};
 use crate::shard::desk::Desk;
 
 /// Requests that may wait for a shard; a session that finds no place stops reading its stream.
@@ -59,14 +59,28 @@ impl Gradient {
     }
 }
 
+/// What a session is to write.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) reply: Reply,
+    /// If there is one, the end of the frame waits for this; when nobody can say so any more, it is never sent.
+    pub(crate) ends: Option<oneshot::Receiver<()>>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self { reply, ends: None }
+    }
+}
+
 /// What a shard's thread is told.
 pub(crate) enum Input {
     /// Answers for this session go there; if it does not take them, its connection is closed.
-    Attach { session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection },
+    Attach { session: SessionId, answers: mpsc::Sender<Answer>, connection: Connection },
     /// Something has happened.
     Event(Event<Gradient>, Option<OwnedSemaphorePermit>),
-    /// A standby is reached: it is told this way what happens.
-    Replicate(mpsc::UnboundedSender<Told>),
+    /// A standby is reached: it is told there what happens, and sessions may find ways of their own beside this one.
+    Replicate(mpsc::UnboundedSender<Told>, Way),
     /// It has done everything up to this number.
     Confirmed(u64),
     /// It is gone.
@@ -100,20 +114,30 @@ pub(crate) struct ShardLink {
     desk: Arc<Mutex<Option<Desk>>>,
     inputs: Sender<Input>,
     places: Arc<Semaphore>,
+    /// To the standby, for sessions, if it has all and is told each push by itself.
+    way: Arc<Mutex<Option<Way>>>,
 }
 
 impl ShardLink {
-    /// Does a request, or hands it over, waiting for a place.
-    pub(crate) async fn request(&self, event: Event<Gradient>) {
+    /// Does a request, or hands it over, waiting for a place. What it brings is told the standby by the session's `own` way, if
+    /// there is one and it is done at once.
+    pub(crate) async fn request(&self, event: Event<Gradient>, own: Option<&OwnWay>) {
         let input = Input::Event(event, None);
-        let input = if self.shape.values() > AT_ONCE_MAX { Some(input) } else { self.at_once(input) };
+        let input = if self.shape.values() > AT_ONCE_MAX { Some(input) } else { self.at_once(input, own) };
         let Some(Input::Event(event, _)) = input else { return };
         let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         self.put(Input::Event(event, Some(permit)));
     }
 
+    /// A way to the standby by which this session may tell it what it brings: the one it has, or one that is begun.
+    pub(crate) fn own_way(&self, has: Option<OwnWay>) -> Option<OwnWay> {
+        let way = self.way.lock();
+        let way = way.as_ref()?;
+        Some(has.filter(|own| own.feed == way.feed).unwrap_or_else(|| way.beside(self)))
+    }
+
     /// Does what is the next if nobody has to wait for it; otherwise gives it back.
-    fn at_once(&self, input: Input) -> Option<Input> {
+    fn at_once(&self, input: Input, own: Option<&OwnWay>) -> Option<Input> {
         let Some(mut desk) = self.desk.try_lock() else { return Some(input) };
         // What waits is taken up by the thread, which has the desk meanwhile: so the order of a sender's inputs is kept.
         let Some(desk) = desk.as_mut().filter(|d| self.inputs.is_empty() && d.outbox.len() < OUTBOX_MAX)
@@ -121,7 +145,7 @@ impl ShardLink {
             return Some(input);
         };
         let told = desk.outbox.len();
-        desk.take(input);
+        desk.take_from(input, own);
         if desk.outbox.len() > told {
             self.put(Input::Wake);
         }
@@ -129,8 +153,8 @@ impl ShardLink {
     }
 
     /// Says where the answers for a session go.
-    pub(crate) fn attach(&self, session: SessionId, replies: mpsc::Sender<Reply>, connection: Connection) {
-        self.put(Input::Attach { session, replies, connection });
+    pub(crate) fn attach(&self, session: SessionId, answers: mpsc::Sender<Answer>, connection: Connection) {
+        self.put(Input::Attach { session, answers, connection });
     }
 
     /// Hands over an order.
@@ -144,13 +168,13 @@ impl ShardLink {
     }
 
     /// Tells a standby what happens, from the whole on; false if the thread has ended.
-    pub(crate) fn replicate(&self, tell: mpsc::UnboundedSender<Told>) -> bool {
-        self.inputs.send(Input::Replicate(tell)).is_ok()
+    pub(crate) fn replicate(&self, tell: mpsc::UnboundedSender<Told>, way: Way) -> bool {
+        self.inputs.send(Input::Replicate(tell, way)).is_ok()
     }
 
     /// The standby has done so much.
     pub(crate) fn confirmed(&self, number: u64) {
-        if let Some(input) = self.at_once(Input::Confirmed(number)) {
+        if let Some(input) = self.at_once(Input::Confirmed(number), None) {
             self.put(input);
         }
     }
@@ -181,7 +205,7 @@ impl ShardLink {
 }
 
 /// Lets a shard be worked on, which has to act upon `early` first, and starts its thread. `tell` brings its reports to the
-/// coordinator, and waits if it must.
+/// coordinator, and waits if it must. `has_links` says that links to all workers are emulated.
 ///
 /// # Errors
 /// If the system gives no thread.
@@ -189,14 +213,16 @@ pub(crate) fn spawn(
     id: ShardId,
     shard: Shard<Gradient>,
     early: Vec<Effect>,
-    meters: Arc<Meters>,
+    (meters, has_links): (Arc<Meters>, bool),
     tell: impl FnMut(ShardMessage) + Send + 'static,
 ) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
     let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
     let shape = Arc::new(shard.shape().clone());
-    let desk = Arc::new(Mutex::new(Some(Desk::new(shard, early, receiver.clone(), meters))));
-    let link =
-        ShardLink { shape, desk: Arc::clone(&desk), inputs, places: Arc::new(Semaphore::new(REQUESTS_MAX)) };
+    let way = Arc::default();
+    let told = (receiver.clone(), Arc::clone(&way));
+    let desk = Arc::new(Mutex::new(Some(Desk::new(shard, early, told, (meters, has_links)))));
+    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let link = ShardLink { shape, desk: Arc::clone(&desk), inputs, places, way };
     let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
     let thread = thread.spawn(move || run(&desk, &receiver, tell))?;
     Ok((link, thread))

@@ -80,7 +80,7 @@ fn killed(folder: &Path, flags: &str, every: u64) -> (PathBuf, Vec<f64>) {
 /// As many passes over the data as so many kills take.
 fn passes(flags: &str) -> String {
     let times = seeds(5);
-    format!("{flags} --passes {}", (times.end - times.start).div_ceil(5) * 2)
+    format!("{flags} --passes {}", (times.end - times.start).div_ceil(5) * 3)
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Hosts shards on servers: hands them what happens, and lets out what they may show.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use windlass_common::ids::{Lineage, ServerId, ShardId};
 use windlass_common::wire::{Order, Record, Report};
+use windlass_ps_core::SessionId;
 use windlass_ps_core::coordinator::Event;
-use windlass_ps_core::replica::Gate;
+use windlass_ps_core::replica::{Gate, Passed, Released};
 use windlass_ps_core::shard::{self, Effect, Reply, Shard};
 
 use super::network::{DOWN, Place, UP};
@@ -24,6 +25,8 @@ pub(super) struct Hosted {
     pub(super) gate: Gate,
     /// Of each effect that waits, how much the standby had been told before it.
     pub(super) waiting: VecDeque<u64>,
+    /// Values that are on their way to a session but for their end, and what it is told behind them.
+    begun: BTreeMap<SessionId, (Reply, Vec<Reply>)>,
     /// Its way to the standby, if it has one.
     pub(super) line: Option<Line>,
     /// The standby is lost after it had all: nothing is shown any more.
@@ -40,6 +43,7 @@ impl Hosted {
             lineage,
             gate: Gate::default(),
             waiting: VecDeque::new(),
+            begun: BTreeMap::new(),
             line,
             is_silent: false,
             is_pausing: false,
@@ -121,13 +125,35 @@ impl World<'_> {
             if hosted.is_silent {
                 continue;
             }
-            match hosted.gate.pass(effect) {
-                Some(effect) => self.show(server, id, told, effect),
-                None => {
+            let may_begin = self.rng.below(2) == 0;
+            let Some(hosted) = self.hosted(server, id) else { return };
+            match hosted.gate.pass(effect, |_| may_begin) {
+                Passed::Now(effect) => self.show(server, id, told, effect),
+                Passed::Waits => {
                     hosted.waiting.push_back(told);
                     self.counts.add("waited for a standby", 1);
                 }
+                Passed::Begun(session, reply) => {
+                    hosted.waiting.push_back(told);
+                    let before = hosted.begun.insert(session, (reply, Vec::new()));
+                    assert!(before.is_none(), "a session is sent values in the middle of others");
+                    self.counts.add("values begun before a standby had confirmed", 1);
+                }
             }
+        }
+    }
+
+    /// Acts upon what waits no longer, before which the standby had been told so much.
+    pub(super) fn release(&mut self, server: ServerId, id: ShardId, told: u64, released: Released) {
+        let session = match released {
+            Released::Effect(effect) => return self.show(server, id, told, effect),
+            Released::End(session) => session,
+        };
+        let Some((values, behind)) = self.hosted(server, id).and_then(|h| h.begun.remove(&session)) else {
+            panic!("values end that were not begun");
+        };
+        for reply in std::iter::once(values).chain(behind) {
+            self.show(server, id, told, Effect::Reply { session, reply });
         }
     }
 
@@ -149,7 +175,9 @@ impl World<'_> {
                 }
             }
             Effect::Reply { session, reply } => {
-                if session.0 < STRAY {
+                if let Some((_, behind)) = self.hosted(server, id).and_then(|h| h.begun.get_mut(&session)) {
+                    behind.push(reply);
+                } else if session.0 < STRAY {
                     self.send(session.0 as usize, DOWN, Message::Reply(reply));
                 }
             }

@@ -17,6 +17,8 @@ use crate::cluster::links::Message;
 const RETRY: u64 = 100_000;
 /// What is told is delivered once more within this time.
 const LATE_WITHIN: u64 = 3_000_000;
+/// Ways that sessions have to a standby beside the shard's.
+const WAYS: usize = 2;
 
 /// A primary's way to the standby.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Line {
     /// Where the standby is.
     pub(super) to: ServerId,
     pub(super) stream: Option<usize>,
+    /// Those beside it, for some of what comes once the standby has all.
+    ways: [usize; WAYS],
     /// The number of the word that the standby has all, once that was told.
     full: Option<u64>,
     pub(super) is_reported: bool,
@@ -31,7 +35,7 @@ pub(super) struct Line {
 
 impl Line {
     fn to(to: ServerId) -> Self {
-        Self { to, stream: None, full: None, is_reported: false }
+        Self { to, stream: None, ways: [0; WAYS], full: None, is_reported: false }
     }
 }
 
@@ -52,10 +56,12 @@ pub(crate) struct Told {
 #[derive(Debug)]
 pub(super) struct Second {
     pub(super) standby: Standby<Vec<f32>>,
-    /// Where it is told.
-    stream: Option<usize>,
+    /// Over which connection it is told.
+    connection: Option<usize>,
     /// How much it has done of what was told in its lineage.
     pub(super) count: u64,
+    /// Of what it has been told, by number, how much that was and the primary's digest.
+    heard: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
 fn end_to_end(floats: Floats<Vec<f32>>) -> Vec<f32> {
@@ -76,7 +82,10 @@ impl World<'_> {
         for (id, seats) in (0..).map(ShardId).zip(seats) {
             if seats.standby == Some(server) {
                 let standby = Standby::new(self.run, lineage, id);
-                self.standbys.insert((server, id), Second { standby, stream: None, count: 0 });
+                self.standbys.insert(
+                    (server, id),
+                    Second { standby, connection: None, count: 0, heard: BTreeMap::new() },
+                );
             }
             if let (true, Some(to)) = (seats.primary == server, seats.standby) {
                 if let Some(hosted) = self.hosted.get_mut(&(server, id)) {
@@ -108,11 +117,12 @@ impl World<'_> {
             return;
         }
         let connection = self.net.connect(from, to);
-        let stream = self.net.stream(Kind::Feed(id), Some(connection));
+        let mut stream = || self.net.stream(Kind::Feed(id), Some(connection));
+        let (stream, ways) = (stream(), [stream(), stream()]);
         self.counts.add("refills", 1);
         let mut effects = Vec::new();
         let Some(hosted) = self.hosted(server, id) else { return };
-        hosted.line = Some(Line { stream: Some(stream), ..Line::to(to) });
+        hosted.line = Some(Line { stream: Some(stream), ways, ..Line::to(to) });
         hosted.gate = Gate::default();
         hosted.shard.begin_feeding(&mut effects);
         let history = self.history(lineage, id);
@@ -136,7 +146,11 @@ impl World<'_> {
         if feed == Feed::Full {
             line.full = Some(number);
         }
-        if let Some(stream) = line.stream {
+        let way = if line.is_reported { self.rng.below(1 + WAYS as u64) as usize } else { 0 };
+        let Some(hosted) = self.hosted(server, id) else { return };
+        let Some(line) = &hosted.line else { return };
+        let stream = if way == 0 { line.stream } else { line.stream.map(|_| line.ways[way - 1]) };
+        if let Some(stream) = stream {
             let told = Told { lineage, number, feed, floats: end_to_end(floats), count, digest };
             self.send(stream, UP, Message::Told(Box::new(told)));
         }
@@ -153,13 +167,17 @@ impl World<'_> {
         let is_begun = matches!(told.feed, Feed::Whole(_));
         let serves = self.followers[server.index()].serves;
         let plan = &self.plan;
+        let connection = self.net.streams[stream].connection;
         let taken = match self.standbys.get_mut(&(server, id)).filter(|_| serves) {
             None => Err("it is no standby".to_owned()),
             // Another stream has taken its place.
-            Some(second) if told.lineage == lineage && second.stream != Some(stream) && !is_begun => {
+            Some(second) if told.lineage == lineage && second.connection != connection && !is_begun => {
                 Err("it is fed by another stream".to_owned())
             }
             Some(second) => {
+                if is_begun {
+                    second.heard.clear();
+                }
                 let taken = second.standby.take(plan, told.lineage, number, told.feed, told.floats);
                 taken.map_err(|refused| match refused {
                     Refused::Feed(error) => panic!("{id} on s{}: the copy cannot follow: {error}", server.0),
@@ -167,13 +185,26 @@ impl World<'_> {
                 })
             }
         };
-        let Some(connection) = self.net.streams[stream].connection else { return };
+        let Some(connection) = connection else { return };
         match taken {
             Ok(confirmed) => {
                 assert_eq!(told.lineage, lineage, "the standby of {id} takes what another lineage tells it");
-                assert_eq!(confirmed, number, "the standby of {id} confirms what it was not told");
                 let second = self.standbys.get_mut(&(server, id)).expect("it has taken something");
-                (second.stream, second.count) = (Some(stream), count);
+                second.connection = Some(connection);
+                second.heard.insert(number, (count, digest));
+                let Some(number) = confirmed else {
+                    self.counts.add("fed before what was told before", 1);
+                    return;
+                };
+                let confirmed = second.heard.get(&number).copied();
+                let (count, digest) = confirmed.expect("the standby confirms what it was not told");
+                let missing = (second.count + 1..count).find(|n| !second.heard.values().any(|(c, _)| c == n));
+                assert!(
+                    is_begun || missing.is_none(),
+                    "the standby of {id} confirms {missing:?}, which it was not told"
+                );
+                second.heard.retain(|&heard, _| heard > number);
+                second.count = count;
                 if let (Some(shard), Some(expected)) = (second.standby.full(), digest) {
                     self.counts.add("digests compared", 1);
                     assert_eq!(shard.digest(), expected, "the standby of {id} is other than its primary was");
@@ -205,14 +236,17 @@ impl World<'_> {
     /// The standby has done everything up to this number.
     pub(super) fn feed_confirmed(&mut self, server: ServerId, id: ShardId, stream: usize, number: u64) {
         let Some(hosted) = self.hosted(server, id) else { return };
-        if hosted.is_silent || hosted.line.as_ref().is_none_or(|line| line.stream != Some(stream)) {
+        let is_of = |line: &Line| {
+            line.stream.is_some() && (line.stream == Some(stream) || line.ways.contains(&stream))
+        };
+        if hosted.is_silent || !hosted.line.as_ref().is_some_and(is_of) {
             return;
         }
-        let mut effects = Vec::new();
-        hosted.gate.confirmed(number, &mut effects);
-        for effect in effects {
+        let mut shown = Vec::new();
+        hosted.gate.confirmed(number, &mut shown);
+        for released in shown {
             let told = self.hosted(server, id).and_then(|hosted| hosted.waiting.pop_front());
-            self.show(server, id, told.expect("it waited"), effect);
+            self.release(server, id, told.expect("it waited"), released);
         }
         let Some(hosted) = self.hosted(server, id) else { return };
         let lineage = hosted.lineage;

@@ -154,7 +154,7 @@ impl Link {
         for number in 0..count {
             let bytes = slices.recv().await.ok_or(ClientError::Interrupted)?;
             if number == 0 {
-                sender.begin(buffer).await.map_err(lost)?;
+                sender.begin(buffer, []).await.map_err(lost)?;
             }
             sender.chunk(bytes).await.map_err(lost)?;
         }

@@ -200,7 +200,7 @@ impl Stream {
     /// Says something and sends only the beginning of its payload.
     pub(crate) async fn begin_with(&mut self, body: Body, payload: Bytes) {
         let bytes = self.header(body);
-        self.sender.begin(&bytes).await.unwrap();
+        self.sender.begin(&bytes, []).await.unwrap();
         self.sender.chunk(payload).await.unwrap();
     }
 

@@ -276,7 +276,7 @@ async fn a_frame_in_pieces_is_the_same_frame() {
         assert_eq!(sender.end(), interrupted);
         // Whole, in pieces, and whole again.
         sender.send(b"one", [payload.clone()]).await.unwrap();
-        sender.begin(b"two").await.unwrap();
+        sender.begin(b"two", []).await.unwrap();
         let (_forth, mut receiver) = pair.accepted.accept_stream().await.unwrap();
         let mut found = vec![0; payload.len()];
         assert_eq!(header(&mut receiver).await.unwrap().unwrap(), b"one");
@@ -287,7 +287,7 @@ async fn a_frame_in_pieces_is_the_same_frame() {
         for piece in [0..0, 0..1, 1..200_000] {
             sender.chunk(payload.slice(piece.clone())).await.unwrap();
             assert_eq!(sender.send(b"between", []).await, interrupted);
-            assert_eq!(sender.begin(b"between").await, interrupted);
+            assert_eq!(sender.begin(b"between", []).await, interrupted);
             assert_eq!(sender.finish(), interrupted);
             receiver.payload(&mut found[piece.clone()]).await.unwrap();
             assert!(found[piece.clone()] == payload[piece]);
@@ -314,7 +314,7 @@ async fn a_piece_given_up_midway_spoils_its_stream() {
         let limits = Limits { stream_window: 65_536, receive_window: 65_536, ..Limits::default() };
         let pair = pair(Limits { send_window: 65_536, ..limits }).await;
         let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
-        sender.begin(b"head").await.unwrap();
+        sender.begin(b"head", []).await.unwrap();
         // Nobody reads, so the windows fill and this cannot end.
         let sending = sender.chunk(Bytes::from(vec![0; 1_000_000]));
         assert!(tokio::time::timeout(Duration::from_millis(100), sending).await.is_err());

@@ -88,7 +88,7 @@ async fn what_is_sent_and_what_is_read_take_the_time_of_the_link() {
             let Stream { here: (sender, _), there: (_, receiver) } = &mut stream;
             let sending = async {
                 let payload = payload(2 * MB);
-                sender.begin(&(2 * MB as u32).to_le_bytes()).await.unwrap();
+                sender.begin(&(2 * MB as u32).to_le_bytes(), []).await.unwrap();
                 for piece in [0..10, 10..MB, MB..2 * MB] {
                     sender.chunk(payload.slice(piece)).await.unwrap();
                 }

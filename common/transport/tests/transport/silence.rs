@@ -95,7 +95,7 @@ async fn so_is_a_piece_of_one() {
         let not_taken = Err(FrameError::NotTaken { within: PATIENCE });
         let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
         sender.set_patience(PATIENCE);
-        sender.begin(b"head").await.unwrap();
+        sender.begin(b"head", []).await.unwrap();
         // Between the pieces the sender may take its time.
         tokio::time::sleep(PATIENCE * 2).await;
         sender.chunk(Bytes::from(vec![0; 1000])).await.unwrap();
@@ -103,7 +103,7 @@ async fn so_is_a_piece_of_one() {
         assert_eq!(sender.end(), Err(FrameError::Interrupted));
         let (mut sender, _back) = pair.opened.open_stream(Priority::Normal).await.unwrap();
         sender.set_patience(PATIENCE);
-        assert_eq!(sender.begin(&vec![0; 1_000_000]).await, not_taken);
+        assert_eq!(sender.begin(&vec![0; 1_000_000], []).await, not_taken);
         assert_eq!(sender.chunk(Bytes::new()).await, Err(FrameError::Interrupted));
     })
     .await;

@@ -9,16 +9,17 @@ use super::*;
 #[test]
 fn nothing_is_shown_before_what_was_told_before_it_is_confirmed() {
     let told = |step| Effect::Report(Report::Taken { checkpoint: step });
-    let number = |effect: &Effect| match effect {
-        Effect::Report(Report::Taken { checkpoint }) => *checkpoint,
+    let number = |released: &Released| match released {
+        Released::Effect(Effect::Report(Report::Taken { checkpoint })) => *checkpoint,
         other => panic!("{other:?}"),
     };
     for seed in 0..50 {
         let mut rng = Rng::new(seed, Purpose::Simulation(10));
         let mut gate = Gate::default();
-        assert!(gate.pass(told(0)).is_some(), "a gate that is open lets all through");
+        let is_let_through = |passed: Passed| matches!(passed, Passed::Now(_));
+        assert!(is_let_through(gate.pass(told(0), |_| true)), "a gate that is open lets all through");
         gate.number();
-        assert!(gate.pass(told(0)).is_some());
+        assert!(is_let_through(gate.pass(told(0), |_| true)));
         gate.shut();
         let (mut last, mut confirmed, mut waiting, mut shown) = (1, 0, VecDeque::new(), 0);
         for effect in 1..200 {
@@ -30,9 +31,9 @@ fn nothing_is_shown_before_what_was_told_before_it_is_confirmed() {
                     confirmed = rng.below(last + 2).max(confirmed).min(last);
                     let mut out = Vec::new();
                     gate.confirmed(confirmed, &mut out);
-                    for effect in &out {
+                    for released in &out {
                         let (needed, expected) = waiting.pop_front().unwrap();
-                        assert_eq!(number(effect), expected, "in their order");
+                        assert_eq!(number(released), expected, "in their order");
                         assert!(
                             needed <= confirmed,
                             "{expected} needs {needed}, and {confirmed} is confirmed"
@@ -41,9 +42,10 @@ fn nothing_is_shown_before_what_was_told_before_it_is_confirmed() {
                     }
                     assert!(waiting.front().is_none_or(|(needed, _)| *needed > confirmed), "and at once");
                 }
-                _ => match gate.pass(told(effect)) {
-                    Some(_) => assert!(confirmed >= last, "nothing that was told is unconfirmed"),
-                    None => waiting.push_back((last, effect)),
+                _ => match gate.pass(told(effect), |_| true) {
+                    Passed::Now(_) => assert!(confirmed >= last, "nothing that was told is unconfirmed"),
+                    Passed::Waits => waiting.push_back((last, effect)),
+                    Passed::Begun(..) => panic!("these are no values"),
                 },
             }
             assert_eq!(gate.waiting(), waiting.len());

@@ -219,6 +219,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         &self.feeding.closed
     }
 
+    /// Whether the standby is told of each push by itself.
+    pub fn tells_pushes(&self) -> bool {
+        !self.is_held_for_all()
+    }
+
     /// Whether the coordinator opens no further round.
     pub fn is_concluded(&self) -> bool {
         self.concluded

@@ -7,11 +7,11 @@ use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::{Adam, Optimizer};
 use windlass_common::plan::{Fedavg, Hosting, LocalWork, Mode, Plan, Sampler, StalenessScaling, Weights};
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Entry, Feed, Member, Order, Pull, Push, Record, Task};
+use windlass_common::wire::{Entry, Feed, Member, Order, Outcome, Pull, Push, Record, Task};
 
 use super::*;
-use crate::replica::{Gate, Refused, Standby};
-use crate::shard::{Event, Request};
+use crate::replica::{Gate, Passed, Refused, Released, Standby};
+use crate::shard::{Event, Reply, Request};
 use crate::{SessionId, Time, sample};
 
 const WORKERS: u32 = 3;
@@ -205,7 +205,7 @@ impl Pair {
                     let number = self.gate.number();
                     assert_eq!(feed.payload_bytes(), 4 * len(&floats), "{feed:?}");
                     let taken = self.standby.take(&self.plan, Lineage(0), number, feed, end_to_end(floats));
-                    assert_eq!(taken, Ok(number));
+                    assert_eq!(taken, Ok(Some(number)));
                 }
                 Effect::Record(record) => self.records.push(*record),
                 _ => {}
@@ -402,15 +402,24 @@ fn a_standby_takes_nothing_of_another_lineage_nor_what_leaves_something_out() {
         let (current, found) = (Lineage(0), Lineage(lineage));
         assert_eq!(take(lineage, 3, order()), Err(Refused::Lineage { shard: SHARD, current, found }));
     }
-    assert_eq!(take(0, 4, order()), Err(Refused::Gap { expected: 3, found: 4 }));
     assert_eq!(take(0, 2, order()), Err(Refused::Gap { expected: 3, found: 2 }));
-    assert_eq!(take(0, 3, order()), Ok(3));
+    assert_eq!(take(0, 5, order()), Ok(None), "two are missing before it");
+    assert_eq!(take(0, 5, order()), Err(Refused::Gap { expected: 3, found: 5 }), "it has come already");
+    assert_eq!(take(0, 3, order()), Ok(Some(3)));
+    assert_eq!(take(0, 4, order()), Ok(Some(5)), "with the one that waited for it");
+    assert_eq!(take(0, 4, order()), Err(Refused::Gap { expected: 6, found: 4 }));
     assert!(pair.standby.full().is_some(), "what is refused changes nothing");
     let digest = pair.primary.digest() ^ 1;
     let mut take = |number, feed| pair.standby.take(&plan, Lineage(0), number, feed, Vec::new());
-    assert!(matches!(take(4, Feed::Digest { version: Version(0), digest }), Err(Refused::Feed(_))));
+    assert!(matches!(take(6, Feed::Digest { version: Version(0), digest }), Err(Refused::Feed(_))));
     assert!(pair.standby.full().is_none(), "one that is other than its primary is of no use");
     let mut empty = Standby::<Vec<f32>>::new(RunId(7), Lineage(0), SHARD);
+    let gap = Refused::Gap { expected: 1, found: 2 };
+    assert_eq!(
+        empty.take(&plan, Lineage(0), 2, order(), Vec::new()),
+        Err(gap),
+        "one that is not full waits for nothing"
+    );
     assert_eq!(empty.take(&plan, Lineage(0), 1, order(), Vec::new()), Err(FeedError::Empty.into()));
     assert!(empty.into_full().is_none());
 }
@@ -448,4 +457,48 @@ fn nobody_waits_for_a_point_beyond_the_end_on_a_copy() {
     let is_told =
         |e: &Effect| matches!(e, Effect::Reply { reply: crate::shard::Reply::NoSnapshot { next: None }, .. });
     assert!(effects.iter().any(is_told), "{effects:?}");
+}
+
+#[test]
+fn values_are_begun_past_acknowledgements_and_nothing_else() {
+    let mut pair = Pair::new(&plan(modes()[1].clone()));
+    let snapshot = pair.primary.snapshot();
+    let session = SessionId(3);
+    let to = |reply| Effect::Reply { session, reply };
+    let values = || {
+        let (snapshot, step) = (snapshot.clone(), Step(1));
+        to(Reply::Values { step, snapshot, have: None, slices: Vec::new(), clients: Vec::new() })
+    };
+    let settled = || to(Reply::Settled { sequence: Sequence(0), outcome: Outcome::Void });
+    let recall = || to(Reply::Recall { residuals: Vec::new() });
+    let unconfirmed = || {
+        let mut gate = Gate::default();
+        gate.shut();
+        gate.number();
+        gate
+    };
+    let mut gate = unconfirmed();
+    assert!(matches!(gate.pass(settled(), |_| true), Passed::Waits));
+    assert!(
+        matches!(gate.pass(values(), |_| true), Passed::Begun(to, Reply::Values { .. }) if to == session)
+    );
+    assert!(matches!(gate.pass(values(), |_| true), Passed::Waits), "in the middle of others");
+    let mut shown = Vec::new();
+    gate.confirmed(1, &mut shown);
+    let [Released::Effect(first), Released::End(ended), Released::Effect(last)] = shown.as_slice() else {
+        panic!("{shown:?}");
+    };
+    assert_eq!(*ended, session);
+    let is_settled = matches!(first, Effect::Reply { reply: Reply::Settled { .. }, .. });
+    assert!(is_settled && matches!(last, Effect::Reply { reply: Reply::Values { .. }, .. }));
+    gate.number();
+    assert!(matches!(gate.pass(values(), |_| true), Passed::Begun(..)), "what was shown bars nothing");
+
+    let mut gate = unconfirmed();
+    assert!(matches!(gate.pass(recall(), |_| true), Passed::Waits));
+    assert!(matches!(gate.pass(values(), |_| true), Passed::Waits), "what it says is to be known before");
+    assert!(
+        matches!(unconfirmed().pass(values(), |to| to != session), Passed::Waits),
+        "they are not to be begun"
+    );
 }
