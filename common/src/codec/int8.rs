@@ -24,6 +24,9 @@ const SCALE_MAX: f32 = f32::from_bits(0x7c01_0203);
 /// 1.5 * 2^23: in what is added to it, the last digit stands for 1. Its last byte is 0.
 const WHOLE: f32 = 12_582_912.0;
 
+/// Blocks of which the scales are found one after the other, before any is written.
+const TOGETHER: usize = 8;
+
 type Block = [f32; BLOCK];
 
 /// Bytes of so many values.
@@ -94,34 +97,51 @@ fn blocks(
     mut residual: Option<&mut [Block]>,
 ) {
     assert!(values.len() == scales.len() && values.len() == codes.len(), "a scale and bytes for each block");
-    for (i, ((values, scale_bytes), codes)) in values.iter().zip(scales).zip(codes).enumerate() {
-        let (scale, inverse) = scale(values);
-        *scale_bytes = scale.to_le_bytes();
-        let dither = dither.map(|(dither, first)| dither.block(first + i as u64));
-        let whole = match (scale.is_finite(), dither) {
-            (false, _) => [WHOLE; BLOCK],
-            (true, None) => nearest(values, inverse),
-            (true, Some(dither)) => by_chance(values, inverse, &dither),
-        };
-        for (code, whole) in codes.iter_mut().zip(&whole) {
-            *code = whole.to_bits() as u8;
+    let groups = values.chunks(TOGETHER).zip(scales.chunks_mut(TOGETHER)).zip(codes.chunks_mut(TOGETHER));
+    for (group, ((values, scale_bytes), codes)) in groups.enumerate() {
+        // A scale is known long after the values of its block have been read: meanwhile those of others are looked for.
+        let mut largest = [0; TOGETHER];
+        for (largest, values) in largest.iter_mut().zip(values) {
+            *largest = largest_of(values);
         }
-        if let Some(residual) = residual.as_mut().map(|residual| &mut residual[i]) {
-            for ((residual, value), whole) in residual.iter_mut().zip(values).zip(whole) {
-                *residual = value - (whole - WHOLE) * scale;
+        let of = largest.map(scale);
+        for (i, ((values, scale_bytes), codes)) in values.iter().zip(scale_bytes).zip(codes).enumerate() {
+            let (scale, inverse) = of[i];
+            *scale_bytes = scale.to_le_bytes();
+            let number = group * TOGETHER + i;
+            let dither = dither.map(|(dither, first)| dither.block(first + number as u64));
+            let whole = match (scale.is_finite(), dither) {
+                (false, _) => [WHOLE; BLOCK],
+                (true, None) => nearest(values, inverse),
+                (true, Some(dither)) => by_chance(values, inverse, &dither),
+            };
+            for (code, whole) in codes.iter_mut().zip(&whole) {
+                *code = whole.to_bits() as u8;
+            }
+            if let Some(residual) = residual.as_mut().map(|residual| &mut residual[number]) {
+                for ((residual, value), whole) in residual.iter_mut().zip(values).zip(whole) {
+                    *residual = value - (whole - WHOLE) * scale;
+                }
             }
         }
     }
 }
 
-/// The scale, and its inverse or a number just below it: no magnitude times that is above 127.
+/// The bits of the largest magnitude.
 #[inline(always)]
-fn scale(block: &Block) -> (f32, f32) {
+fn largest_of(block: &Block) -> u32 {
     // The bits of magnitudes are in the order of the magnitudes; above them are those of infinity, and then those of NaN.
     let mut largest = 0;
     for value in block {
         largest = value.abs().to_bits().max(largest);
     }
+    largest
+}
+
+/// The scale for a largest magnitude with these bits, and its inverse or a number just below it: no magnitude times that is
+/// above 127.
+#[inline(always)]
+fn scale(largest: u32) -> (f32, f32) {
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
         return (NOT_FINITE, 0.0);
