@@ -127,7 +127,7 @@ impl Desk {
             Input::Replicate(..) if self.gate.is_shut() => {}
             Input::Replicate(tell, way) => {
                 self.gate = Gate::default();
-                self.standby = Some((tell, way));
+                self.standby = Some((tell, *way));
                 self.shard.begin_feeding(&mut self.effects);
                 self.act();
             }

@@ -80,7 +80,7 @@ pub(crate) enum Input {
     /// Something has happened.
     Event(Event<Gradient>, Option<OwnedSemaphorePermit>),
     /// A standby is reached: it is told there what happens, and sessions may find ways of their own beside this one.
-    Replicate(mpsc::UnboundedSender<Told>, Way),
+    Replicate(mpsc::UnboundedSender<Told>, Box<Way>),
     /// It has done everything up to this number.
     Confirmed(u64),
     /// It is gone.
@@ -169,7 +169,7 @@ impl ShardLink {
 
     /// Tells a standby what happens, from the whole on; false if the thread has ended.
     pub(crate) fn replicate(&self, tell: mpsc::UnboundedSender<Told>, way: Way) -> bool {
-        self.inputs.send(Input::Replicate(tell, way)).is_ok()
+        self.inputs.send(Input::Replicate(tell, Box::new(way))).is_ok()
     }
 
     /// The standby has done so much.
