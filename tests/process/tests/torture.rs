@@ -17,7 +17,7 @@ use windlass_process_tests::{model, summary};
 
 const WORKERS: u64 = 3;
 const SYNC: &str = "--mode sync --model 2nn --passes 1 --seed 5";
-const ASYNC: &str = "--mode async --model 2nn --passes 1.5 --seed 5";
+const ASYNC: &str = "--mode async --model 2nn --passes 8 --seed 5";
 const FEDAVG: &str = "--mode fedavg --model 2nn --clients 30 --fraction 0.4 --rounds 10 --seed 5";
 /// Lines about pushes between two disturbances: of over 900 where each batch is a push, and of 120 in rounds, per shard.
 const BETWEEN: Range<u64> = 60..220;
