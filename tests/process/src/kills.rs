@@ -65,7 +65,14 @@ pub fn since_restored(run: &Path) -> usize {
 
 /// The run that was killed has ended in the same bytes and counts as the other.
 pub fn same(whole: &Path, killed: &Path, counts: &[&str]) {
-    assert_eq!(model(whole), model(killed));
+    let is_same = model(whole) == model(killed);
+    assert!(
+        is_same,
+        "other bytes: {}\nwithout kills: {}\nwith: {}",
+        summary(whole),
+        story(whole),
+        story(killed)
+    );
     for count in counts {
         let [one, other] = [whole, killed].map(|run| summary(run)[count].clone());
         assert!(one == other, "{count}: {one} and {other}; {}; {}", summary(whole), story(killed));
