@@ -232,7 +232,7 @@ pub(crate) struct Guests(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     open: Vec<Connection>,
-    /// Those of other servers.
+    /// Those of other servers that have sockets of their own.
     servers: Vec<Connection>,
     /// Why nobody is a guest any more.
     closed: Option<&'static str>,
@@ -251,8 +251,8 @@ impl Guests {
                 connections.retain(|c| !c.is_closed());
             }
         }
-        if let Role::Server(_) = connection.peer() {
-            // However many ways it has, it does not send ahead: it waits for what has been told.
+        if matches!(connection.peer(), Role::Server(_)) && is_apart() {
+            // Its ways to a standby have sockets of their own, so that they take nothing of what the others share.
             inner.servers.push(connection.clone());
             return;
         }
@@ -290,12 +290,14 @@ pub(crate) fn pool() -> Arc<Pool> {
     pool
 }
 
+/// Whether what runs here has a thread of its own, as on a lane.
+pub(crate) fn is_apart() -> bool {
+    Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread
+}
+
 /// Does what takes long and waits for the disk; where the runtime has several threads, the others go on meanwhile.
 pub(crate) fn at_length<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
-        _ => work(),
-    }
+    if is_apart() { work() } else { tokio::task::block_in_place(work) }
 }
 
 /// A shard's part of the result, slice by slice in order.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 use windlass_common::codec::{CodecError, Patch};
 use windlass_common::ids::{ClientId, WorkerId};
@@ -19,6 +18,7 @@ use windlass_transport::{
 };
 
 use crate::replication::OwnWay;
+use crate::server::is_apart;
 use crate::shard::{Answer, Gradient, ShardLink};
 
 /// Bytes at the end of values that are sent when a standby has confirmed what they are made of.
@@ -63,8 +63,7 @@ pub(crate) async fn serve(
     let codec = if matches!(peer, Role::Worker(_)) { shard.shape.codecs.pull } else { Codec::F32 };
     tokio::spawn(write(envelope, codec, sender, outgoing));
     // What a thread of its own serves finds its own way to the standby, too.
-    let is_apart = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
-    let (header, own) = (AlignedVec::new(), None);
+    let (header, is_apart, own) = (AlignedVec::new(), is_apart(), None);
     let mut reader = Reader { session, peer, receiver, shard, pool, answers, header, is_apart, own };
     let result = reader.run().await;
     reader.shard.closed(session);

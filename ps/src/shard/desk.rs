@@ -142,10 +142,9 @@ impl Desk {
     fn act(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
-            match self
-                .gate
-                .pass(effect, |to| self.sessions.get(&to).is_some_and(|addressee| addressee.is_far))
-            {
+            let sessions = &self.sessions;
+            let is_far = |to| sessions.get(&to).is_some_and(|addressee: &Addressee| addressee.is_far);
+            match self.gate.pass(effect, is_far) {
                 Passed::Now(effect) => self.carry_out(effect),
                 Passed::Begun(session, reply) => {
                     let (end, ends) = oneshot::channel();

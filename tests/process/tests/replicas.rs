@@ -20,8 +20,9 @@ const SYNC: &str =
     "--mode sync --model 2nn --servers 2 --replicas 1 --workers 2 --batch 32 --seed 7 --name run";
 const ASYNC: &str =
     "--mode async --model 2nn --servers 2 --replicas 1 --workers 3 --batch 32 --seed 7 --name run";
+/// Over links, where values are on their way before the standby has confirmed.
 const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --replicas 1 --workers 2 --clients 20 --fraction 0.2 \
-                      --local-passes 1 --batch 50 --seed 7 --name run";
+                      --local-passes 1 --batch 50 --seed 7 --name run --link-rate 1gbit";
 
 /// The log since the run went on last, in one way or the other.
 fn since_gone_on(log: &str) -> &str {
@@ -107,6 +108,26 @@ fn no_push_of_async_is_lost_or_doubled_when_servers_are_killed() {
     let ledger = Ledger::read(&killed);
     assert!((0..3).all(|worker| ledger.pushes(worker) > 0));
     assert!(summary(&killed)["test_accuracy"].as_f64().unwrap() > 0.93);
+}
+
+/// What serves a worker feeds the standbys, too: it ends with the worker, and they are as full as before.
+#[test]
+fn a_worker_that_is_killed_takes_no_standby_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut running = train(&run, &format!("{ASYNC} --passes 6 --restarts 5"));
+    for worker in ["worker-0", "worker-1"] {
+        until_full(&run, &mut running, 200);
+        let before = count_of("membership", &log(&run));
+        send(child(running.id(), worker, None), Signal::KILL);
+        until("it has joined again", || (count_of("membership", &log(&run)) > before).then_some(()));
+    }
+    running.end(WITHIN).well();
+    let all = lines(&run);
+    let found = ["replicated", "went on", "restored"].map(|event| count(&all, event));
+    assert_eq!(found, [2, 0, 0], "both standbys are full once, and stay so");
+    let ledger = Ledger::read(&run);
+    assert!((0..3).all(|worker| ledger.pushes(worker) > 0));
 }
 
 #[test]
