@@ -53,8 +53,8 @@ pub struct Encoder {
     /// The same before the pushes for a round that may not be over, of clients that have pushed for it.
     before: BTreeMap<ClientId, (Step, Option<Residual>)>,
     keeps_before: bool,
-    /// The clients whose residuals are as shards have told them.
-    recalled: BTreeSet<ClientId>,
+    /// The clients whose residuals are as shards have told them, and which have. Of other shards' slices nothing is known yet.
+    recalled: BTreeMap<ClientId, BTreeSet<usize>>,
     /// Of what each shard has been given what it is.
     given: Vec<BTreeMap<ClientId, u64>>,
     /// Residuals that there have been.
@@ -99,7 +99,7 @@ impl Encoder {
             residuals: BTreeMap::new(),
             before: BTreeMap::new(),
             keeps_before: false,
-            recalled: BTreeSet::new(),
+            recalled: BTreeMap::new(),
             given,
             numbered: 0,
             pending: None,
@@ -270,7 +270,7 @@ impl Encoder {
         if values.len() != expected || self.left.is_empty() {
             return Err(expected);
         }
-        let is_known = self.residuals.contains_key(&client) && !self.recalled.contains(&client);
+        let is_known = self.residuals.contains_key(&client) && !self.recalled.contains_key(&client);
         if is_known || self.pending.is_some_and(|(pending, _)| pending == client) {
             return Ok(());
         }
@@ -285,19 +285,22 @@ impl Encoder {
             residual.values[flat.clone()].copy_from_slice(now);
             rest = later;
         }
-        self.recalled.insert(client);
+        self.recalled.entry(client).or_default().insert(shard);
         self.given[shard].insert(client, residual.number);
         Ok(())
     }
 
     /// What a shard is given for a checkpoint, by client: its slices end to end. With `all` it is given everything, otherwise
-    /// what it has not been given as it is.
+    /// what it has not been given as it is; in either case nothing of what it may be about to tell itself.
     pub fn give(&mut self, shard: usize, of: AsOf, all: bool) -> Vec<(ClientId, Vec<f32>)> {
         if all {
             self.given[shard].clear();
         }
         let mut gives = Vec::new();
         for (&client, residual) in &self.residuals {
+            if self.recalled.get(&client).is_some_and(|told| !told.contains(&shard)) {
+                continue;
+            }
             let as_of_then = match (of, self.before.get(&client)) {
                 (AsOf::Before(step), Some((pushed, before))) if *pushed >= step => before.as_ref(),
                 _ => Some(residual),

@@ -69,6 +69,9 @@ pub struct Worker {
     /// The next push.
     next: Resume,
     in_flight: Option<InFlight>,
+    /// A push that every shard has, by what was said when the worker joined again. It may only be held, and comes to nothing
+    /// where the run goes on from copies without it; values that come are made with it.
+    held: Option<InFlight>,
     /// The last push of this life and history that every shard has taken, and its step.
     taken: Option<Resume>,
     /// The first push that was made for the step of the last.
@@ -89,6 +92,7 @@ impl Worker {
             links: vec![Link::default(); shards],
             next: Resume::default(),
             in_flight: None,
+            held: None,
             taken: None,
             round: Resume::default(),
             wants_values: false,
@@ -213,6 +217,10 @@ impl Worker {
             }
             return;
         }
+        if self.held.is_some_and(|held| held.sequence >= next.sequence) {
+            self.held = None;
+            out.extend([Effect::Feedback(Feedback::Undone), Effect::Taken(Taken::Unused)]);
+        }
         let still_counts = |p: &InFlight| p.sequence >= next.sequence && p.step >= next.step;
         if self.in_flight.as_ref().is_some_and(still_counts) {
             // Some shard lacks it and it still counts: it is sent again to all, who know it by its number.
@@ -226,17 +234,33 @@ impl Worker {
         self.next = next;
         if let Some(pushed) = self.in_flight.take() {
             // It has been settled on every shard while this worker was away, or the others are beyond its step.
-            let is_settled = pushed.sequence < next.sequence;
-            if !is_settled {
+            if pushed.sequence < next.sequence {
+                self.held = Some(pushed);
+                if !self.wants_values {
+                    self.take_held(out);
+                }
+            } else {
                 let all = 0..self.links.len();
                 out.extend(all.map(|shard| Effect::Feedback(Feedback::Unused { shard })));
+                self.take(pushed, Taken::Unused, out);
             }
-            self.taken = Some(Resume { sequence: pushed.sequence, step: pushed.step });
-            out.push(Effect::Feedback(Feedback::Taken));
-            out.push(Effect::Taken(if is_settled { Taken::Applied } else { Taken::Unused }));
         }
         if busy && self.wants_values {
             self.pull_from_all(next.step, out);
+        }
+    }
+
+    /// What is left out of this push goes into the next one.
+    fn take(&mut self, pushed: InFlight, taken: Taken, out: &mut Vec<Effect>) {
+        self.taken = Some(Resume { sequence: pushed.sequence, step: pushed.step });
+        out.push(Effect::Feedback(Feedback::Taken));
+        self.give_what_is_due(out);
+        out.push(Effect::Taken(taken));
+    }
+
+    fn take_held(&mut self, out: &mut Vec<Effect>) {
+        if let Some(held) = self.held.take() {
+            self.take(held, Taken::Applied, out);
         }
     }
 
@@ -249,14 +273,16 @@ impl Worker {
         }
         self.taken = None;
         (self.is_ready, self.finished) = (false, false);
-        let last = std::mem::replace(&mut self.next, next);
+        let (last, held) = (std::mem::replace(&mut self.next, next), self.held.take());
         // Pushes for a round that is not over are made again, and the encoder remembers what was before them.
         let is_same_round = self.until == Until::HeldInRound && next.sequence >= self.round.sequence;
         let feedback = match next.sequence.cmp(&last.sequence) {
             // Even where it is at the same push as before, that may be of another history; shards tell what had been left out.
             _ if !from_copies => Feedback::Forget,
             Ordering::Less if is_same_round => Feedback::Undone,
+            Ordering::Less if held.is_some_and(|held| held.sequence == next.sequence) => Feedback::Undone,
             Ordering::Less => Feedback::Forget,
+            Ordering::Equal if held.is_some() => Feedback::Taken,
             Ordering::Equal => Feedback::Undone,
             Ordering::Greater => Feedback::Taken,
         };
@@ -264,8 +290,9 @@ impl Worker {
             self.round = next;
         }
         out.push(Effect::Feedback(feedback));
-        if self.in_flight.take().is_some() {
-            out.push(Effect::Taken(Taken::Unused));
+        if self.in_flight.take().or(held).is_some() {
+            let is_applied = held.is_some() && feedback == Feedback::Taken;
+            out.push(Effect::Taken(if is_applied { Taken::Applied } else { Taken::Unused }));
         }
         if busy && self.wants_values {
             self.pull_from_all(next.step, out);
@@ -358,22 +385,21 @@ impl Worker {
         let is_same_step = self.until == Until::HeldInRound;
         let step = if is_same_step { pushed.step } else { pushed.step.next() };
         self.next = Resume { sequence: pushed.sequence.next(), step };
-        self.taken = Some(Resume { sequence: pushed.sequence, step: pushed.step });
-        out.push(Effect::Feedback(Feedback::Taken));
-        self.give_what_is_due(out);
         let is = |taken| self.links.iter().any(|l| l.taken == Some(taken));
-        out.push(Effect::Taken(match (is(Taken::Applied), is(Taken::Unused)) {
+        let taken = match (is(Taken::Applied), is(Taken::Unused)) {
             (true, _) => Taken::Applied,
             (false, true) => Taken::Unused,
             (false, false) => Taken::Held,
-        }));
+        };
+        self.take(pushed, taken, out);
     }
 
     /// Gives what is asked for as soon as no push is in flight whose settling is part of it.
     fn give_what_is_due(&mut self, out: &mut Vec<Effect>) {
         for (shard, link) in self.links.iter_mut().enumerate() {
             let Some(Keep { checkpoint, next, all }) = link.keep else { continue };
-            let is_of_it = self.in_flight.is_some_and(|pushed| pushed.sequence < next.sequence);
+            let pushed = self.in_flight.or(self.held);
+            let is_of_it = pushed.is_some_and(|pushed| pushed.sequence < next.sequence);
             let of = match (self.until, self.taken) {
                 // What is held may come to nothing, and what it has sent is gone then whichever push is named.
                 (Until::Held, _) => AsOf::Now,
@@ -392,6 +418,7 @@ impl Worker {
     /// different steps: those behind are asked again.
     fn answered(&mut self, out: &mut Vec<Effect>) {
         if self.finished {
+            self.take_held(out);
             self.wants_values = false;
             self.throw_away();
             out.push(Effect::Finished);
@@ -404,6 +431,7 @@ impl Worker {
             out.push(Effect::Send { shard, push: None, pull });
         }
         if !self.is_busy() {
+            self.take_held(out);
             self.wants_values = false;
             self.next.step = Step(step.0.saturating_sub(self.ahead));
             (self.is_ready, self.newest) = (true, incoming);

@@ -101,10 +101,47 @@ fn a_push_that_was_settled_while_away_is_not_sent_again() {
     let mut worker = ready();
     handle(&mut worker, PUSH);
     let sent = handle(&mut worker, Event::Joined { next: next(1, 1) });
-    assert_eq!(sent[0], Effect::Taken(Taken::Applied));
     let pull = Pull { step: Step(1), have: None };
-    assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull: Some(pull) });
-    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[0], Effect::Send { shard: 0, push: None, pull: Some(pull) });
+    assert_eq!(sent.len(), 2);
+    assert!(reply(&mut worker, 0, values(1, 1)).is_empty());
+    let done = reply(&mut worker, 1, values(1, 1));
+    assert_eq!(done, [Effect::Taken(Taken::Applied), Effect::Ready { step: Step(1) }]);
+}
+
+/// In sync every shard may have a push and none have applied it. Copies do not hold what is held.
+#[test]
+fn a_push_that_every_shard_has_is_taken_when_values_come_that_it_is_in() {
+    use Feedback::{Forget, Taken, Undone};
+    let joined = || {
+        let mut worker = ready();
+        handle(&mut worker, PUSH);
+        assert_eq!(told(&mut worker, Event::Joined { next: next(1, 1) }), []);
+        worker
+    };
+    let mut worker = joined();
+    assert_eq!(told(&mut worker, Event::Joined { next: next(1, 1) }), [], "nor when it joins once more");
+    assert_eq!(reply(&mut worker, 0, keep(1, 1)), [], "it is part of what is asked for");
+    assert_eq!(reply(&mut worker, 1, keep(0, 0)), [gives(1, AsOf::Now)]);
+    assert_eq!(told(&mut worker, Event::Reply { shard: 0, reply: values(1, 1) }), []);
+    let done = reply(&mut worker, 1, values(1, 1));
+    assert_eq!(done[0], gives(0, AsOf::Now));
+    assert_eq!(told(&mut worker, Event::Joined { next: next(1, 1) }), [], "it has been told");
+    let mut worker = joined();
+    assert_eq!(told(&mut worker, Event::Reply { shard: 0, reply: Reply::Finished }), []);
+    assert_eq!(told(&mut worker, Event::Reply { shard: 1, reply: values(1, 1) }), [Taken]);
+    for (event, expected) in [
+        (Event::Joined { next: next(0, 0) }, Undone),
+        (Event::Restored { next: next(0, 0), from_copies: true }, Undone),
+        (Event::Restored { next: next(1, 1), from_copies: true }, Taken),
+        (Event::Restored { next: next(0, 0), from_copies: false }, Forget),
+        (Event::Restored { next: next(1, 1), from_copies: false }, Forget),
+    ] {
+        let mut worker = joined();
+        assert_eq!(told(&mut worker, event.clone()), [expected], "{event:?}");
+        let again = Event::Joined { next: worker.next };
+        assert_eq!(told(&mut worker, again), [], "it has been told");
+    }
 }
 
 #[test]
@@ -168,7 +205,6 @@ fn the_encoder_is_told_what_joining_again_means() {
     let all_unused = [Unused { shard: 0 }, Unused { shard: 1 }, Taken];
     for (until, event, expected) in [
         (Until::Settled, Event::Joined { next: next(4, 4) }, &[][..]),
-        (Until::Settled, Event::Joined { next: next(5, 5) }, &[Taken]),
         (Until::Settled, Event::Joined { next: next(4, 9) }, &all_unused),
         (Until::Held, Event::Joined { next: next(5, 5) }, &[Undone]),
         (Until::Settled, Event::Restored { next: next(3, 3), from_copies: true }, &[Forget]),

@@ -215,6 +215,25 @@ fn another_encoder_goes_on_with_what_was_given() {
     }
 }
 
+/// A shard may ask for a checkpoint before it has told what it knows.
+#[test]
+fn a_shard_that_has_not_told_yet_is_given_nothing_where_another_has() {
+    let (mut encoder, ..) = encoder("topk:1%", 2);
+    let (mut other, ..) = self::encoder("topk:1%", 2);
+    taken(&mut encoder, 3, 0);
+    let told = [0, 1].map(|shard| encoder.give(shard, AsOf::Now, true).remove(0));
+    let [first, second] = &told;
+    assert!(other.recall(0, first.0, &first.1).is_ok());
+    for all in [true, false] {
+        assert_eq!(other.give(1, AsOf::Now, all), [], "it would be zeros");
+        assert_eq!(other.give(0, AsOf::Now, all).len(), usize::from(all), "it has told it itself");
+    }
+    assert!(other.recall(1, second.0, &second.1).is_ok());
+    assert_eq!(other.give(1, AsOf::Now, true), std::slice::from_ref(second));
+    taken(&mut other, 3, 1);
+    assert_eq!([0, 1].map(|shard| other.give(shard, AsOf::Now, false).len()), [1, 1], "it is its own now");
+}
+
 #[test]
 fn in_a_round_what_was_before_it_is_known_until_the_next() {
     let (encoder, ..) = encoder("sign", 2);

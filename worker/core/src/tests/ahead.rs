@@ -99,10 +99,11 @@ fn a_connection_that_breaks_spoils_only_what_was_coming() {
 fn what_was_computed_ahead_counts_when_the_push_was_settled_while_away() {
     let mut worker = under_way();
     let sent = handle(&mut worker, Event::Joined { next: next(3, 3) });
-    assert_eq!(sent[0], Effect::Taken(Taken::Applied));
     let pull = Some(Pull { step: Step(4), have: None });
-    assert_eq!(sent[1], Effect::Send { shard: 0, push: None, pull });
-    answer(&mut worker, [values(4, 9), values(4, 9)], 3);
+    assert_eq!(sent[0], Effect::Send { shard: 0, push: None, pull });
+    reply(&mut worker, 0, values(4, 9));
+    let done = reply(&mut worker, 1, values(4, 9));
+    assert_eq!(done, [Effect::Taken(Taken::Applied), Effect::Ready { step: Step(3) }]);
     assert!(worker.is_ahead());
     assert_eq!(push(&mut worker), (2, 5, [Some(2); 2]));
 }
