@@ -36,10 +36,10 @@ pub(super) fn verify(run: &Run) -> Counts {
                     continue;
                 }
                 // The first life in a lineage has been told all, or has it. Who is cut off and joins again may have to take a push
-                // for void that counts, where shards close steps without it.
-                Entry::Members { came, .. } => {
-                    let again = came.iter().filter(|member| !in_era.insert(member.worker));
-                    again.for_each(|member| *lives.entry(member.worker).or_default() += 1);
+                // for void that counts, where shards close steps without it. Who takes no part any more is not asked for a checkpoint.
+                Entry::Members { came, went } => {
+                    let again = came.iter().map(|m| m.worker).filter(|worker| !in_era.insert(*worker));
+                    again.chain(went.iter().copied()).for_each(|w| *lives.entry(w).or_default() += 1);
                     continue;
                 }
                 Entry::Record(record) if matches!(record.outcome, Outcome::Applied { .. }) => record,
