@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use windlass_common::wire::{Feed, Record, Report, Standing};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::replica::{Gate, Passed, Released};
-use windlass_ps_core::shard::{Effect, Event, Shard};
+use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
 use windlass_transport::Connection;
 
 use super::{Answer, Gradient, Input, ShardMessage};
@@ -50,6 +50,8 @@ pub(super) struct Desk {
     own: Option<mpsc::UnboundedSender<Told>>,
     /// Whether links to all workers are emulated.
     has_links: bool,
+    /// Whether workers are sent receipts: each would wake one for nothing where they do not matter.
+    sends_receipts: bool,
     /// The standby has all when it has confirmed this.
     full_at: Option<u64>,
     meters: Arc<Meters>,
@@ -65,6 +67,7 @@ impl Desk {
         (queue, way): (Receiver<Input>, Arc<Mutex<Option<Way>>>),
         (meters, has_links): (Arc<Meters>, bool),
     ) -> Self {
+        let sends_receipts = shard.receipts_matter();
         let mut desk = Self {
             shard,
             queue,
@@ -76,6 +79,7 @@ impl Desk {
             way,
             own: None,
             has_links,
+            sends_receipts,
             full_at: None,
             meters,
             outbox: Vec::new(),
@@ -162,6 +166,7 @@ impl Desk {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Fed => self.feed(),
+            Effect::Reply { reply: Reply::Held { .. }, .. } if !self.sends_receipts => {}
             Effect::Reply { session, reply } => self.answer(session, reply.into()),
             Effect::Record(record) => {
                 self.records.push(record);

@@ -121,6 +121,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.after_apply(now, out);
     }
 
+    /// Whether a worker goes on when it has the receipts of a push. In sync it waits for the outcome, and takes no notice of them.
+    pub fn receipts_matter(&self) -> bool {
+        !matches!(self.apply, Apply::HoldAll | Apply::Hold { .. })
+    }
+
     fn hold(
         &mut self,
         now: Time,
