@@ -282,6 +282,8 @@ impl<'a> Cluster<'a> {
         for effect in effects {
             match effect {
                 shard::Effect::Record(record) => self.unreported[id.index()].push(record),
+                shard::Effect::Reply { reply: shard::Reply::Held { .. }, .. }
+                    if !self.shards[id.index()].receipts_matter() => {}
                 shard::Effect::Reply { session, reply } => {
                     self.links.send(self.sessions[&session], Message::Reply(reply));
                 }
