@@ -26,8 +26,8 @@ done
 shells=(-p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker -p windlass-cli)
 optimised=(--release --locked "${shells[@]}" -p windlass-process-tests)
 
-# It takes a fifth of the time to build, and tests do not measure.
-export CARGO_PROFILE_RELEASE_LTO=off
+# Without these it takes a fifth of the time to build, and tests neither measure nor are looked into with a debugger.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false
 
 # What test programs say until they are done.
 said="$(mktemp -d "${TMPDIR:-/tmp}/windlass-test.XXXXXX")"
