@@ -16,10 +16,11 @@ use windlass_ps_core::shard::{Effect, Shard};
 use windlass_transport::{Aside, Endpoint};
 
 use crate::crew::Crew;
+use crate::gradient::Gradient;
 use crate::meter::Meters;
 use crate::replication::{self, Route};
 use crate::restore;
-use crate::shard::{self, Gradient, ShardLink, ShardMessage};
+use crate::shard::{self, ShardLink, ShardMessage};
 use crate::standby::StandbyLink;
 
 /// A copy of a shard, while no thread has it.
@@ -122,7 +123,7 @@ impl Host {
         for (id, seats) in (0..).map(ShardId).zip(&life.seats) {
             if seats.standby == Some(self.id) {
                 let standby = Standby::new(life.envelope.run, life.envelope.lineage, id);
-                standbys.push((id, StandbyLink::new(Arc::clone(&plan), id, standby)));
+                standbys.push((id, StandbyLink::new(Arc::clone(&plan), id, standby).or_exit(Exit::Input)?));
             }
         }
         Ok(Hosted { seats: life.seats.clone(), shards, standbys })

@@ -4,6 +4,7 @@ pub mod clock;
 mod coordinator;
 mod crew;
 mod follower;
+mod gradient;
 mod host;
 mod keeper;
 mod leader;

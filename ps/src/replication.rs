@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc;
@@ -22,8 +22,9 @@ use windlass_transport::{
     Aside, Connection, Endpoint, FrameReceiver, FrameSender, Priority, Role, bytes_of, resolve,
 };
 
+use crate::gradient::Gradient;
 use crate::server::FAREWELL;
-use crate::shard::{Gradient, ShardLink};
+use crate::shard::ShardLink;
 
 /// The pause before a standby is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -173,9 +174,11 @@ async fn feed(
     while let Some(Told { number, feed, floats }) = told.recv().await {
         let payload: Vec<Bytes> = match floats {
             Floats::None => Vec::new(),
-            Floats::Gradient(gradient) => vec![gradient.into_bytes()],
+            Floats::Gradient(gradient) => vec![gradient.into_written()],
             Floats::Pieces(pieces) => pieces.into_iter().map(bytes_of).collect(),
         };
+        let (expected, found) = (feed.payload_bytes(), payload.iter().map(Bytes::len).sum::<usize>() as u64);
+        ensure!(expected == found, "{found} bytes were to go with what says that {expected} do");
         envelope.header(Body::Feed { number, feed }).encode(&mut buffer)?;
         sender.send(&buffer, payload).await?;
     }

@@ -6,7 +6,7 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::{mpsc, oneshot};
-use windlass_common::codec::{CodecError, Patch};
+use windlass_common::codec::Patch;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values};
 use windlass_ps_core::SessionId;
@@ -17,9 +17,10 @@ use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
 
+use crate::gradient::Gradient;
 use crate::replication::OwnWay;
 use crate::server::is_apart;
-use crate::shard::{Answer, Gradient, ShardLink};
+use crate::shard::{Answer, ShardLink};
 
 /// Bytes at the end of values that are sent when a standby has confirmed what they are made of.
 const END_BYTES: usize = 4;
@@ -60,7 +61,7 @@ pub(crate) async fn serve(
     let peer = connection.peer();
     shard.attach(session, answers.clone(), connection);
     // Observers get values as they are.
-    let codec = if matches!(peer, Role::Worker(_)) { shard.shape.codecs.pull } else { Codec::F32 };
+    let codec = if matches!(peer, Role::Worker(_)) { shard.intake.shape.codecs.pull } else { Codec::F32 };
     tokio::spawn(write(envelope, codec, sender, outgoing));
     // What a thread of its own serves finds its own way to the standby, too.
     let (header, is_apart, own) = (AlignedVec::new(), is_apart(), None);
@@ -85,7 +86,7 @@ struct Reader {
 impl Reader {
     async fn run(&mut self) -> Result<(), SessionError> {
         // What a worker may say names each slice once at most.
-        let limit = HEADER_BYTES + SLICE_BYTES * self.shard.shape.parts.len();
+        let limit = HEADER_BYTES + SLICE_BYTES * self.shard.intake.shape.parts.len();
         while let Some(bytes) = self.receiver.header(limit, &mut self.header).await? {
             let header = match Header::decode(bytes) {
                 Ok(header) => header,
@@ -101,7 +102,8 @@ impl Reader {
 
     async fn take(&mut self, header: Header) -> Result<(), SessionError> {
         let is_given = matches!(header.body, Body::Residual { .. } | Body::Given { .. });
-        if is_given && matches!(self.peer, Role::Worker(_)) && self.shard.shape.codecs.push.is_biased() {
+        if is_given && matches!(self.peer, Role::Worker(_)) && self.shard.intake.shape.codecs.push.is_biased()
+        {
             return self.given(&header).await;
         }
         let (push, pull) = match (header.body, self.peer) {
@@ -117,7 +119,7 @@ impl Reader {
         if let Err(reason) = self.check_identity(header.worker) {
             return self.refuse_and_end(reason).await;
         }
-        if let Some(Err(reason)) = pull.as_ref().map(|pull| self.shard.shape.check_pull(pull)) {
+        if let Some(Err(reason)) = pull.as_ref().map(|pull| self.shard.intake.shape.check_pull(pull)) {
             return self.refuse_and_end(reason).await;
         }
         let push = match push {
@@ -152,7 +154,8 @@ impl Reader {
         if let Err(reason) = self.check_identity(header.worker) {
             return self.refuse_and_end(reason).await;
         }
-        let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
+        let values =
+            usize::try_from(self.shard.intake.shape.values()).expect("a shard's values are in memory");
         let (checkpoint, part) = match header.body {
             Body::Residual { checkpoint, client, payload_bytes } => {
                 let expected = 4 * values as u64;
@@ -176,11 +179,10 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads a push's payload into a pooled buffer, straight if it needs no decoding; one that is not right is skipped and
-    /// refused. Its parts are in the shard's order afterwards, whatever order they came in.
+    /// Reads a push's payload; one that is not right is skipped and refused.
     async fn gradient(&mut self, mut push: Push) -> Result<Option<(Push, Gradient)>, SessionError> {
-        if let Err(reason) = self.shard.shape.check_push(&push) {
-            let limit = Codec::F32.bytes_max(self.shard.shape.values()).saturating_mul(2);
+        if let Err(reason) = self.shard.intake.shape.check_push(&push) {
+            let limit = Codec::F32.bytes_max(self.shard.intake.shape.values()).saturating_mul(2);
             if push.payload_bytes > limit {
                 return self.refuse_and_end(reason).await.map(|()| None);
             }
@@ -189,65 +191,15 @@ impl Reader {
             let _ = self.answers.send(Reply::Rejected { sequence: Some(push.sequence), reason }.into()).await;
             return Ok(None);
         }
-        let values = usize::try_from(self.shard.shape.values()).expect("a shard's values are in memory");
-        let mut gradient = self.pool.take(values);
-        let read = if push.parts == self.shard.shape.parts {
-            let lengths = push.parts.iter().map(|part| part.values as usize);
-            self.read(push.codec, push.payload_bytes, lengths, &mut gradient).await?
-        } else {
-            let read = self.parts(&push, &mut gradient).await?;
-            push.parts.clone_from(&self.shard.shape.parts);
-            read
-        };
-        if let Err(error) = read {
-            let reason = Reject::Undecodable { reason: error.to_string() };
-            let _ = self.answers.send(Reply::Rejected { sequence: Some(push.sequence), reason }.into()).await;
-            return Ok(None);
+        match self.shard.intake.read(&mut self.receiver, &self.pool, &mut push).await? {
+            Ok(gradient) => Ok(Some((push, gradient))),
+            Err(error) => {
+                let reason = Reject::Undecodable { reason: error.to_string() };
+                let _ =
+                    self.answers.send(Reply::Rejected { sequence: Some(push.sequence), reason }.into()).await;
+                Ok(None)
+            }
         }
-        Ok(Some((push, gradient.into())))
-    }
-
-    /// Reads so many bytes of payload, slices with these lengths end to end. The inner error is that of their decoding.
-    async fn read(
-        &mut self,
-        codec: Codec,
-        bytes: u64,
-        lengths: impl IntoIterator<Item = usize>,
-        into: &mut [f32],
-    ) -> Result<Result<(), CodecError>, FrameError> {
-        if codec == Codec::F32 {
-            return self.receiver.payload(cast_slice_mut(into)).await.map(Ok);
-        }
-        let bytes = usize::try_from(bytes).expect("an encoded shard is in memory");
-        let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
-        let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
-        self.receiver.payload(encoded).await?;
-        Ok(codec.decode_payload(lengths, encoded, into))
-    }
-
-    /// Reads a push whose parts come in an order of their own, each when it comes.
-    async fn parts(
-        &mut self,
-        push: &Push,
-        gradient: &mut [f32],
-    ) -> Result<Result<(), CodecError>, FrameError> {
-        let places = self.shard.shape.places(&push.parts).expect("the push has been checked");
-        let mut read = Ok(());
-        if push.parts.iter().any(|part| push.codec.fixed_bytes(part.values).is_none()) {
-            // Where one slice ends is in the bytes themselves.
-            let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
-            let mut encoded = self.pool.take(bytes.div_ceil(size_of::<f32>()));
-            let encoded = &mut cast_slice_mut(&mut encoded)[..bytes];
-            self.receiver.payload(encoded).await?;
-            return Ok(push.codec.decode_places(places, encoded, gradient));
-        }
-        for place in places {
-            let (bytes, _) = push.codec.payload_bytes([place.len() as u64]);
-            let decoded = self.read(push.codec, bytes, [place.len()], &mut gradient[place]).await?;
-            // What follows one that cannot be decoded is read all the same: the next frame is behind it.
-            read = read.and(decoded);
-        }
-        Ok(read)
     }
 
     async fn refuse_and_end(&self, reason: Reject) -> Result<(), SessionError> {

@@ -9,14 +9,16 @@ use bytemuck::cast_slice_mut;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use windlass_common::ids::ShardId;
-use windlass_common::plan::Plan;
-use windlass_common::wire::{Body, Envelope, HEADER_BYTES_MAX, Header, Reject};
+use windlass_common::plan::{Plan, PlanError};
+use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header, Reject};
 use windlass_ps_core::replica::{Refused, Standby};
+use windlass_ps_core::store::Shape;
 use windlass_transport::{FrameReceiver, FrameSender, Pool};
 
+use crate::gradient::{Gradient, Intake};
 use crate::server::at_length;
 use crate::session::SessionError;
-use crate::shard::{AT_ONCE_MAX, Gradient};
+use crate::shard::AT_ONCE_MAX;
 
 /// A standby and who feeds it.
 struct Copy {
@@ -31,15 +33,23 @@ struct Copy {
 pub(crate) struct StandbyLink {
     plan: Arc<Plan>,
     copy: Arc<Mutex<Copy>>,
-    /// Values of the shard.
-    values: u64,
+    intake: Intake,
 }
 
 impl StandbyLink {
     /// For a standby that has nothing yet.
-    pub(crate) fn new(plan: Arc<Plan>, shard: ShardId, standby: Standby<Gradient>) -> Self {
-        let values = plan.placement().map_or(0, |placement| placement.values_of(shard));
-        Self { plan, copy: Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 })), values }
+    ///
+    /// # Errors
+    /// If the plan cannot be placed; a checked plan can.
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        shard: ShardId,
+        standby: Standby<Gradient>,
+    ) -> Result<Self, PlanError> {
+        let shape = Arc::new(Shape::new(&plan.placement()?, shard, plan.codecs));
+        let copy = Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 }));
+        // If it goes on in the primary's place it has a standby of its own.
+        Ok(Self { plan, copy, intake: Intake { shape, keeps: true } })
     }
 
     /// Gives the copy back, and takes nothing more.
@@ -50,7 +60,7 @@ impl StandbyLink {
     /// Most floats that come at once: those of the whole shard, which are its values, the optimizer's vectors and the values
     /// before.
     fn floats_max(&self) -> u64 {
-        self.values * (2 + self.plan.optimizer.state_names().len() as u64)
+        self.intake.shape.values() * (2 + self.plan.optimizer.state_names().len() as u64)
     }
 
     /// A stream of this feed has been opened, beside another or as the first; false if it is not the newest.
@@ -87,21 +97,13 @@ pub(crate) async fn serve(
     }
     let (mut buffer, mut answer) = (AlignedVec::new(), AlignedVec::new());
     while let Some(bytes) = receiver.header(HEADER_BYTES_MAX, &mut buffer).await? {
-        let malformed = |reason: String| SessionError::Refused(Reject::Malformed { reason });
-        let header = Header::decode(bytes).map_err(|e| malformed(e.to_string()))?;
-        let Body::Feed { feed: told, .. } = &header.body else {
+        let mut header = Header::decode(bytes).map_err(|e| malformed(e.to_string()))?;
+        let Body::Feed { feed: told, .. } = &mut header.body else {
             return Err(malformed("a primary says nothing but what happens".into()));
         };
-        let (found, most) = (told.payload_bytes() / 4, link.floats_max());
-        if found > most {
-            return Err(malformed(format!("{found} floats, where the shard has {most} at most")));
-        }
-        let mut floats = pool.take(found as usize);
-        if !floats.is_empty() {
-            receiver.payload(cast_slice_mut(&mut floats)).await?;
-        }
-        let take = || link.take(feed.0, header, floats.into());
-        let taken = if link.values > AT_ONCE_MAX { at_length(take) } else { take() };
+        let floats = told_floats(&link, told, &mut receiver, &pool).await?;
+        let take = || link.take(feed.0, header, floats);
+        let taken = if link.intake.shape.values() > AT_ONCE_MAX { at_length(take) } else { take() };
         let Some(taken) = taken else { return Ok(()) };
         let is_last = taken.is_err();
         let body = match taken {
@@ -113,8 +115,7 @@ pub(crate) async fn serve(
                 Body::Refused(Reject::Malformed { reason: refused.to_string() })
             }
         };
-        let answer_malformed = |e: windlass_common::wire::WireError| malformed(e.to_string());
-        envelope.header(body).encode(&mut answer).map_err(answer_malformed)?;
+        envelope.header(body).encode(&mut answer).map_err(|e| malformed(e.to_string()))?;
         sender.send(&answer, []).await?;
         if is_last {
             let _ = sender.finish();
@@ -122,4 +123,31 @@ pub(crate) async fn serve(
         }
     }
     Ok(())
+}
+
+/// Reads what comes with what a primary tells.
+async fn told_floats(
+    link: &StandbyLink,
+    told: &mut Feed,
+    receiver: &mut FrameReceiver,
+    pool: &Pool,
+) -> Result<Gradient, SessionError> {
+    if let Some(push) = told.written() {
+        link.intake.shape.check_push(push).map_err(SessionError::Refused)?;
+        let decoded = link.intake.read(receiver, pool, push).await?;
+        return decoded.map_err(|e| malformed(e.to_string()));
+    }
+    let (found, most) = (told.payload_bytes() / 4, link.floats_max());
+    if found > most {
+        return Err(malformed(format!("{found} floats, where the shard has {most} at most")));
+    }
+    let mut floats = pool.take(found as usize);
+    if !floats.is_empty() {
+        receiver.payload(cast_slice_mut(&mut floats)).await?;
+    }
+    Ok(floats.into())
+}
+
+fn malformed(reason: String) -> SessionError {
+    SessionError::Refused(Reject::Malformed { reason })
 }

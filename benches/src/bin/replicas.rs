@@ -16,6 +16,9 @@ struct Flags {
     /// Pairs of trainings in each mode.
     #[arg(long, default_value_t = 5)]
     pairs: usize,
+    /// How pushes are written, and to their standbys with them.
+    #[arg(long, default_value = "f32")]
+    push_codec: String,
     #[command(flatten)]
     program: Program,
 }
@@ -41,7 +44,8 @@ fn main() -> anyhow::Result<()> {
             without.push(none);
             ratios.push(both / none);
         }
-        println!("\n{}, {mode}, batch 64, 2 servers, {workers} workers", flags.model);
+        let Flags { model, push_codec, .. } = &flags;
+        println!("\n{model}, {mode}, batch 64, pushes in {push_codec}, 2 servers, {workers} workers");
         println!("  steps/s with standbys  {}", spread(&with));
         println!("  steps/s without        {}", spread(&without));
         println!("  with / without         {}", spread(&ratios));
@@ -65,6 +69,8 @@ fn train(flags: &Flags, mode: &str, workers: &str, replicas: &str) -> anyhow::Re
         "never",
         "--replicas",
         replicas,
+        "--push-codec",
+        &flags.push_codec,
     ]);
     arguments.extend(UNEVALUATED);
     flags.program.train(&arguments)?.figure("steps_per_s")

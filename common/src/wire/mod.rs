@@ -23,7 +23,7 @@ pub use status::{
 };
 
 /// The version of the messages; another one is refused by name.
-pub const PROTOCOL: u16 = 9;
+pub const PROTOCOL: u16 = 10;
 /// Longest header, in bytes: a plan with the most variables fits.
 pub const HEADER_BYTES_MAX: usize = 32 << 20;
 
@@ -161,6 +161,19 @@ mod tests {
         let mut bytes = AlignedVec::new();
         header.encode(&mut bytes).unwrap();
         bytes
+    }
+
+    #[test]
+    fn a_standby_is_sent_a_push_as_it_was_written_but_for_one_that_is_compensated() {
+        let Body::Push { push, .. } = push() else { unreachable!() };
+        let push = Push { codec: Codec::Bf16, payload_bytes: 1300, ..push };
+        let fed = Fed { worker: WorkerId(3), term: Term(2), incarnation: Incarnation(4), push };
+        let told = |is_compensated| Feed::Push { at_us: 5, fed: fed.clone(), is_compensated };
+        for (mut feed, bytes, is_written) in
+            [(Feed::Held(fed.clone()), 1300, true), (told(false), 1300, true), (told(true), 2600, false)]
+        {
+            assert_eq!((feed.payload_bytes(), feed.written().is_some()), (bytes, is_written), "{feed:?}");
+        }
     }
 
     #[test]

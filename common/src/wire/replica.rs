@@ -14,10 +14,11 @@ pub enum Feed {
     /// All that the shard is. Its payload: of each slice the values and the optimizer's vectors, then the values before, if
     /// those are kept.
     Whole(Box<Whole>),
-    /// A push that was held then; its payload is the gradient.
+    /// A push that was held then; its payload is the push's own, as the worker wrote it.
     Held(Fed),
-    /// A push has been taken; its payload is the gradient.
-    Push { at_us: u64, fed: Fed },
+    /// A push has been taken. Its payload is the push's own, as the worker wrote it, or, where it `is_compensated`, the gradient
+    /// that it comes to.
+    Push { at_us: u64, fed: Fed, is_compensated: bool },
     /// A step has been made of these pushes; its payload is their mean.
     Step { at_us: u64, pushes: Vec<Fed>, payload_bytes: u64 },
     /// The coordinator has told the shard something.
@@ -29,15 +30,23 @@ pub enum Feed {
 }
 
 impl Feed {
+    /// The push whose payload follows as its worker wrote it, if one does.
+    pub fn written(&mut self) -> Option<&mut Push> {
+        match self {
+            Self::Held(fed) | Self::Push { fed, is_compensated: false, .. } => Some(&mut fed.push),
+            _ => None,
+        }
+    }
+
     /// Bytes of payload that follow.
     pub fn payload_bytes(&self) -> u64 {
         match self {
             Self::Whole(whole) => whole.payload_bytes,
-            // However the push was written, its gradient is not.
-            Self::Held(fed) | Self::Push { fed, .. } => {
+            Self::Push { fed, is_compensated: true, .. } => {
                 let values = fed.push.parts.iter().map(|part| part.values);
                 values.fold(0, u64::saturating_add).saturating_mul(4)
             }
+            Self::Held(fed) | Self::Push { fed, .. } => fed.push.payload_bytes,
             Self::Step { payload_bytes, .. } => *payload_bytes,
             Self::Order { .. } | Self::Digest { .. } | Self::Full => 0,
         }

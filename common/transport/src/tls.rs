@@ -12,7 +12,7 @@ use crate::error::TransportError;
 use crate::identity::Identity;
 
 /// The application protocol; peers of another protocol version are refused in the handshake.
-const ALPN: &[u8] = b"windlass/9";
+const ALPN: &[u8] = b"windlass/10";
 
 /// The cryptography in use. AES-128 comes first: it protects a run's traffic as well and costs less than AES-256.
 pub(crate) fn provider() -> Arc<CryptoProvider> {

@@ -13,8 +13,9 @@ use windlass_ps_core::replica::{Gate, Passed, Released};
 use windlass_ps_core::shard::{Effect, Event, Reply, Shard};
 use windlass_transport::Connection;
 
-use super::{Answer, Gradient, Input, ShardMessage};
+use super::{Answer, Input, ShardMessage};
 use crate::clock;
+use crate::gradient::Gradient;
 use crate::meter::Meters;
 use crate::replication::{OwnWay, Told, Way};
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, Select, Sender, TryRecvError, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -18,9 +17,10 @@ use windlass_common::ids::ShardId;
 use windlass_common::wire::{Order, Report};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::shard::{Effect, Event, Image, Reply, Shard};
-use windlass_ps_core::store::{Shape, Snapshot};
-use windlass_transport::{Connection, PooledFloats, bytes_of};
+use windlass_ps_core::store::Snapshot;
+use windlass_transport::Connection;
 
+use crate::gradient::{Gradient, Intake};
 use crate::meter::Meters;
 use crate::replication::{OwnWay, Told, Way};
 use crate::shard::desk::Desk;
@@ -36,28 +36,6 @@ const OUTBOX_MAX: usize = 16;
 /// Values of a shard up to which sessions work on it themselves. Applying a push of as many takes about 0.05 ms.
 pub(crate) const AT_ONCE_MAX: u64 = 1 << 18;
 const TICK: Duration = Duration::from_millis(100);
-
-/// A gradient, which the shard and the way to its standby share.
-#[derive(Clone, Debug)]
-pub(crate) struct Gradient(Arc<PooledFloats>);
-
-impl From<PooledFloats> for Gradient {
-    fn from(floats: PooledFloats) -> Self {
-        Self(Arc::new(floats))
-    }
-}
-
-impl AsRef<[f32]> for Gradient {
-    fn as_ref(&self) -> &[f32] {
-        &self.0
-    }
-}
-
-impl Gradient {
-    pub(crate) fn into_bytes(self) -> Bytes {
-        bytes_of(self.0)
-    }
-}
 
 /// What a session is to write.
 #[derive(Debug)]
@@ -109,7 +87,7 @@ pub(crate) enum ShardMessage {
 /// The way to a shard.
 #[derive(Clone)]
 pub(crate) struct ShardLink {
-    pub(crate) shape: Arc<Shape>,
+    pub(crate) intake: Intake,
     /// Nothing once the thread has ended.
     desk: Arc<Mutex<Option<Desk>>>,
     inputs: Sender<Input>,
@@ -123,7 +101,8 @@ impl ShardLink {
     /// there is one and it is done at once.
     pub(crate) async fn request(&self, event: Event<Gradient>, own: Option<&OwnWay>) {
         let input = Input::Event(event, None);
-        let input = if self.shape.values() > AT_ONCE_MAX { Some(input) } else { self.at_once(input, own) };
+        let input =
+            if self.intake.shape.values() > AT_ONCE_MAX { Some(input) } else { self.at_once(input, own) };
         let Some(Input::Event(event, _)) = input else { return };
         let permit = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         self.put(Input::Event(event, Some(permit)));
@@ -217,12 +196,12 @@ pub(crate) fn spawn(
     tell: impl FnMut(ShardMessage) + Send + 'static,
 ) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
     let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
-    let shape = Arc::new(shard.shape().clone());
+    let intake = Intake { shape: Arc::new(shard.shape().clone()), keeps: shard.is_replicated() };
     let way = Arc::default();
     let told = (receiver.clone(), Arc::clone(&way));
     let desk = Arc::new(Mutex::new(Some(Desk::new(shard, early, told, (meters, has_links)))));
     let places = Arc::new(Semaphore::new(REQUESTS_MAX));
-    let link = ShardLink { shape, desk: Arc::clone(&desk), inputs, places, way };
+    let link = ShardLink { intake, desk: Arc::clone(&desk), inputs, places, way };
     let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
     let thread = thread.spawn(move || run(&desk, &receiver, tell))?;
     Ok((link, thread))

@@ -20,9 +20,9 @@ const SYNC: &str =
     "--mode sync --model 2nn --servers 2 --replicas 1 --workers 2 --batch 32 --seed 7 --name run";
 const ASYNC: &str =
     "--mode async --model 2nn --servers 2 --replicas 1 --workers 3 --batch 32 --seed 7 --name run";
-/// Over links, where values are on their way before the standby has confirmed.
+/// Over links, where values are on their way before the standby has confirmed, with pushes that it is told of as encoded.
 const FEDAVG: &str = "--mode fedavg --model 2nn --servers 2 --replicas 1 --workers 2 --clients 20 --fraction 0.2 \
-                      --local-passes 1 --batch 50 --seed 7 --name run --link-rate 1gbit";
+                      --local-passes 1 --batch 50 --seed 7 --name run --link-rate 1gbit --push-codec int8-stochastic";
 
 /// The log since the run went on last, in one way or the other.
 fn since_gone_on(log: &str) -> &str {
@@ -115,7 +115,7 @@ fn no_push_of_async_is_lost_or_doubled_when_servers_are_killed() {
 fn a_worker_that_is_killed_takes_no_standby_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let mut running = train(&run, &format!("{ASYNC} --passes 6 --restarts 5"));
+    let mut running = train(&run, &format!("{ASYNC} --push-codec topk:1% --passes 6 --restarts 5"));
     for worker in ["worker-0", "worker-1"] {
         until_full(&run, &mut running, 200);
         let before = count_of("membership", &log(&run));
@@ -181,7 +181,8 @@ fn who_is_killed_before_its_standby_has_all_costs_a_checkpoint() {
 fn a_server_is_emptied_while_the_training_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let running = train(&run, &format!("{} --passes 2", ASYNC.replace("--servers 2", "--servers 3")));
+    let flags = ASYNC.replace("--servers 2", "--servers 3");
+    let running = train(&run, &format!("{flags} --push-codec bf16 --passes 2"));
     until("standbys that have all", || (count(&lines(&run), "replicated") == 3).then_some(()));
     let drain = |server| start("windlass", &["drain", server, text(&run)], folder.path()).end(WITHIN);
     drain("0").failed(5, &["it has the coordinator"]);

@@ -31,7 +31,7 @@ const MADE_MAX: usize = 8;
 pub enum Floats<B> {
     /// There are none.
     None,
-    /// A gradient, as it came.
+    /// A gradient, whose push goes on as its worker wrote it.
     Gradient(B),
     /// End to end.
     Pieces(Vec<Arc<Vec<f32>>>),
@@ -138,7 +138,8 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
 
     pub(super) fn feed_push(&mut self, now: Time, held: &Held<B>, worker: WorkerId, out: &mut Vec<Effect>) {
         if let (true, Some(gradient)) = (self.feeding.is_told, held.gradient.clone()) {
-            self.tell(Feed::Push { at_us: now.0, fed: held.fed(worker) }, Floats::Gradient(gradient), out);
+            let feed = Feed::Push { at_us: now.0, fed: held.fed(worker), is_compensated: false };
+            self.tell(feed, Floats::Gradient(gradient), out);
         }
     }
 
@@ -158,7 +159,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let mut shared = spare(&mut self.feeding.made, self.shape.values() as usize);
         let made = Arc::get_mut(&mut shared).expect("a spare buffer has no readers");
         self.store.write_compensated(push, made);
-        let feed = Feed::Push { at_us: now.0, fed: held.fed(worker) };
+        let feed = Feed::Push { at_us: now.0, fed: held.fed(worker), is_compensated: true };
         self.tell(feed, Floats::Pieces(vec![shared.clone()]), out);
         self.feeding.keep(shared);
     }
@@ -222,6 +223,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
     /// Whether the standby is told of each push by itself.
     pub fn tells_pushes(&self) -> bool {
         !self.is_held_for_all()
+    }
+
+    /// Whether the run has standbys: pushes are to be kept as their workers wrote them, for one may be told of any.
+    pub fn is_replicated(&self) -> bool {
+        self.feeding.is_kept
     }
 
     /// Whether the coordinator opens no further round.
@@ -372,7 +378,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 let entry = Entry { client, worker: fed.worker, sequence };
                 self.held.insert(entry, Held::of(fed, Some(floats)));
             }
-            Feed::Push { at_us, fed } => {
+            Feed::Push { at_us, fed, .. } => {
                 let worker = fed.worker;
                 let held = Held::of(fed, Some(floats));
                 self.push(Time(at_us), held, worker, &mut unheard)

@@ -1,0 +1,235 @@
+//! Reads pushes into memory that is used again: decoded, and where a standby may be told of them also as they were written.
+
+use std::sync::Arc;
+
+use bytemuck::cast_slice_mut;
+use bytes::Bytes;
+use windlass_common::codec::CodecError;
+use windlass_common::wire::{Codec, Push};
+use windlass_ps_core::store::Shape;
+use windlass_transport::{FrameError, FrameReceiver, Pool, PooledFloats, bytes_of};
+
+/// A gradient, which the shard and the way to its standby share.
+#[derive(Clone, Debug)]
+pub(crate) struct Gradient {
+    floats: Arc<PooledFloats>,
+    /// Its push as it was written, if that is kept and not the floats themselves.
+    written: Option<Bytes>,
+}
+
+impl From<PooledFloats> for Gradient {
+    fn from(floats: PooledFloats) -> Self {
+        Self { floats: Arc::new(floats), written: None }
+    }
+}
+
+impl AsRef<[f32]> for Gradient {
+    fn as_ref(&self) -> &[f32] {
+        &self.floats
+    }
+}
+
+impl Gradient {
+    /// The payload of its push.
+    pub(crate) fn into_written(self) -> Bytes {
+        self.written.unwrap_or_else(|| bytes_of(self.floats))
+    }
+}
+
+/// Where the pushes for a shard are read.
+#[derive(Clone, Debug)]
+pub(crate) struct Intake {
+    pub(crate) shape: Arc<Shape>,
+    /// Whether they are kept as they were written.
+    pub(crate) keeps: bool,
+}
+
+impl Intake {
+    /// Reads the payload of a push that this shard's shape has been asked about, straight into place if it needs no decoding. The
+    /// inner error is that of decoding it; the payload has been read all the same.
+    ///
+    /// Floats are in the shard's order afterwards, whatever order they came in, and so the push says.
+    pub(crate) async fn read(
+        &self,
+        receiver: &mut FrameReceiver,
+        pool: &Pool,
+        push: &mut Push,
+    ) -> Result<Result<Gradient, CodecError>, FrameError> {
+        let values = usize::try_from(self.shape.values()).expect("a shard's values are in memory");
+        let mut floats = pool.take(values);
+        let in_order = push.parts == self.shape.parts;
+        let places = || self.shape.places(&push.parts).expect("the push has been checked");
+        if push.codec == Codec::F32 {
+            if in_order {
+                receiver.payload(cast_slice_mut(&mut floats)).await?;
+            } else {
+                for place in places() {
+                    receiver.payload(cast_slice_mut(&mut floats[place])).await?;
+                }
+                push.parts.clone_from(&self.shape.parts);
+            }
+            return Ok(Ok(floats.into()));
+        }
+        let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
+        let mut written = pool.take(bytes.div_ceil(size_of::<f32>()));
+        let into = &mut cast_slice_mut(&mut written)[..bytes];
+        let is_fixed = push.parts.iter().all(|part| push.codec.fixed_bytes(part.values).is_some());
+        let decoded = if in_order {
+            receiver.payload(into).await?;
+            let lengths = push.parts.iter().map(|part| part.values as usize);
+            push.codec.decode_payload(lengths, into, &mut floats)
+        } else if is_fixed {
+            in_pieces(receiver, push.codec, places(), into, &mut floats).await?
+        } else {
+            // Where one slice ends is in the bytes themselves.
+            receiver.payload(into).await?;
+            push.codec.decode_places(places(), into, &mut floats)
+        };
+        let written = self.keeps.then(|| bytes_of(Arc::new(written)).slice(..bytes));
+        Ok(decoded.map(|()| Gradient { floats: Arc::new(floats), written }))
+    }
+}
+
+/// Reads slices that belong in these places and decodes each when it has come, while the next are on their way.
+async fn in_pieces(
+    receiver: &mut FrameReceiver,
+    codec: Codec,
+    places: Vec<std::ops::Range<usize>>,
+    mut into: &mut [u8],
+    floats: &mut [f32],
+) -> Result<Result<(), CodecError>, FrameError> {
+    let mut decoded = Ok(());
+    for place in places {
+        let (bytes, _) = codec.payload_bytes([place.len() as u64]);
+        let (piece, rest) = into.split_at_mut(usize::try_from(bytes).expect("an encoded shard is in memory"));
+        receiver.payload(piece).await?;
+        // What follows one that cannot be decoded is read all the same: the next frame is behind it.
+        decoded = decoded.and(codec.decode_payload([place.len()], piece, &mut floats[place]));
+        into = rest;
+    }
+    Ok(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use rkyv::util::AlignedVec;
+    use windlass_common::codec::{Rounding, Scratch};
+    use windlass_common::ids::{ClientId, Sequence, ServerId, ShardId, Step, Version, WorkerId};
+    use windlass_common::plan::Codecs;
+    use windlass_common::rng::Purpose;
+    use windlass_common::wire::Part;
+    use windlass_transport::{Endpoint, FrameSender, Limits, Priority, Role, RunAuthority};
+
+    use super::*;
+
+    const LENGTHS: [usize; 3] = [640, 64, 100];
+
+    /// A shard of three slices, each a variable.
+    fn intake(codec: Codec, keeps: bool) -> Intake {
+        let parts = LENGTHS.iter().enumerate();
+        let parts = parts.map(|(i, &len)| Part { slice: i as u32, values: len as u64 }).collect();
+        let codecs = Codecs { push: codec, pull: Codec::F32 };
+        Intake { shape: Arc::new(Shape { shard: ShardId(0), parts, codecs }), keeps }
+    }
+
+    /// A push of slices in this order, its payload, and what that is read as.
+    fn push(codec: Codec, order: &[u32]) -> (Push, Vec<u8>, Vec<f32>) {
+        let (mut payload, mut expected) = (Vec::new(), LENGTHS.map(|len| vec![0.0; len]));
+        for &slice in order {
+            let into = &mut expected[slice as usize];
+            let values: Vec<f32> = (0..into.len()).map(|i| (i as f32 * 0.7 + slice as f32).sin()).collect();
+            let purpose = Purpose::PushRounding { source: 0, variable: slice, step: 0 };
+            let chosen = codec.prepare(&values, 1, purpose, &mut Scratch::default());
+            let begins = payload.len();
+            chosen.append(codec, (0, &values), None, &mut payload);
+            codec.decode_payload([values.len()], &payload[begins..], into).unwrap();
+        }
+        let part = |&slice: &u32| Part { slice, values: LENGTHS[slice as usize] as u64 };
+        let push = Push {
+            sequence: Sequence(0),
+            step: Step(0),
+            base: Version(0),
+            client: ClientId(0),
+            examples: 1,
+            work: 1,
+            loss: 0.0,
+            codec,
+            parts: order.iter().map(part).collect(),
+            payload_bytes: payload.len() as u64,
+        };
+        (push, payload, expected.concat())
+    }
+
+    /// Both ends of a stream. The endpoints are to be kept.
+    async fn stream() -> (FrameSender, FrameReceiver, [Endpoint; 2]) {
+        let (run, limits) = (RunAuthority::new("run").unwrap(), Limits::default());
+        let [server, worker] = [Role::Server(ServerId(0)), Role::Worker(WorkerId(0))];
+        let server =
+            Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &run.issue(server).unwrap(), &limits).unwrap();
+        let worker = Endpoint::client(&run.issue(worker).unwrap(), &limits).unwrap();
+        let address = server.local_address().unwrap();
+        let (accepted, connected) = tokio::join!(
+            async { server.accept().await.unwrap().finish().await.unwrap() },
+            worker.connect(address, Role::Server(ServerId(0)), Duration::from_secs(60)),
+        );
+        let (mut sender, _) = connected.unwrap().open_stream(Priority::Normal).await.unwrap();
+        // The peer knows of the stream when something has come on it.
+        sender.send(b"first", []).await.unwrap();
+        let (_, mut receiver) = accepted.accept_stream().await.unwrap();
+        assert!(receiver.header(16, &mut AlignedVec::new()).await.unwrap().is_some());
+        (sender, receiver, [server, worker])
+    }
+
+    #[tokio::test]
+    async fn a_standby_reads_what_the_primary_keeps_as_the_primary_has_read_it() {
+        let (mut sender, mut receiver, _endpoints) = stream().await;
+        let pool = Pool::new(1 << 20);
+        for codec in ["f32", "bf16", "f16", "int8", "int8-stochastic", "topk:5%", "sign"] {
+            let codec: Codec = codec.parse().unwrap();
+            for order in [[0, 1, 2], [2, 0, 1]] {
+                let (mut told, payload, expected) = push(codec, &order);
+                let primary = intake(codec, true);
+                primary.shape.check_push(&told).unwrap();
+                let mut sent = vec![payload];
+                // The standby is told what the primary then says of the push.
+                for reads in [primary, intake(codec, false)] {
+                    let payload = Bytes::from(sent.pop().unwrap());
+                    sender.send(b"push", [payload.clone()]).await.unwrap();
+                    receiver.header(16, &mut AlignedVec::new()).await.unwrap();
+                    let read = reads.read(&mut receiver, &pool, &mut told).await.unwrap().unwrap();
+                    assert_eq!(read.as_ref(), expected, "{codec} in order {order:?}");
+                    reads.shape.check_push(&told).unwrap();
+                    let is_as_it_came = codec != Codec::F32 || order == [0, 1, 2];
+                    if reads.keeps {
+                        let written = read.into_written();
+                        assert!(!is_as_it_came || written == payload, "{codec} in order {order:?}");
+                        assert_eq!(written.len() as u64, told.payload_bytes);
+                        sent.push(written.to_vec());
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_push_that_cannot_be_decoded_is_read_to_its_end() {
+        let (mut sender, mut receiver, _endpoints) = stream().await;
+        let (pool, codec) = (Pool::new(1 << 20), Codec::Int8 { rounding: Rounding::Nearest });
+        for order in [[0, 1, 2], [2, 0, 1]] {
+            let (mut told, mut payload, _) = push(codec, &order);
+            // A scale that is no number that one can be.
+            payload[..4].copy_from_slice(&(-1.0_f32).to_le_bytes());
+            for bytes in [payload, Vec::new()] {
+                sender.send(b"push", [Bytes::from(bytes)]).await.unwrap();
+            }
+            receiver.header(16, &mut AlignedVec::new()).await.unwrap();
+            let read = intake(codec, true).read(&mut receiver, &pool, &mut told).await.unwrap();
+            assert!(matches!(read, Err(CodecError::Scale { .. })), "{read:?}");
+            let mut next = AlignedVec::new();
+            assert_eq!(receiver.header(16, &mut next).await.unwrap(), Some(&b"push"[..]));
+        }
+    }
+}
