@@ -24,7 +24,8 @@ done
 # What is optimised is always built for these packages: for others, dependencies would have other features, and with
 # them most would be built again.
 shells=(-p windlass-transport -p windlass-process -p windlass-ps -p windlass-worker -p windlass-cli)
-optimised=(--release --locked "${shells[@]}" -p windlass-process-tests)
+release=(--config tests/process/lines.toml --release --locked)
+optimised=("${release[@]}" "${shells[@]}" -p windlass-process-tests)
 
 # Without these it takes a fifth of the time to build, and tests neither measure nor are looked into with a debugger.
 export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false
@@ -74,7 +75,7 @@ say "simulated clusters of 1,000 workers on 64 shards"
 cargo test "${optimised[@]}" -p windlass-tests --test scale
 say "transport, servers, workers and command line"
 cargo test "${optimised[@]}" --lib --bins
-cargo test --release --locked "${shells[@]}" --test '*'
+cargo test "${release[@]}" "${shells[@]}" --test '*'
 cargo test "${optimised[@]}" --doc
 say "real processes, three tests at a time"
 side_by_side "${together[@]}"

@@ -48,7 +48,8 @@ impl Intake {
     /// Reads the payload of a push that this shard's shape has been asked about, straight into place if it needs no decoding. The
     /// inner error is that of decoding it; the payload has been read all the same.
     ///
-    /// Floats are in the shard's order afterwards, whatever order they came in, and so the push says.
+    /// The gradient is in the shard's order, whatever order it came in. What the push says is the order of its bytes: that in which
+    /// they came if they are encoded, and the shard's if they are the floats themselves.
     pub(crate) async fn read(
         &self,
         receiver: &mut FrameReceiver,
