@@ -74,12 +74,11 @@ impl Intake {
         let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
         let mut written = pool.take(bytes.div_ceil(size_of::<f32>()));
         let into = &mut cast_slice_mut(&mut written)[..bytes];
-        let is_fixed = push.parts.iter().all(|part| push.codec.fixed_bytes(part.values).is_some());
         let decoded = if in_order {
             receiver.payload(into).await?;
             let lengths = push.parts.iter().map(|part| part.values as usize);
             push.codec.decode_payload(lengths, into, &mut floats)
-        } else if is_fixed {
+        } else if push.parts.iter().all(|part| push.codec.fixed_bytes(part.values).is_some()) {
             in_pieces(receiver, push.codec, places(), into, &mut floats).await?
         } else {
             // Where one slice ends is in the bytes themselves.

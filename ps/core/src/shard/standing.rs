@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use windlass_common::wire::{Report, Standing};
+use windlass_common::wire::{Codec, Report, Standing};
 
 use super::{Effect, Shard};
 use crate::Time;
@@ -30,13 +30,18 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         });
         let of_values = self.store.bytes();
         let gradients = self.held.len() as u64 * self.shape.values() * 4;
+        // In f32 the gradient itself is what was written.
+        let written = match self.is_replicated() && self.shape.codecs.push != Codec::F32 {
+            true => self.held.values().map(|held| held.push.payload_bytes).sum(),
+            false => 0,
+        };
         let kept = self.snapshots.len() as u64 * self.shape.values() * 4;
         Standing {
             version: self.store.version(),
             open: self.open,
             queue: 0,
             held: u32::try_from(self.held.len()).unwrap_or(u32::MAX),
-            bytes: of_values + gradients + kept + 4 * self.left_out(),
+            bytes: of_values + gradients + written + kept + 4 * self.left_out(),
             parked: u32::try_from(self.parked.len()).unwrap_or(u32::MAX),
             blocked: blocked.collect(),
         }

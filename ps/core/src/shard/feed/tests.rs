@@ -7,7 +7,7 @@ use windlass_common::layout::{Initial, Variable};
 use windlass_common::optimizer::{Adam, Optimizer};
 use windlass_common::plan::{Fedavg, Hosting, LocalWork, Mode, Plan, Sampler, StalenessScaling, Weights};
 use windlass_common::rng::{Purpose, Rng};
-use windlass_common::wire::{Entry, Feed, Member, Order, Outcome, Pull, Push, Record, Task};
+use windlass_common::wire::{Entry, Feed, Member, Order, Outcome, Pull, Push, Record, Report, Task};
 
 use super::*;
 use crate::replica::{Gate, Passed, Refused, Released, Standby};
@@ -361,6 +361,36 @@ fn a_standby_is_told_of_encoded_pushes_with_their_own_length() {
         plan.codecs.push = "int8".parse().unwrap();
         let (pair, _) = played(&plan, 1, 3, 70);
         assert_eq!(pair.standby.full().expect("it has all").digest(), pair.primary.digest());
+    }
+}
+
+#[test]
+fn a_held_push_takes_the_memory_of_its_gradient_and_for_a_standby_of_its_bytes() {
+    let [_, _, _, fedavg, _, _] = modes();
+    for (replicas, codec, of_bytes) in [(1, "int8", 1), (1, "f32", 0), (0, "int8", 0)] {
+        let mut plan = plan(fedavg.clone());
+        plan.cluster.replicas = replicas;
+        plan.codecs.push = codec.parse().unwrap();
+        let (mut shard, mut script) =
+            (Shard::new(&plan, RunId(7), Lineage(0), SHARD).unwrap(), Script::new(&plan, 1));
+        script.begin(&mut shard, &mut Vec::new());
+        let open = script.open(&shard);
+        shard.handle(Time(0), Event::Order(open), &mut Vec::new());
+        let mut bytes = |shard: &mut Shard<Vec<f32>>| {
+            script.now += 2_000_000;
+            let mut out = Vec::new();
+            shard.handle(Time(script.now), Event::Tick, &mut out);
+            let standing = out.iter().find_map(|effect| match effect {
+                Effect::Report(Report::Standing(standing)) => Some(standing.bytes),
+                _ => None,
+            });
+            script.request(shard, 0, true, &mut Vec::new());
+            standing.expect("it says how it stands each second")
+        };
+        let (before, after) = (bytes(&mut shard), bytes(&mut shard));
+        let values = shard.shape().values();
+        let (_, written) = plan.codecs.push.payload_bytes([values]);
+        assert_eq!(after - before, 4 * values + of_bytes * written, "{replicas} standbys, {codec}");
     }
 }
 
