@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use crate::error::TransportError;
 use crate::identity::Identity;
 use crate::limits::Limits;
-use crate::tls;
+use crate::{socket, tls};
 
 /// The round-trip time assumed before the first measurement. A third of a second, quinn's default, would send the
 /// second packet to a peer that is just starting after a whole second; this sends it after 0.1 s.
@@ -64,7 +64,9 @@ pub fn endpoint(
 ) -> Result<quinn::Endpoint, TransportError> {
     let socket = bound(address, limits)?;
     let (config, server) = (own_config(identity, limits)?, server_config(identity, limits, Path::Local)?);
-    with_socket(socket, address, config, server, identity, limits)
+    let socket =
+        socket::of_few(&*runtime()?, socket).map_err(|source| TransportError::Bind { address, source })?;
+    assemble(socket, config, server, identity, limits)
 }
 
 /// As [`endpoint`], at any free port. It reaches peers of IPv4 and, where this machine has it, IPv6.
@@ -92,7 +94,7 @@ pub(crate) fn own_config(identity: &Identity, limits: &Limits) -> Result<Endpoin
     Ok(config)
 }
 
-/// An endpoint over a socket that was bound to this address.
+/// An endpoint with many peers over a socket that was bound to this address.
 pub(crate) fn with_socket(
     socket: UdpSocket,
     address: SocketAddr,
