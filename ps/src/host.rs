@@ -1,8 +1,9 @@
 //! Keeps what a server has of shards from one life of the run to the next, and starts their threads.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, available_parallelism};
 
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
@@ -55,6 +56,8 @@ pub(crate) struct Hosted {
     pub(crate) seats: Vec<Seats>,
     pub(crate) shards: Vec<(ShardId, ShardLink)>,
     pub(crate) standbys: Vec<(ShardId, StandbyLink)>,
+    /// Whether who pushes and what serves it keep to one core.
+    keeps_to_cores: bool,
 }
 
 /// How one life begins, as the coordinator has told it.
@@ -120,13 +123,15 @@ impl Host {
         drop(kept);
         let mut standbys = Vec::new();
         let plan = Arc::new(life.plan.clone());
+        let keeps_to_cores = plan.keeps_to_cores(available_parallelism().map_or(1, NonZero::get));
         for (id, seats) in (0..).map(ShardId).zip(&life.seats) {
             if seats.standby == Some(self.id) {
                 let standby = Standby::new(life.envelope.run, life.envelope.lineage, id);
-                standbys.push((id, StandbyLink::new(Arc::clone(&plan), id, standby).or_exit(Exit::Input)?));
+                let link = StandbyLink::new((Arc::clone(&plan), keeps_to_cores), id, standby);
+                standbys.push((id, link.or_exit(Exit::Input)?));
             }
         }
-        Ok(Hosted { seats: life.seats.clone(), shards, standbys })
+        Ok(Hosted { seats: life.seats.clone(), shards, standbys, keeps_to_cores })
     }
 
     /// Feeds the standbys of this server's shards, wherever they are.
@@ -143,7 +148,9 @@ impl Host {
         let route = |(shard, link): &(ShardId, ShardLink)| {
             let standby = hosted.seats.get(shard.index())?.standby?;
             let address = addresses.get(standby.index())?.clone();
-            Some((Route { envelope, shard: *shard, standby, address, silence }, link.clone()))
+            let keeps_to_cores = hosted.keeps_to_cores;
+            let route = Route { envelope, shard: *shard, standby, address, silence, keeps_to_cores };
+            Some((route, link.clone()))
         };
         let routes: Vec<_> = hosted.shards.iter().filter_map(route).collect();
         if !routes.is_empty() {

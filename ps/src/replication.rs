@@ -47,6 +47,8 @@ pub(crate) struct Route {
     pub(crate) address: String,
     /// How long the standby may stand still in the middle of a frame.
     pub(crate) silence: Duration,
+    /// Whether who pushes and what serves it keep to one core.
+    pub(crate) keeps_to_cores: bool,
 }
 
 /// One attempt to feed a standby.
@@ -62,6 +64,8 @@ pub(crate) struct Way {
 /// A session's own way to the standby, beside that of the shard.
 pub(crate) struct OwnWay {
     pub(crate) feed: u64,
+    /// Whether who pushes and what serves it keep to one core.
+    pub(crate) keeps_to_cores: bool,
     /// Once the standby is reached.
     pub(crate) tell: Arc<OnceLock<mpsc::UnboundedSender<Told>>>,
 }
@@ -69,7 +73,8 @@ pub(crate) struct OwnWay {
 impl Way {
     /// Begins to reach the standby from this thread. What is told then is written, and the way ends, when this is dropped.
     pub(crate) fn beside(&self, link: &ShardLink) -> OwnWay {
-        let own = OwnWay { feed: self.feed, tell: Arc::default() };
+        let keeps_to_cores = self.route.keeps_to_cores;
+        let own = OwnWay { feed: self.feed, keeps_to_cores, tell: Arc::default() };
         let (way, link, tell) = (self.clone(), link.clone(), Arc::clone(&own.tell));
         tokio::spawn(async move {
             let Route { shard, standby, .. } = way.route;
@@ -111,7 +116,7 @@ impl Way {
     }
 
     async fn open(&self, is_beside: bool) -> anyhow::Result<(Connection, FrameSender, FrameReceiver)> {
-        let Route { envelope, shard, standby, address, silence } = &self.route;
+        let Route { envelope, shard, standby, address, silence, .. } = &self.route;
         let address = resolve(address, CONNECT).await?;
         let endpoint = if is_beside { self.endpoint.apart()? } else { self.endpoint.clone() };
         let connection = endpoint.connect(address, Role::Server(*standby), CONNECT).await?;

@@ -366,7 +366,9 @@ async fn stream_task(connection: Connection, mut stream: (FrameSender, FrameRece
                 Ok(link) => {
                     let pool = Arc::clone(&shared.pool);
                     let feed = (feed, is_beside);
-                    if let Err(error) = standby::serve(shared.envelope, stream, feed, link, pool).await {
+                    if let Err(error) =
+                        standby::serve(shared.envelope, &connection, stream, feed, link, pool).await
+                    {
                         tracing::debug!(%peer, %shard, %error, "a standby is no longer fed");
                     }
                     return;

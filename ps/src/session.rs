@@ -59,13 +59,14 @@ pub(crate) async fn serve(
 ) -> Result<(), SessionError> {
     let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
     let peer = connection.peer();
-    shard.attach(session, answers.clone(), connection);
+    shard.attach(session, answers.clone(), connection.clone());
     // Observers get values as they are.
     let codec = if matches!(peer, Role::Worker(_)) { shard.intake.shape.codecs.pull } else { Codec::F32 };
     tokio::spawn(write(envelope, codec, sender, outgoing));
     // What a thread of its own serves finds its own way to the standby, too.
     let (header, is_apart, own) = (AlignedVec::new(), is_apart(), None);
-    let mut reader = Reader { session, peer, receiver, shard, pool, answers, header, is_apart, own };
+    let mut reader =
+        Reader { session, connection, peer, receiver, shard, pool, answers, header, is_apart, own };
     let result = reader.run().await;
     reader.shard.closed(session);
     result
@@ -73,6 +74,7 @@ pub(crate) async fn serve(
 
 struct Reader {
     session: SessionId,
+    connection: Connection,
     peer: Role,
     receiver: FrameReceiver,
     shard: ShardLink,
@@ -133,6 +135,9 @@ impl Reader {
         let request = Request { session: self.session, run, lineage, worker, term, incarnation, push, pull };
         if self.is_apart && request.push.is_some() {
             self.own = self.shard.own_way(self.own.take());
+            if self.own.as_ref().is_some_and(|own| own.keeps_to_cores) {
+                self.connection.stay_with_peer();
+            }
         }
         self.shard.request(Event::Request(request), self.own.as_ref()).await;
         Ok(())

@@ -13,7 +13,7 @@ use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header, Reject};
 use windlass_ps_core::replica::{Refused, Standby};
 use windlass_ps_core::store::Shape;
-use windlass_transport::{FrameReceiver, FrameSender, Pool};
+use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool};
 
 use crate::gradient::{Gradient, Intake};
 use crate::server::at_length;
@@ -32,6 +32,8 @@ struct Copy {
 #[derive(Clone)]
 pub(crate) struct StandbyLink {
     plan: Arc<Plan>,
+    /// Whether who pushes and what serves it keep to one core.
+    keeps_to_cores: bool,
     copy: Arc<Mutex<Copy>>,
     intake: Intake,
 }
@@ -42,14 +44,14 @@ impl StandbyLink {
     /// # Errors
     /// If the plan cannot be placed; a checked plan can.
     pub(crate) fn new(
-        plan: Arc<Plan>,
+        (plan, keeps_to_cores): (Arc<Plan>, bool),
         shard: ShardId,
         standby: Standby<Gradient>,
     ) -> Result<Self, PlanError> {
         let shape = Arc::new(Shape::new(&plan.placement()?, shard, plan.codecs));
         let copy = Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 }));
         // If it goes on in the primary's place it has a standby of its own.
-        Ok(Self { plan, copy, intake: Intake { shape, keeps: true } })
+        Ok(Self { plan, keeps_to_cores, copy, intake: Intake { shape, keeps: true } })
     }
 
     /// Gives the copy back, and takes nothing more.
@@ -87,6 +89,7 @@ impl StandbyLink {
 /// Serves the stream of a primary until it ends or the standby goes no further. Its first frame has been read.
 pub(crate) async fn serve(
     envelope: Envelope,
+    connection: &Connection,
     (mut sender, mut receiver): (FrameSender, FrameReceiver),
     feed: (u64, bool),
     link: StandbyLink,
@@ -103,6 +106,9 @@ pub(crate) async fn serve(
         };
         let floats = told_floats(&link, told, &mut receiver, &pool).await?;
         let take = || link.take(feed.0, header, floats);
+        if feed.1 && link.keeps_to_cores {
+            connection.stay_with_peer();
+        }
         let taken = if link.intake.shape.values() > AT_ONCE_MAX { at_length(take) } else { take() };
         let Some(taken) = taken else { return Ok(()) };
         let is_last = taken.is_err();

@@ -104,6 +104,7 @@ fn steps(
     data: &Owned,
 ) -> Result<WorkerReport, Failure> {
     let plan = client.plan().clone();
+    client.keep_to_a_core();
     let mut batches = Batches::new(&plan, client, data)?;
     let mut values = client.values();
     let mut overlap = Overlap::new(&plan, values.len());

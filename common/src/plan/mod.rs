@@ -339,6 +339,19 @@ impl Plan {
         matches!(&self.mode, Mode::Fedavg(fedavg) if fedavg.quorum < fedavg.cohort)
     }
 
+    /// Whether a worker and the threads that serve its pushes are to keep to one core where all of the run is on a machine with so
+    /// many: each push passes several threads, one after the other, on its way to a standby and back, and each core has as many workers.
+    pub fn keeps_to_cores(&self, cores: usize) -> bool {
+        let Cluster { workers, replicas, membership, .. } = self.cluster;
+        let passes_alone =
+            matches!(self.mode, Mode::Async { .. } | Mode::Ssp { .. }) && self.mode.in_flight() == 1;
+        replicas > 0
+            && passes_alone
+            && membership == Membership::Fixed
+            && self.training.compute_threads == 1
+            && (workers as usize).is_multiple_of(cores)
+    }
+
     /// Who hosts whom when the training begins with these workers.
     pub fn hosts(&self, members: &[WorkerId]) -> Hosts {
         match self.clients.partition {

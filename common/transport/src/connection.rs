@@ -13,6 +13,7 @@ use crate::frame::{FrameReceiver, FrameSender};
 use crate::identity::{IdentityError, role_of};
 use crate::pacing::Link;
 use crate::role::Role;
+use crate::turns::Turns;
 
 /// Which streams go first when several have something to send. It is strict: a lower one waits for a higher one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +79,7 @@ pub struct Connection {
     peer: Role,
     counters: Arc<Counters>,
     link: Arc<Link>,
+    turns: Option<Arc<Turns>>,
 }
 
 impl Connection {
@@ -86,7 +88,12 @@ impl Connection {
             inner.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
         let certificate = certificates.as_deref().and_then(|chain| chain.first());
         let peer = role_of(certificate.ok_or(IdentityError::NoCertificate)?)?;
-        Ok(Self { inner, peer, counters: Arc::default(), link })
+        Ok(Self { inner, peer, counters: Arc::default(), link, turns: None })
+    }
+
+    /// The same, on a lane if these are its turns.
+    pub(crate) fn on_lane(self, turns: Option<Arc<Turns>>) -> Self {
+        Self { turns, ..self }
     }
 
     /// Tells the connecting side that its certificate has been accepted, and waits until it knows; otherwise a
@@ -113,6 +120,15 @@ impl Connection {
     /// Whether the peer is on this machine, where datagrams are large.
     pub fn is_local(&self) -> bool {
         is_local(self.remote_address())
+    }
+
+    /// If the peer has a socket and a thread of its own here ([`Endpoint::set_lanes`](crate::Endpoint::set_lanes)) and the calling
+    /// one is that: moves it to the core that the peer runs on, and keeps it there. Where the two take turns, and others have all
+    /// cores otherwise, the system need not move either then.
+    pub fn stay_with_peer(&self) {
+        if let Some(turns) = &self.turns {
+            turns.follow();
+        }
     }
 
     /// From now on the peer may send so many bytes ahead of this connection's readers; what it has been allowed before it may

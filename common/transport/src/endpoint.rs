@@ -19,6 +19,7 @@ use crate::lanes::{Lanes, Template};
 use crate::limits::Limits;
 use crate::pacing::Link;
 use crate::role::Role;
+use crate::turns::Turns;
 
 /// An attempt that nothing has answered for this long is given up for a new one.
 const UNANSWERED_MAX: Duration = Duration::from_secs(1);
@@ -182,7 +183,8 @@ impl Endpoint {
                 false => incoming.accept_with(Arc::clone(&self.far.1)),
             };
             let (within, link) = (self.limits.handshake, Arc::clone(&self.link));
-            return Some(Incoming { inner, address, within, link, place: Handle::current() });
+            let (place, turns) = (Handle::current(), None);
+            return Some(Incoming { inner, address, within, link, place, turns });
         }
     }
 
@@ -354,6 +356,8 @@ pub struct Incoming {
     pub(crate) link: Arc<Link>,
     /// What drives its socket.
     pub(crate) place: Handle,
+    /// With whom a thread that has it alone takes turns.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl Incoming {
@@ -378,9 +382,9 @@ impl Incoming {
     /// When the peer shows no certificate of this run, does not go on in time or goes away. This concerns
     /// nobody else.
     pub async fn finish(self) -> Result<Connection, TransportError> {
-        let Self { inner, address, within, link, .. } = self;
+        let Self { inner, address, within, link, turns, .. } = self;
         let done = match timeout(within, Self::handshake(inner, link)).await {
-            Ok(done) => done,
+            Ok(done) => done.map(|connection| connection.on_lane(turns)),
             Err(_) => Err(format!("it was not finished within {} s", within.as_secs_f64())),
         };
         done.map_err(|reason| {

@@ -26,6 +26,7 @@ use crate::endpoint::{Incoming, canonical};
 use crate::limits::Limits;
 use crate::pacing::Link;
 use crate::socket;
+use crate::turns::Turns;
 
 /// Connections that one peer may have open on its lane.
 const CONNECTIONS_MAX: usize = 16;
@@ -130,12 +131,13 @@ impl Lanes {
 impl Template {
     fn open(&self, peer: SocketAddr, own: SocketAddr, lanes: &Arc<Lanes>) -> io::Result<Lane> {
         let socket = bare::connected(&self.socket, own, peer, &self.limits)?;
+        let turns = Arc::new(Turns::with_peer_of(&socket)?);
         let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
         let (endpoint, aside) = Aside::start("lane", move || async move {
             let runtime = Arc::new(TokioRuntime);
             let socket = socket::of_one(&*runtime, socket, peer)?;
             let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
-            tokio::spawn(serve(lanes, endpoint.clone(), peer));
+            tokio::spawn(serve(lanes, endpoint.clone(), peer, turns));
             let closed = endpoint.clone();
             let end = async move {
                 closed.close(0u32.into(), bare::SHUTTING_DOWN);
@@ -148,7 +150,7 @@ impl Template {
 }
 
 /// Takes up what comes on a lane until its peer has had no connection for as long as a handshake may take.
-async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr) {
+async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr, turns: Arc<Turns>) {
     let Some((accepted, link, within)) = lanes.upgrade().map(|lanes| {
         let Template { limits, link, .. } = &lanes.template;
         (lanes.accepted.clone(), Arc::clone(link), limits.handshake)
@@ -168,8 +170,8 @@ async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr) 
         }
         patience = within;
         let (inner, address) = (incoming.accept(), canonical(peer));
-        let (link, place) = (Arc::clone(&link), Handle::current());
-        if accepted.send(Incoming { inner, address, within, link, place }).await.is_err() {
+        let (link, place, turns) = (Arc::clone(&link), Handle::current(), Some(Arc::clone(&turns)));
+        if accepted.send(Incoming { inner, address, within, link, place, turns }).await.is_err() {
             break;
         }
     }

@@ -37,6 +37,7 @@ mod pool;
 mod role;
 mod socket;
 mod tls;
+mod turns;
 
 pub use aside::Aside;
 pub use authority::RunAuthority;
@@ -48,3 +49,4 @@ pub use identity::{Identity, IdentityError};
 pub use limits::{Limits, LimitsError};
 pub use pool::{Pool, PooledFloats, bytes_of};
 pub use role::{Role, RoleError};
+pub use turns::keep_to_a_core;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ use super::{Ahead, Client, ClientError, Gradient, JoinOptions, Next, Taken, Work
 pub struct BlockingClient {
     plan: Plan,
     worker: WorkerId,
+    /// Whether all servers are on this machine.
+    has_all_here: bool,
     values: usize,
     place: Place,
     /// A buffer for what is computed while an exchange goes on behind the computation.
@@ -99,9 +102,19 @@ impl BlockingClient {
         let mut interrupted = Interrupted { future: Box::pin(interrupted), is_so: false };
         let mut client = driver.drive(interrupted.or(Client::join(options)))?;
         let (plan, worker, values) = (client.plan().clone(), client.worker(), client.values().len());
-        let hosted = client.hosted();
+        let (hosted, has_all_here) = (client.hosted(), client.has_all_here());
         let place = Place::Here(Box::new(Inner { client, interrupted }));
-        Ok(Self { plan, worker, values, place, spare: None, clients: Vec::new(), hosted, driver })
+        Ok(Self {
+            plan,
+            worker,
+            has_all_here,
+            values,
+            place,
+            spare: None,
+            clients: Vec::new(),
+            hosted,
+            driver,
+        })
     }
 
     /// The run's configuration.
@@ -112,6 +125,15 @@ impl BlockingClient {
     /// Which worker this is.
     pub fn worker(&self) -> WorkerId {
         self.worker
+    }
+
+    /// Keeps the calling thread, and those that it starts, to a core that other workers of the run leave to it, if that is what the
+    /// plan would have where all of the run is on one machine ([`Plan::keeps_to_cores`]).
+    pub(crate) fn keep_to_a_core(&self) {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        if self.has_all_here && self.plan.keeps_to_cores(cores) {
+            windlass_transport::keep_to_a_core(self.worker.0 as usize);
+        }
     }
 
     /// A buffer for the values of the whole model.

@@ -206,6 +206,11 @@ impl Client {
         Work { client: ClientId(self.worker().0), examples, work: examples.into(), loss }
     }
 
+    /// Whether all servers are on this machine.
+    pub(super) fn has_all_here(&self) -> bool {
+        self.connections.iter().all(Connection::is_local)
+    }
+
     /// Bytes exchanged with each server.
     pub fn meters(&self) -> Vec<Meter> {
         self.connections.iter().map(Connection::stats).collect()

@@ -1,6 +1,7 @@
 //! That few peers on this machine get a socket and a thread each, and everybody else what there was before.
 
 use std::net::UdpSocket;
+use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
@@ -111,6 +112,66 @@ async fn the_address_is_still_taken_and_free_when_the_endpoint_is_gone() {
         while UdpSocket::bind(address).is_err() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    })
+    .await;
+}
+
+/// The cores that the calling thread may run on.
+#[cfg(target_os = "linux")]
+fn may_run_on() -> Vec<usize> {
+    let may = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| may.is_set(core)).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lane_stays_with_its_peer_when_it_is_told_to_and_nothing_else_does() {
+    bounded(async {
+        let run = Run::new();
+        let (server, address) = run.listen();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(100);
+        let accepting = server.clone();
+        tokio::spawn(async move {
+            while let Some(incoming) = accepting.accept().await {
+                let sender = sender.clone();
+                incoming.spawn(async move |incoming| {
+                    let connection = incoming.finish().await.unwrap();
+                    let (_, mut from) = connection.accept_stream().await.unwrap();
+                    from.header(100, &mut AlignedVec::new()).await.unwrap();
+                    let before = may_run_on();
+                    connection.stay_with_peer();
+                    sender.send((before, may_run_on())).await.unwrap();
+                    connection.closed().await;
+                });
+            }
+        });
+        let all = may_run_on();
+        // At first there are no lanes.
+        for (lanes, nth) in [(0, 0), (1, 0), (2, 1)] {
+            server.set_lanes(lanes);
+            let client = run.clone();
+            let (ends, ended) = mpsc::channel::<()>();
+            let peer = thread::spawn(move || {
+                windlass_transport::keep_to_a_core(nth);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let client = client.client();
+                    let connection = client.connect(address, SERVER, LONG).await.unwrap();
+                    let (mut to, _) = connection.open_stream(Priority::Normal).await.unwrap();
+                    to.send(b"head", []).await.unwrap();
+                    while ended.try_recv() == Err(TryRecvError::Empty) {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                });
+            });
+            let (before, after) = receiver.recv().await.unwrap();
+            drop(ends);
+            tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
+            assert_eq!(before, all);
+            let expected = if lanes == 0 { all.clone() } else { vec![all[nth % all.len()]] };
+            assert_eq!(after, expected, "with {lanes} lanes");
+        }
+        server.shutdown(LONG).await;
     })
     .await;
 }

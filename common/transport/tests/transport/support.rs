@@ -21,6 +21,7 @@ pub(crate) fn loopback() -> SocketAddr {
 }
 
 /// A server and a worker of one run.
+#[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) server: Identity,
     pub(crate) worker: Identity,

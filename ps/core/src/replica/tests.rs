@@ -2,9 +2,33 @@
 
 use std::collections::VecDeque;
 
+use windlass_common::plan::{Membership, Mode, StalenessScaling};
 use windlass_common::rng::{Purpose, Rng};
 
 use super::*;
+
+#[test]
+fn a_worker_and_what_serves_it_keep_to_a_core_where_each_push_passes_through_all_of_them() {
+    let scaling = StalenessScaling::None;
+    let modes = [
+        Mode::Sync { backup: 0 },
+        Mode::Async { in_flight: 1, scaling, compensation: None },
+        Mode::Async { in_flight: 2, scaling, compensation: None },
+    ];
+    for (mode, is_alone) in modes.into_iter().zip([false, true, false]) {
+        for (replicas, workers, cores) in [(0, 2, 2), (1, 2, 2), (1, 4, 2), (1, 3, 2), (1, 2, 4), (1, 2, 1)] {
+            let mut plan = crate::sample::plan(mode.clone(), 2, workers);
+            plan.cluster.replicas = replicas;
+            let expected = is_alone && replicas == 1 && (workers as usize).is_multiple_of(cores);
+            assert_eq!(plan.keeps_to_cores(cores), expected, "{mode:?}: {replicas}, {workers} on {cores}");
+            plan.training.compute_threads = 2;
+            assert!(!plan.keeps_to_cores(cores), "what computes on several threads needs several cores");
+            plan.training.compute_threads = 1;
+            plan.cluster.membership = Membership::Elastic { workers_max: 9 };
+            assert!(!plan.keeps_to_cores(cores), "how many there will be is not known");
+        }
+    }
+}
 
 #[test]
 fn nothing_is_shown_before_what_was_told_before_it_is_confirmed() {
