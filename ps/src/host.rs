@@ -1,9 +1,8 @@
 //! Keeps what a server has of shards from one life of the run to the next, and starts their threads.
 
 use std::collections::BTreeMap;
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::{JoinHandle, available_parallelism};
+use std::thread::JoinHandle;
 
 use windlass_checkpoint::Store;
 use windlass_common::exit::Exit;
@@ -14,7 +13,7 @@ use windlass_process::{Failure, OrExit};
 use windlass_ps_core::coordinator::Copy;
 use windlass_ps_core::replica::Standby;
 use windlass_ps_core::shard::{Effect, Shard};
-use windlass_transport::{Aside, Endpoint};
+use windlass_transport::{Aside, Endpoint, own_cores};
 
 use crate::crew::Crew;
 use crate::gradient::Gradient;
@@ -123,7 +122,7 @@ impl Host {
         drop(kept);
         let mut standbys = Vec::new();
         let plan = Arc::new(life.plan.clone());
-        let keeps_to_cores = plan.keeps_to_cores(available_parallelism().map_or(1, NonZero::get));
+        let keeps_to_cores = own_cores().is_some_and(|cores| plan.keeps_to_cores(cores));
         for (id, seats) in (0..).map(ShardId).zip(&life.seats) {
             if seats.standby == Some(self.id) {
                 let standby = Standby::new(life.envelope.run, life.envelope.lineage, id);

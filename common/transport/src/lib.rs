@@ -49,4 +49,4 @@ pub use identity::{Identity, IdentityError};
 pub use limits::{Limits, LimitsError};
 pub use pool::{Pool, PooledFloats, bytes_of};
 pub use role::{Role, RoleError};
-pub use turns::keep_to_a_core;
+pub use turns::{keep_to_a_core, own_cores};

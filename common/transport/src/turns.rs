@@ -8,6 +8,19 @@ use std::io;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// How many cores the calling thread may run on, if it may have all of their time: a group of processes with a quota shares cores with
+/// others, who would be put on the same.
+pub fn own_cores() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        let may = rustix::thread::sched_getaffinity(None).ok()?.count() as usize;
+        let has = std::thread::available_parallelism().ok()?.get();
+        (has == may).then_some(may)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// From now on the calling thread, and those that it starts, run on one core alone: the `nth` of those they may run on, which
 /// are counted anew where there are fewer.
 pub fn keep_to_a_core(nth: usize) {
@@ -84,9 +97,12 @@ mod tests {
     #[test]
     fn each_core_is_kept_to_in_turn() {
         let all = may_run_on();
+        // If this one has a quota nothing is said.
+        assert!(own_cores().is_none_or(|cores| cores == all.len()));
         for nth in 0..2 * all.len() + 1 {
             let kept = std::thread::spawn(move || {
                 keep_to_a_core(nth);
+                assert_eq!(own_cores(), Some(1));
                 (may_run_on(), std::thread::spawn(may_run_on).join().unwrap())
             });
             let expected = vec![all[nth % all.len()]];

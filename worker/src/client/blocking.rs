@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use tokio::task::JoinHandle;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
+use windlass_transport::{keep_to_a_core, own_cores};
 
 use super::companion::Driver;
 use super::overlap::{Arrival, Coming, Done, Made};
@@ -130,9 +130,9 @@ impl BlockingClient {
     /// Keeps the calling thread, and those that it starts, to a core that other workers of the run leave to it, if that is what the
     /// plan would have where all of the run is on one machine ([`Plan::keeps_to_cores`]).
     pub(crate) fn keep_to_a_core(&self) {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        if self.has_all_here && self.plan.keeps_to_cores(cores) {
-            windlass_transport::keep_to_a_core(self.worker.0 as usize);
+        let plans_so = || own_cores().is_some_and(|cores| self.plan.keeps_to_cores(cores));
+        if self.has_all_here && plans_so() {
+            keep_to_a_core(self.worker.0 as usize);
         }
     }
 
