@@ -54,6 +54,9 @@ pub(crate) struct Turns {
         expect(dead_code, reason = "only Linux tells where datagrams come from")
     )]
     socket: UdpSocket,
+    /// Where whoever opened the lane may run, and so may the lane.
+    #[cfg(target_os = "linux")]
+    may: rustix::thread::CpuSet,
     /// Where it was found to last.
     core: AtomicU32,
 }
@@ -64,16 +67,25 @@ impl Turns {
     /// # Errors
     /// If the system has no other handle to it.
     pub(crate) fn with_peer_of(socket: &UdpSocket) -> io::Result<Self> {
-        Ok(Self { socket: socket.try_clone()?, core: AtomicU32::new(u32::MAX) })
+        Ok(Self {
+            socket: socket.try_clone()?,
+            #[cfg(target_os = "linux")]
+            may: rustix::thread::sched_getaffinity(None)?,
+            core: AtomicU32::new(u32::MAX),
+        })
     }
 
-    /// Moves the calling thread to the core from which the last datagram has come (`SO_INCOMING_CPU`, socket(7)).
+    /// Moves the calling thread to the core from which the last datagram has come (`SO_INCOMING_CPU`, socket(7)), if it is one on which
+    /// this process may run.
     pub(crate) fn follow(&self) {
         #[cfg(target_os = "linux")]
         {
             let Ok(core) = rustix::net::sockopt::socket_incoming_cpu(&self.socket) else { return };
             let is_there = self.core.swap(core, Ordering::Relaxed) == core;
-            if !is_there && (core as usize) < rustix::thread::CpuSet::MAX_CPU {
+            if !is_there
+                && (core as usize) < rustix::thread::CpuSet::MAX_CPU
+                && self.may.is_set(core as usize)
+            {
                 keep_to(core as usize);
             }
         }
@@ -94,6 +106,32 @@ mod tests {
         (0..CpuSet::MAX_CPU).filter(|&core| may.is_set(core)).collect()
     }
 
+    struct Lane {
+        socket: UdpSocket,
+        turns: Turns,
+        peer: UdpSocket,
+    }
+
+    impl Lane {
+        fn open() -> Self {
+            let [socket, peer] = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+            socket.connect(peer.local_addr().unwrap()).unwrap();
+            peer.connect(socket.local_addr().unwrap()).unwrap();
+            Self { turns: Turns::with_peer_of(&socket).unwrap(), socket, peer }
+        }
+
+        /// The peer runs on this core and sends something.
+        fn hear_from(&self, core: usize) {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    keep_to(core);
+                    self.peer.send(b"here").unwrap();
+                });
+            });
+            self.socket.recv(&mut [0; 8]).unwrap();
+        }
+    }
+
     #[test]
     fn each_core_is_kept_to_in_turn() {
         let all = may_run_on();
@@ -112,20 +150,24 @@ mod tests {
 
     #[test]
     fn who_follows_a_peer_is_where_it_sends_from() {
-        let [socket, peer] = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let address = socket.local_addr().unwrap();
-        socket.connect(peer.local_addr().unwrap()).unwrap();
-        let turns = Turns::with_peer_of(&socket).unwrap();
+        let lane = Lane::open();
         for core in may_run_on() {
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    keep_to(core);
-                    peer.send_to(b"here", address).unwrap();
-                });
-            });
-            socket.recv(&mut [0; 8]).unwrap();
-            turns.follow();
+            lane.hear_from(core);
+            lane.turns.follow();
             assert_eq!(may_run_on(), [core]);
+        }
+    }
+
+    #[test]
+    fn nobody_is_followed_to_a_core_that_one_may_not_run_on() {
+        let all = may_run_on();
+        let (first, others) = all.split_first().unwrap();
+        keep_to(*first);
+        let lane = Lane::open();
+        for &core in others {
+            lane.hear_from(core);
+            lane.turns.follow();
+            assert_eq!(may_run_on(), [*first]);
         }
     }
 }
