@@ -24,7 +24,7 @@ use crate::coordinator;
 use crate::host::{Host, Life as Beginning};
 use crate::keeper::Keeper;
 use crate::meter::Meters;
-use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, lanes, pool, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, open_lanes, pool, result};
 use crate::shard::ShardMessage;
 
 /// The pause before the coordinator is looked for again.
@@ -182,7 +182,7 @@ async fn life<F: Future<Output = ()>>(
         begins: &welcome.begins,
         store: &store,
     };
-    lasting.endpoint.set_lanes(lanes(&plan));
+    open_lanes(&lasting.endpoint, &plan);
     let keeper = Keeper::start(Arc::clone(&store), &plan, begins.of(id).len()).or_exit(Exit::System)?;
     let (outgoing, queue) = mpsc::channel(coordinator::OUTGOING_MAX);
     let tell = |shard: ShardId| {

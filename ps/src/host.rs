@@ -13,7 +13,7 @@ use windlass_process::{Failure, OrExit};
 use windlass_ps_core::coordinator::Copy;
 use windlass_ps_core::replica::Standby;
 use windlass_ps_core::shard::{Effect, Shard};
-use windlass_transport::{Aside, Endpoint, own_cores};
+use windlass_transport::{Aside, Endpoint};
 
 use crate::crew::Crew;
 use crate::gradient::Gradient;
@@ -55,8 +55,6 @@ pub(crate) struct Hosted {
     pub(crate) seats: Vec<Seats>,
     pub(crate) shards: Vec<(ShardId, ShardLink)>,
     pub(crate) standbys: Vec<(ShardId, StandbyLink)>,
-    /// Whether who pushes and what serves it keep to one core.
-    keeps_to_cores: bool,
 }
 
 /// How one life begins, as the coordinator has told it.
@@ -122,15 +120,14 @@ impl Host {
         drop(kept);
         let mut standbys = Vec::new();
         let plan = Arc::new(life.plan.clone());
-        let keeps_to_cores = own_cores().is_some_and(|cores| plan.keeps_to_cores(cores));
         for (id, seats) in (0..).map(ShardId).zip(&life.seats) {
             if seats.standby == Some(self.id) {
                 let standby = Standby::new(life.envelope.run, life.envelope.lineage, id);
-                let link = StandbyLink::new((Arc::clone(&plan), keeps_to_cores), id, standby);
+                let link = StandbyLink::new(Arc::clone(&plan), id, standby);
                 standbys.push((id, link.or_exit(Exit::Input)?));
             }
         }
-        Ok(Hosted { seats: life.seats.clone(), shards, standbys, keeps_to_cores })
+        Ok(Hosted { seats: life.seats.clone(), shards, standbys })
     }
 
     /// Feeds the standbys of this server's shards, wherever they are.
@@ -147,8 +144,7 @@ impl Host {
         let route = |(shard, link): &(ShardId, ShardLink)| {
             let standby = hosted.seats.get(shard.index())?.standby?;
             let address = addresses.get(standby.index())?.clone();
-            let keeps_to_cores = hosted.keeps_to_cores;
-            let route = Route { envelope, shard: *shard, standby, address, silence, keeps_to_cores };
+            let route = Route { envelope, shard: *shard, standby, address, silence };
             Some((route, link.clone()))
         };
         let routes: Vec<_> = hosted.shards.iter().filter_map(route).collect();

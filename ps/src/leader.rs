@@ -32,7 +32,7 @@ use crate::keeper::Keeper;
 use crate::meter::Meters;
 use crate::restore;
 use crate::run_directory::RunDirectory;
-use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, lanes, pool, result};
+use crate::server::{FAREWELL, Guests, METER_EVERY, Shared, at_length, connection, open_lanes, pool, result};
 use crate::shard::ShardMessage;
 
 /// What server 0 is told beside what every server is.
@@ -78,7 +78,7 @@ pub(crate) async fn lead(
     lead: Lead<'_>,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Stop, Failure> {
-    endpoint.set_lanes(lanes(&lead.plan));
+    open_lanes(endpoint, &lead.plan);
     let store = windlass_checkpoint::open(&lead.checkpoints).or_exit(Exit::Usage)?;
     let mut goes_on = lead.resume.then_some(GoesOn::Copies(None));
     ensure_directory(&lead)?;

@@ -47,8 +47,6 @@ pub(crate) struct Route {
     pub(crate) address: String,
     /// How long the standby may stand still in the middle of a frame.
     pub(crate) silence: Duration,
-    /// Whether who pushes and what serves it keep to one core.
-    pub(crate) keeps_to_cores: bool,
 }
 
 /// One attempt to feed a standby.
@@ -64,8 +62,6 @@ pub(crate) struct Way {
 /// A session's own way to the standby, beside that of the shard.
 pub(crate) struct OwnWay {
     pub(crate) feed: u64,
-    /// Whether who pushes and what serves it keep to one core.
-    pub(crate) keeps_to_cores: bool,
     /// Once the standby is reached.
     pub(crate) tell: Arc<OnceLock<mpsc::UnboundedSender<Told>>>,
 }
@@ -73,8 +69,7 @@ pub(crate) struct OwnWay {
 impl Way {
     /// Begins to reach the standby from this thread. What is told then is written, and the way ends, when this is dropped.
     pub(crate) fn beside(&self, link: &ShardLink) -> OwnWay {
-        let keeps_to_cores = self.route.keeps_to_cores;
-        let own = OwnWay { feed: self.feed, keeps_to_cores, tell: Arc::default() };
+        let own = OwnWay { feed: self.feed, tell: Arc::default() };
         let (way, link, tell) = (self.clone(), link.clone(), Arc::clone(&own.tell));
         tokio::spawn(async move {
             let Route { shard, standby, .. } = way.route;

@@ -19,7 +19,7 @@ use windlass_process::{Failure, OrExit};
 use windlass_ps_core::SessionId;
 use windlass_ps_core::store::Snapshot;
 use windlass_transport::{
-    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Role,
+    Connection, Endpoint, FrameReceiver, FrameSender, Identity, Incoming, Limits, Pool, Role, own_cores,
 };
 
 use crate::coordinator::{self, Control};
@@ -111,12 +111,13 @@ pub fn limits() -> Limits {
     }
 }
 
-/// Peers of this machine that get a lane each: none where there are so many workers that some would go without, for those
-/// would be served less. A primary comes with a way for each of its sessions.
-pub(crate) fn lanes(plan: &Plan) -> usize {
+/// Gives peers of this machine a lane each: none where there are so many workers that some would go without, for those would
+/// be served less. A primary comes with a way for each of its sessions.
+pub(crate) fn open_lanes(endpoint: &Endpoint, plan: &Plan) {
     let Cluster { workers, replicas, shards_per_server, .. } = plan.cluster;
     let ways = workers.saturating_mul(shards_per_server).saturating_mul(replicas) as usize;
-    if workers as usize <= UNDIVIDED { LANES + ways } else { 0 }
+    let most = if workers as usize <= UNDIVIDED { LANES + ways } else { 0 };
+    endpoint.set_lanes(most, own_cores().is_some_and(|cores| plan.keeps_to_cores(cores)));
 }
 
 /// Serves until the run has ended. A coordinator waits no longer than the plan says for anybody; a follower no longer than

@@ -134,10 +134,8 @@ impl Reader {
         let Header { run, lineage, term, worker, incarnation, .. } = header;
         let request = Request { session: self.session, run, lineage, worker, term, incarnation, push, pull };
         if self.is_apart && request.push.is_some() {
+            self.connection.stay_with_peer();
             self.own = self.shard.own_way(self.own.take());
-            if self.own.as_ref().is_some_and(|own| own.keeps_to_cores) {
-                self.connection.stay_with_peer();
-            }
         }
         self.shard.request(Event::Request(request), self.own.as_ref()).await;
         Ok(())

@@ -32,8 +32,6 @@ struct Copy {
 #[derive(Clone)]
 pub(crate) struct StandbyLink {
     plan: Arc<Plan>,
-    /// Whether who pushes and what serves it keep to one core.
-    keeps_to_cores: bool,
     copy: Arc<Mutex<Copy>>,
     intake: Intake,
 }
@@ -44,14 +42,14 @@ impl StandbyLink {
     /// # Errors
     /// If the plan cannot be placed; a checked plan can.
     pub(crate) fn new(
-        (plan, keeps_to_cores): (Arc<Plan>, bool),
+        plan: Arc<Plan>,
         shard: ShardId,
         standby: Standby<Gradient>,
     ) -> Result<Self, PlanError> {
         let shape = Arc::new(Shape::new(&plan.placement()?, shard, plan.codecs));
         let copy = Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 }));
         // If it goes on in the primary's place it has a standby of its own.
-        Ok(Self { plan, keeps_to_cores, copy, intake: Intake { shape, keeps: true } })
+        Ok(Self { plan, copy, intake: Intake { shape, keeps: true } })
     }
 
     /// Gives the copy back, and takes nothing more.
@@ -106,7 +104,7 @@ pub(crate) async fn serve(
         };
         let floats = told_floats(&link, told, &mut receiver, &pool).await?;
         let take = || link.take(feed.0, header, floats);
-        if feed.1 && link.keeps_to_cores {
+        if feed.1 {
             connection.stay_with_peer();
         }
         let taken = if link.intake.shape.values() > AT_ONCE_MAX { at_length(take) } else { take() };

@@ -91,7 +91,7 @@ impl Connection {
         Ok(Self { inner, peer, counters: Arc::default(), link, turns: None })
     }
 
-    /// The same, on a lane if these are its turns.
+    /// The same, on a lane whose turns with its peer are these, if it has any.
     pub(crate) fn on_lane(self, turns: Option<Arc<Turns>>) -> Self {
         Self { turns, ..self }
     }
@@ -122,9 +122,9 @@ impl Connection {
         is_local(self.remote_address())
     }
 
-    /// If the peer has a socket and a thread of its own here ([`Endpoint::set_lanes`](crate::Endpoint::set_lanes)) and the calling
-    /// one is that: moves it to the core that the peer runs on, and keeps it there. Where the two take turns, and others have all
-    /// cores otherwise, the system need not move either then.
+    /// If the peer has a socket and a thread of its own here that is to stay with it
+    /// ([`Endpoint::set_lanes`](crate::Endpoint::set_lanes)) and the calling one is that: moves it to the core that the peer runs
+    /// on, and keeps it there. Where the two take turns, and others have all cores otherwise, the system need not move either then.
     pub fn stay_with_peer(&self) {
         if let Some(turns) = &self.turns {
             turns.follow();

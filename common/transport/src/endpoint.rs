@@ -131,10 +131,12 @@ impl Endpoint {
     /// From now on so many peers that come from this machine get a socket and a thread each; at first none
     /// does. It is for servers with few peers. What is connected from then on comes from another port than the endpoint's own.
     ///
+    /// If they `stay`, a thread can be moved to the core of its peer ([`Connection::stay_with_peer`]).
+    ///
     /// What an endpoint over a socket of another kind accepts stays on that.
-    pub fn set_lanes(&self, most: usize) {
+    pub fn set_lanes(&self, most: usize, stay: bool) {
         if let Some(lanes) = &self.lanes {
-            lanes.set(most);
+            lanes.set(most, stay);
         }
     }
 

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub(crate) struct Template {
 pub(crate) struct Lanes {
     template: Template,
     most: AtomicUsize,
+    /// Whether those that are opened can be moved to their peers' cores.
+    stay: AtomicBool,
     open: Mutex<Vec<Lane>>,
     accepted: mpsc::Sender<Incoming>,
     waiting: tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
@@ -70,12 +72,13 @@ impl Lanes {
     /// None yet, and none is opened before [`set`](Self::set) allows any.
     pub(crate) fn new(template: Template) -> Self {
         let (accepted, waiting) = mpsc::channel(template.limits.incoming);
-        let (most, open) = (AtomicUsize::new(0), Mutex::default());
-        Self { template, most, open, accepted, waiting: waiting.into() }
+        let (most, stay, open) = Default::default();
+        Self { template, most, stay, open, accepted, waiting: waiting.into() }
     }
 
-    /// So many peers may have one at once.
-    pub(crate) fn set(&self, most: usize) {
+    /// So many peers may have one at once, and those opened from now on can be moved to their peers' cores or not.
+    pub(crate) fn set(&self, most: usize, stay: bool) {
+        self.stay.store(stay, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
     }
 
@@ -119,7 +122,7 @@ impl Lanes {
 
     /// No further lane is opened. Returns what is to be closed and to become idle.
     pub(crate) fn close(&self) -> Vec<quinn::Endpoint> {
-        self.set(0);
+        self.set(0, false);
         self.lock().iter().map(|lane| lane.endpoint.clone()).collect()
     }
 
@@ -131,7 +134,8 @@ impl Lanes {
 impl Template {
     fn open(&self, peer: SocketAddr, own: SocketAddr, lanes: &Arc<Lanes>) -> io::Result<Lane> {
         let socket = bare::connected(&self.socket, own, peer, &self.limits)?;
-        let turns = Arc::new(Turns::with_peer_of(&socket)?);
+        let stays = lanes.stay.load(Ordering::Relaxed);
+        let turns = if stays { Some(Arc::new(Turns::with_peer_of(&socket)?)) } else { None };
         let (config, server, lanes) = (self.config.clone(), self.server.clone(), Arc::downgrade(lanes));
         let (endpoint, aside) = Aside::start("lane", move || async move {
             let runtime = Arc::new(TokioRuntime);
@@ -150,7 +154,7 @@ impl Template {
 }
 
 /// Takes up what comes on a lane until its peer has had no connection for as long as a handshake may take.
-async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr, turns: Arc<Turns>) {
+async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr, turns: Option<Arc<Turns>>) {
     let Some((accepted, link, within)) = lanes.upgrade().map(|lanes| {
         let Template { limits, link, .. } = &lanes.template;
         (lanes.accepted.clone(), Arc::clone(link), limits.handshake)
@@ -170,7 +174,7 @@ async fn serve(lanes: Weak<Lanes>, endpoint: quinn::Endpoint, peer: SocketAddr, 
         }
         patience = within;
         let (inner, address) = (incoming.accept(), canonical(peer));
-        let (link, place, turns) = (Arc::clone(&link), Handle::current(), Some(Arc::clone(&turns)));
+        let (link, place, turns) = (Arc::clone(&link), Handle::current(), turns.clone());
         if accepted.send(Incoming { inner, address, within, link, place, turns }).await.is_err() {
             break;
         }

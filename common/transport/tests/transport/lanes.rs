@@ -50,7 +50,7 @@ async fn the_first_peers_get_a_thread_each_and_the_others_share() {
     bounded(async {
         let run = Run::new();
         let (server, address) = run.listen();
-        server.set_lanes(2);
+        server.set_lanes(2, false);
         let mut threads = echo(&server);
         let clients: Vec<_> = (0..3).map(|_| run.client()).collect();
         let mut open = Vec::new();
@@ -97,7 +97,7 @@ async fn the_address_is_still_taken_and_free_when_the_endpoint_is_gone() {
     bounded(async {
         let run = Run::new();
         let (server, address) = run.listen();
-        server.set_lanes(8);
+        server.set_lanes(8, false);
         let mut threads = echo(&server);
         let client = run.client();
         let connection = client.connect(address, SERVER, LONG).await.unwrap();
@@ -125,7 +125,7 @@ fn may_run_on() -> Vec<usize> {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_lane_stays_with_its_peer_when_it_is_told_to_and_nothing_else_does() {
+async fn a_lane_that_is_to_stay_with_its_peer_does_when_it_is_told_to_and_nothing_else() {
     bounded(async {
         let run = Run::new();
         let (server, address) = run.listen();
@@ -147,8 +147,8 @@ async fn a_lane_stays_with_its_peer_when_it_is_told_to_and_nothing_else_does() {
         });
         let all = may_run_on();
         // At first there are no lanes.
-        for (lanes, nth) in [(0, 0), (1, 0), (2, 1)] {
-            server.set_lanes(lanes);
+        for (lanes, stay, nth) in [(0, true, 0), (1, true, 0), (2, true, 1), (3, false, 1)] {
+            server.set_lanes(lanes, stay);
             let client = run.clone();
             let (ends, ended) = mpsc::channel::<()>();
             let peer = thread::spawn(move || {
@@ -168,8 +168,8 @@ async fn a_lane_stays_with_its_peer_when_it_is_told_to_and_nothing_else_does() {
             drop(ends);
             tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
             assert_eq!(before, all);
-            let expected = if lanes == 0 { all.clone() } else { vec![all[nth % all.len()]] };
-            assert_eq!(after, expected, "with {lanes} lanes");
+            let expected = if lanes > 0 && stay { vec![all[nth % all.len()]] } else { all.clone() };
+            assert_eq!(after, expected, "with {lanes} lanes that stay: {stay}");
         }
         server.shutdown(LONG).await;
     })
@@ -190,7 +190,7 @@ async fn two_that_listen_connect_to_each_other() {
         let mut threads = [0, 1].map(|i| echo(&both[i]));
         // One has joined before it knew whether there are lanes.
         let joined = both[1].connect(addresses[0], roles[0], LONG).await.unwrap();
-        both.iter().for_each(|endpoint| endpoint.set_lanes(8));
+        both.iter().for_each(|endpoint| endpoint.set_lanes(8, false));
         exchange(&joined).await;
         threads[0].recv().await.unwrap();
         let mut open = vec![joined];
