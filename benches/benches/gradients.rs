@@ -1,9 +1,12 @@
-//! One gradient of each model beside the matrix products it cannot do without.
+//! One gradient of each model, of digits and of features that are not 0, beside the matrix products of the latter.
+
+use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
 use windlass_benches::setting::plan;
+use windlass_worker::data;
 use windlass_worker::models::{self, Batch};
 
 /// A product of an m x k by a k x n matrix.
@@ -39,6 +42,9 @@ fn products(model: &str, batch: usize) -> Vec<Product> {
 fn gradients(c: &mut Criterion) {
     let mut group = c.benchmark_group("gradient");
     group.sample_size(20);
+    let digits = data::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/mnist"))
+        .expect("it is in the repository")
+        .train;
     for (name, batch) in [("softmax", 64), ("2nn", 10), ("2nn", 64), ("2nn", 256), ("cnn", 64)] {
         let list = products(name, batch);
         let flops: usize = list.iter().map(|(m, k, n)| 2 * m * k * n).sum();
@@ -48,9 +54,13 @@ fn gradients(c: &mut Criterion) {
         let values =
             plan(name, 1, 1).and_then(|p| Ok(p.layout()?.initial_values(1))).expect("it is built in");
         let mut gradient = vec![0.0; values.len()];
-        let features: Vec<f32> = (0..batch * 784).map(|i| (i % 251) as f32 / 251.0).collect();
-        let labels: Vec<u32> = (0..batch as u32).map(|i| i % 10).collect();
-        group.bench_function(BenchmarkId::new(name, batch), |b| {
+        let (mut features, mut labels) = (Vec::new(), Vec::new());
+        digits.gather(&(0..batch as u32).collect::<Vec<_>>(), &mut features, &mut labels);
+        group.bench_function(BenchmarkId::new(format!("{name}, digits"), batch), |b| {
+            b.iter(|| model.gradient(&values, Batch::new(&features, &labels), &mut gradient));
+        });
+        features.iter_mut().zip(0..).for_each(|(feature, i)| *feature = (1 + i % 251) as f32 / 251.0);
+        group.bench_function(BenchmarkId::new(format!("{name}, full"), batch), |b| {
             b.iter(|| model.gradient(&values, Batch::new(&features, &labels), &mut gradient));
         });
 

@@ -2,12 +2,13 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use windlass_common::codec::{Patch, Scratch};
-use windlass_common::ids::{ServerId, ShardId, VariableId, WorkerId};
+use windlass_common::ids::{ClientId, ServerId, ShardId, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::plan::{Every, Mode, Plan};
 use windlass_common::reduce::Contribution;
@@ -15,6 +16,7 @@ use windlass_common::rng::Purpose;
 use windlass_common::wire::Codec;
 use windlass_ps_core::store::{Combined, Store};
 use windlass_transport::{Role, RunAuthority};
+use windlass_worker::data;
 use windlass_worker::models::{self, Batch, Model};
 
 use crate::bare::{self, Payload};
@@ -23,7 +25,7 @@ use crate::processor::processor_time;
 /// Processor seconds of one push, all processes together.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Costs {
-    /// Its gradient, while every core computes one.
+    /// Its gradient, of examples of the plan's data, while every core computes one.
     pub gradient_s: f64,
     /// Its bytes and those pulled for it, over bare QUIC with the endpoints of a run.
     pub wire_s: f64,
@@ -51,10 +53,11 @@ const MEASURED: Duration = Duration::from_millis(1500);
 /// Fewest and most times that something is done to measure it.
 const TIMES: (f64, f64) = (10.0, 4000.0);
 
-/// Measures the costs of a push of this plan on a machine of so many cores. It takes some seconds and every core.
+/// Measures the costs of a push of this plan on a machine of so many cores. It takes some seconds and every core, and the plan's data.
 ///
 /// # Errors
-/// If workers of the plan train by themselves between pushes, its model is not built in, or a socket cannot be had.
+/// If workers of the plan train by themselves between pushes, its model is not built in, its data are not there, or a socket cannot
+/// be had.
 pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
     ensure!(
         plan.mode.local().is_none(),
@@ -63,7 +66,7 @@ pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
     );
     let layout = plan.layout()?;
     let values = layout.initial_values(plan.seed);
-    let (gradient_s, gradient) = gradient(plan, cores, &values)?;
+    let (gradient_s, gradient) = gradient(plan, cores, &values, &Examples::of(plan)?)?;
     let (apply_s, payload) = codecs_and_update(plan, &layout, &values, &gradient)?;
     let wire_s = wire(plan, payload)?;
     Ok(Costs { gradient_s, wire_s, apply_s })
@@ -79,8 +82,8 @@ pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
     let layout = plan.layout()?;
     let values = layout.initial_values(plan.seed);
     let workers = (cores / threads(plan).get()).max(1);
-    let mut one = vec![0.0; values.len()];
-    Computing::new(plan)?.once(&values, &mut one);
+    let (examples, mut one) = (Examples::of(plan)?, vec![0.0; values.len()]);
+    Computing::new(plan, &examples)?.once(&values, &mut one);
     let [up, down] = Applying::new(plan, &layout, &values)?.once(&one, &values)?;
     let payload = Payload { up, down };
     let authority = RunAuthority::new("limit")?;
@@ -90,7 +93,7 @@ pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
     let servers = bare::serve(&server, &windlass_ps::limits(), payload, workers)?;
     let took = |times| {
         bare::at_once(workers, times, |worker| {
-            let (mut computing, mut gradient) = (Computing::new(plan)?, vec![0.0; values.len()]);
+            let (mut computing, mut gradient) = (Computing::new(plan, &examples)?, vec![0.0; values.len()]);
             let mut applying = Applying::new(plan, &layout, &values)?;
             let server = servers[worker % servers.len()];
             let mut client = bare::Client::connect(server, &identities[worker], payload)?;
@@ -112,37 +115,60 @@ fn threads(plan: &Plan) -> NonZeroUsize {
     threads.unwrap_or(NonZeroUsize::MIN)
 }
 
-/// What computes gradients of a batch.
-struct Computing {
-    model: Box<dyn Model>,
-    features: Vec<f32>,
-    labels: Vec<u32>,
+/// Batches that gradients are computed of in turn, so that no processor learns where in them the values are that are not 0.
+const BATCHES: usize = 16;
+
+/// Batches of the plan's data, each with its labels.
+struct Examples([(Vec<f32>, Vec<u32>); BATCHES]);
+
+impl Examples {
+    fn of(plan: &Plan) -> anyhow::Result<Self> {
+        let path = Path::new(&plan.data.path);
+        let loaded = data::load_for(plan, path).context("a gradient's cost depends on the data")?;
+        data::check_fit(&plan.model.name, models::by_name(&plan.model.name)?.input(), &loaded)?;
+        let owned = data::owned(plan, loaded, WorkerId(0))?;
+        let mut all = (0..plan.clients.count).flat_map(|client| owned.of(ClientId(client))).copied().cycle();
+        let mut batches = Self(Default::default());
+        for (features, labels) in &mut batches.0 {
+            let indices: Vec<u32> = all.by_ref().take(plan.training.batch as usize).collect();
+            owned.gather(&indices, features, labels);
+        }
+        Ok(batches)
+    }
 }
 
-impl Computing {
-    fn new(plan: &Plan) -> anyhow::Result<Self> {
-        let batch = plan.training.batch as usize;
+/// What computes gradients.
+struct Computing<'a> {
+    model: Box<dyn Model>,
+    batches: std::iter::Cycle<std::slice::Iter<'a, (Vec<f32>, Vec<u32>)>>,
+}
+
+impl<'a> Computing<'a> {
+    fn new(plan: &Plan, examples: &'a Examples) -> anyhow::Result<Self> {
         let model = models::with_threads(&plan.model.name, threads(plan))?;
-        let input = model.input();
-        let features = (0..batch * input.features).map(|i| (i % 17) as f32 / 17.0).collect();
-        let labels = (0..batch).map(|i| (i % input.classes) as u32).collect();
-        Ok(Self { model, features, labels })
+        Ok(Self { model, batches: examples.0.iter().cycle() })
     }
 
     fn once(&mut self, values: &[f32], gradient: &mut [f32]) {
-        black_box(self.model.gradient(values, Batch::new(&self.features, &self.labels), gradient));
+        let (features, labels) = self.batches.next().expect("they begin anew");
+        black_box(self.model.gradient(values, Batch::new(features, labels), gradient));
     }
 }
 
 /// Processor seconds of a gradient, and one.
-fn gradient(plan: &Plan, cores: usize, values: &[f32]) -> anyhow::Result<(f64, Vec<f32>)> {
-    let (mut computing, mut one) = (Computing::new(plan)?, vec![0.0; values.len()]);
+fn gradient(
+    plan: &Plan,
+    cores: usize,
+    values: &[f32],
+    examples: &Examples,
+) -> anyhow::Result<(f64, Vec<f32>)> {
+    let (mut computing, mut one) = (Computing::new(plan, examples)?, vec![0.0; values.len()]);
     let begun = Instant::now();
     computing.once(values, &mut one);
     let times = times(begun.elapsed());
     let workers = (cores / threads(plan).get()).max(1);
     let took = bare::at_once(workers, times, |_| {
-        let (mut computing, mut gradient) = (Computing::new(plan)?, vec![0.0; values.len()]);
+        let (mut computing, mut gradient) = (Computing::new(plan, examples)?, vec![0.0; values.len()]);
         Ok(move || {
             computing.once(values, &mut gradient);
             Ok(())

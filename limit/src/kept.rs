@@ -33,8 +33,10 @@ pub fn location() -> Option<PathBuf> {
 fn key(plan: &Plan, cores: usize) -> String {
     let (cluster, training, codecs) = (&plan.cluster, &plan.training, &plan.codecs);
     format!(
-        "{}, batch {}, {} workers of {} threads, {} shards, {}, {} up, {} down, {cores} cores",
+        "{} of data {} with noise {}, batch {}, {} workers of {} threads, {} shards, {}, {} up, {} down, {cores} cores",
         plan.model.name,
+        plan.data.fingerprint,
+        plan.clients.feature_noise,
         training.batch,
         cluster.workers,
         training.compute_threads,

@@ -182,7 +182,7 @@ async fn life<F: Future<Output = ()>>(
         begins: &welcome.begins,
         store: &store,
     };
-    open_lanes(&lasting.endpoint, &plan);
+    open_lanes(lasting.endpoint, &plan);
     let keeper = Keeper::start(Arc::clone(&store), &plan, begins.of(id).len()).or_exit(Exit::System)?;
     let (outgoing, queue) = mpsc::channel(coordinator::OUTGOING_MAX);
     let tell = |shard: ShardId| {

@@ -4,7 +4,7 @@
 //! applying one gradient. On one machine all three share the cores, so that their sum bounds the steps per second. Each of them is
 //! measured alone, with warm caches; beside that stands what one gets who does all three in turn on every core.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::setting::plan;
@@ -53,6 +53,9 @@ fn main() -> anyhow::Result<()> {
             let mut plan = plan(&flags.model, flags.workers, 1)?;
             plan.training.batch = flags.batch;
             plan.codecs = codecs.codecs;
+            plan.data.path =
+                flags.program.data.to_str().context("a path of another kind than text")?.to_owned();
+            plan.data.label_column = "label".into();
             let costs = measure(&plan, cores)?;
             let in_turn = together(&plan, cores)?;
             let (steps, launch) = train(&flags, codecs)?;

@@ -7,7 +7,7 @@ use ndarray::ArrayViewMut1;
 use windlass_common::layout::{Initial, Variable};
 
 use super::convolution::{Convolution, turn_around};
-use super::dense::{Accumulate, Activation, Dense, mask_by_activation, matrix};
+use super::dense::{Accumulate, Activation, Dense, Incoming, mask_by_activation};
 use super::passes::Progress;
 use super::pool::{Pool, Winner};
 use super::{Batch, Input, Model, Part, Passes, Score, Whole, loss};
@@ -133,11 +133,11 @@ impl Cnn {
         let [dense1, dense2] = &self.dense;
         self.hidden.resize(examples * dense1.outputs(), 0.0);
         self.logits.resize(examples * dense2.outputs(), 0.0);
-        let flat = matrix(&self.flat, examples, second.pool.values());
+        let flat = Incoming::whole(&self.flat, second.pool.values());
         let parameters = passes.values(dense1.end(), progress.share())?;
         dense1.forward(parameters, flat, Activation::Relu, &mut self.hidden);
         progress.add(dense1.multiplications(), examples);
-        let hidden = matrix(&self.hidden, examples, dense1.outputs());
+        let hidden = Incoming::whole(&self.hidden, dense1.outputs());
         let parameters = passes.values(dense2.end(), progress.share())?;
         dense2.forward(parameters, hidden, Activation::Linear, &mut self.logits);
         progress.add(dense2.multiplications(), examples);
@@ -155,7 +155,7 @@ impl Cnn {
     ) -> Option<()> {
         let (examples, all) = (batch.len(), self.values());
         let [dense1, dense2] = &self.dense;
-        let hidden = matrix(&self.hidden, examples, dense1.outputs());
+        let hidden = Incoming::whole(&self.hidden, dense1.outputs());
         dense2.parameter_gradient(hidden, &self.logits, part.accumulate(), gradient);
         progress.add(dense2.multiplications(), examples);
         if part.is_last {
@@ -167,7 +167,7 @@ impl Cnn {
         mask_by_activation(&mut self.hidden_delta, &self.hidden);
         progress.add(dense2.multiplications(), examples);
         let [first, second] = &mut self.stages;
-        let flat = matrix(&self.flat, examples, second.pool.values());
+        let flat = Incoming::whole(&self.flat, second.pool.values());
         dense1.parameter_gradient(flat, &self.hidden_delta, part.accumulate(), gradient);
         progress.add(dense1.multiplications(), examples);
         if part.is_last {

@@ -6,6 +6,8 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use windlass_common::layout::{Initial, Variable};
 
+use super::sparse::Sparse;
+
 /// What follows the linear part of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activation {
@@ -13,6 +15,22 @@ pub(super) enum Activation {
     Relu,
     /// Nothing: the outputs go into the softmax of the loss.
     Linear,
+}
+
+/// What goes into a layer, [examples, inputs].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Incoming<'a> {
+    /// All of it.
+    Whole(ArrayView2<'a, f32>),
+    /// What is not 0: on the way forward by example, on the way back by input.
+    Sparse(&'a Sparse),
+}
+
+impl<'a> Incoming<'a> {
+    /// Values that lie end to end.
+    pub(super) fn whole(values: &'a [f32], inputs: usize) -> Self {
+        Self::Whole(matrix(values, values.len() / inputs, inputs))
+    }
 }
 
 /// Whether a product replaces what the gradient holds, or is added to it.
@@ -78,13 +96,19 @@ impl Dense {
     pub(super) fn forward(
         &self,
         parameters: &[f32],
-        input: ArrayView2<'_, f32>,
+        input: Incoming<'_>,
         activation: Activation,
         output: &mut [f32],
     ) {
-        let examples = input.nrows();
-        let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);
-        general_mat_mul(1.0, &input, &weight, 0.0, &mut matrix_mut(output, examples, self.outputs));
+        let weight = &parameters[self.weight()];
+        match input {
+            Incoming::Whole(input) => {
+                let weight = matrix(weight, self.inputs, self.outputs);
+                let output = &mut matrix_mut(output, input.nrows(), self.outputs);
+                general_mat_mul(1.0, &input, &weight, 0.0, output);
+            }
+            Incoming::Sparse(input) => input.multiply(weight, self.outputs, Accumulate::Replace, output),
+        }
         let bias = &parameters[self.bias()];
         for row in output.chunks_exact_mut(self.outputs) {
             match activation {
@@ -97,14 +121,20 @@ impl Dense {
     /// Gradients of weight and bias, from `delta`, the gradient of the linear part's output.
     pub(super) fn parameter_gradient(
         &self,
-        input: ArrayView2<'_, f32>,
+        input: Incoming<'_>,
         delta: &[f32],
         accumulate: Accumulate,
         gradient: &mut [f32],
     ) {
-        let weight = &mut matrix_mut(&mut gradient[self.weight()], self.inputs, self.outputs);
-        let delta_matrix = matrix(delta, input.nrows(), self.outputs);
-        general_mat_mul(1.0, &input.t(), &delta_matrix, accumulate.beta(), weight);
+        let weight = &mut gradient[self.weight()];
+        match input {
+            Incoming::Whole(input) => {
+                let weight = &mut matrix_mut(weight, self.inputs, self.outputs);
+                let delta = matrix(delta, input.nrows(), self.outputs);
+                general_mat_mul(1.0, &input.t(), &delta, accumulate.beta(), weight);
+            }
+            Incoming::Sparse(input) => input.multiply(delta, self.outputs, accumulate, weight),
+        }
         let bias = &mut gradient[self.bias()];
         if accumulate == Accumulate::Replace {
             bias.fill(0.0);

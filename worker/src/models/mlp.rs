@@ -2,25 +2,55 @@
 
 use std::fmt;
 
+use ndarray::ArrayView2;
 use windlass_common::layout::{Initial, Variable};
 
-use super::dense::{Activation, Dense, mask_by_activation, matrix};
+use super::dense::{Activation, Dense, Incoming, mask_by_activation};
 use super::passes::Progress;
+use super::sparse::Sparse;
 use super::{Batch, Input, Model, Part, Passes, Score, Whole, loss};
 
 /// Most examples that are computed at a time. Larger batches are cut, so that the activations stay small and in the
 /// cache (60,000 examples of 2NN at once would need 200 MB); the cut is part of the arithmetic's definition.
 const EXAMPLES_AT_ONCE: usize = 512;
+/// Fewest outputs of a layer for which it is worth it to find out what of its input is 0.
+const OUTPUTS_MIN: usize = 32;
 
 /// Fully connected layers with ReLU between them, and softmax with cross-entropy behind the last one.
 pub struct Mlp {
     layers: Vec<Dense>,
     input: Input,
+    features: Features,
     /// Outputs of each layer for the current examples, [examples, outputs]; those of the last are its gradients
     /// in the end.
     outputs: Vec<Vec<f32>>,
     /// Gradients of the outputs of one hidden layer and of the one before it.
     deltas: [Vec<f32>; 2],
+}
+
+/// What of the current examples' features is not 0, where that is little.
+#[derive(Clone, Debug, Default)]
+struct Features {
+    are_sparse: bool,
+    by_example: Sparse,
+    by_feature: Sparse,
+}
+
+impl Features {
+    /// For the way forward through a layer that takes them.
+    fn forward<'a>(&'a mut self, all: ArrayView2<'a, f32>, layer: &Dense) -> Incoming<'a> {
+        self.are_sparse = layer.outputs() >= OUTPUTS_MIN && self.by_example.set(all);
+        if self.are_sparse { Incoming::Sparse(&self.by_example) } else { Incoming::Whole(all) }
+    }
+
+    /// For the way back of the same.
+    fn back<'a>(&'a mut self, all: ArrayView2<'a, f32>) -> Incoming<'a> {
+        if !self.are_sparse {
+            return Incoming::Whole(all);
+        }
+        self.by_feature.set_transposed(&self.by_example);
+        Incoming::Sparse(&self.by_feature)
+    }
 }
 
 impl fmt::Debug for Mlp {
@@ -46,7 +76,8 @@ impl Mlp {
             layers.push(layer);
         }
         let outputs = vec![Vec::new(); layers.len()];
-        Self { layers, input: Input { features, classes }, outputs, deltas: Default::default() }
+        let input = Input { features, classes };
+        Self { layers, input, features: Features::default(), outputs, deltas: Default::default() }
     }
 
     /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples, unless values do not come.
@@ -58,8 +89,8 @@ impl Mlp {
             let output = &mut from_here[0];
             output.resize(batch.len() * layer.outputs(), 0.0);
             let input = match before.last() {
-                None => batch.features,
-                Some(values) => matrix(values, batch.len(), self.layers[i - 1].outputs()),
+                None => self.features.forward(batch.features, layer),
+                Some(values) => Incoming::whole(values, self.layers[i - 1].outputs()),
             };
             let activation = if i == last { Activation::Linear } else { Activation::Relu };
             layer.forward(parameters, input, activation, output);
@@ -84,8 +115,8 @@ impl Mlp {
             let delta_here = if i + 1 == self.layers.len() { logits } else { &*delta };
             let values = i.checked_sub(1).map(|before| (before, &activations[before]));
             let input = match values {
-                None => batch.features,
-                Some((before, values)) => matrix(values, batch.len(), self.layers[before].outputs()),
+                None => self.features.back(batch.features),
+                Some((before, values)) => Incoming::whole(values, self.layers[before].outputs()),
             };
             layer.parameter_gradient(input, delta_here, part.accumulate(), gradient);
             // Nobody needs the gradient of the examples.
@@ -185,8 +216,16 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_finite_differences_of_a_slow_network() {
-        // The last one is cut into two parts.
-        for (sizes, examples) in [(&[7, 5][..], 4), (&[6, 9, 3], 1), (&[5, 8, 7, 4], 11), (&[3, 4, 2], 600)] {
+        // The last ones are cut into two parts; layers of 32 outputs leave out features that are 0.
+        for (sizes, examples) in [
+            (&[7, 5][..], 4),
+            (&[6, 9, 3], 1),
+            (&[5, 8, 7, 4], 11),
+            (&[140, 33], 3),
+            (&[9, 32, 7, 4], 11),
+            (&[3, 4, 2], 600),
+            (&[6, 41, 2], 600),
+        ] {
             let mut model = Mlp::new(sizes);
             let loss = |parameters: &[f64], features: &[f32], labels: &[u32]| {
                 oracle::mlp_loss(sizes, parameters, features, labels)
@@ -205,13 +244,14 @@ mod tests {
 
     #[test]
     fn buffers_hold_nothing_over_from_other_batches() {
-        oracle::check_reuse(|| Box::new(Mlp::new(&[12, 9, 8, 4])));
+        oracle::check_reuse(|| Box::new(Mlp::new(&[12, 33, 8, 4])));
     }
 
     #[test]
     fn divergence_is_not_hidden() {
         oracle::check_divergence(&mut Mlp::new(&[4, 3]));
         oracle::check_divergence(&mut Mlp::new(&[4, 6, 5, 3]));
+        oracle::check_divergence(&mut Mlp::new(&[4, 32, 5, 3]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod names;
 mod oracle;
 mod passes;
 mod pool;
+mod sparse;
 mod threads;
 mod tiles;
 

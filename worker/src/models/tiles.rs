@@ -60,15 +60,15 @@ pub(super) fn multiply_add(terms: Terms, a: &[f32], b: &[f32], block: Block, res
 }
 
 /// How a product is added to a sum.
-trait MultiplyAdd {
+pub(super) trait MultiplyAdd {
     fn add(sum: f32, a: f32, b: f32) -> f32;
 }
 
 /// In one operation that rounds once, where the processor has it.
-struct Fused;
+pub(super) struct Fused;
 
 /// In two.
-struct Apart;
+pub(super) struct Apart;
 
 impl MultiplyAdd for Fused {
     #[inline(always)]
