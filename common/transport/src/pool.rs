@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use bytes::Bytes;
 
@@ -29,10 +30,11 @@ struct Kept {
     buffers: BTreeMap<usize, Shelf>,
 }
 
-/// Buffers of one length. The one that was given back last is taken first, so that those at the front idle longest.
+/// Buffers of one length, each with the thread that has given it back. The one that was given back last is taken first, so that those
+/// at the front idle longest, but before all others one of the same thread, whose caches may have it.
 #[derive(Default)]
 struct Shelf {
-    buffers: Vec<Vec<f32>>,
+    buffers: Vec<(ThreadId, Vec<f32>)>,
     /// The least that there have been since [`Pool::shed`] was called last: so many were not needed.
     least: usize,
 }
@@ -68,7 +70,7 @@ impl Pool {
         let mut kept = self.shelves.lock();
         let mut bytes = 0;
         for shelf in kept.buffers.values_mut() {
-            freed.extend(shelf.buffers.drain(..shelf.least).inspect(|buffer| bytes += bytes_in(buffer)));
+            freed.extend(shelf.buffers.drain(..shelf.least).inspect(|(_, buffer)| bytes += bytes_in(buffer)));
             shelf.least = shelf.buffers.len();
         }
         kept.bytes -= bytes;
@@ -94,7 +96,10 @@ impl Shelves {
 impl Kept {
     fn take(&mut self, class: usize) -> Option<Vec<f32>> {
         let shelf = self.buffers.get_mut(&class)?;
-        let buffer = shelf.buffers.pop()?;
+        let here = thread::current().id();
+        let own = shelf.buffers.iter().rposition(|(thread, _)| *thread == here);
+        let last = shelf.buffers.len().checked_sub(1)?;
+        let (_, buffer) = shelf.buffers.remove(own.unwrap_or(last));
         shelf.least = shelf.least.min(shelf.buffers.len());
         self.bytes -= bytes_in(&buffer);
         Some(buffer)
@@ -152,7 +157,7 @@ impl Drop for PooledFloats {
         let mut kept = self.home.lock();
         if kept.bytes + bytes <= self.home.kept_bytes_max {
             kept.bytes += bytes;
-            kept.buffers.entry(buffer.len()).or_default().buffers.push(buffer);
+            kept.buffers.entry(buffer.len()).or_default().buffers.push((thread::current().id(), buffer));
         }
     }
 }
@@ -219,6 +224,28 @@ mod tests {
         pool.shed();
         assert_eq!(pool.kept_bytes(), 0);
         assert_eq!(pool.take(64).len(), 64);
+    }
+
+    #[test]
+    fn a_thread_gets_its_own_buffers_before_those_of_others() {
+        let pool = Pool::new(1 << 20);
+        let [mine, other] = [0, 1].map(|_| pool.take(64));
+        let (place, others) = (mine.as_ptr() as usize, other.as_ptr() as usize);
+        drop(mine);
+        let there = pool.clone();
+        let elsewhere = move || {
+            drop(other);
+            let (first, second) = (there.take(64), there.take(64));
+            [first.as_ptr() as usize, second.as_ptr() as usize]
+        };
+        assert_eq!(
+            thread::spawn(elsewhere).join().unwrap(),
+            [others, place],
+            "and those of others before new ones"
+        );
+        // All are of the thread that is gone, and whoever comes gets them.
+        let again = [0, 1].map(|_| pool.take(64)).map(|buffer| buffer.as_ptr() as usize);
+        assert!(again.contains(&place) && again.contains(&others));
     }
 
     fn drop_and_place(buffer: PooledFloats) -> *const f32 {
