@@ -1,5 +1,5 @@
-//! Multiplies by matrices many of whose values are 0, as most pixels of a digit and half of what a ReLU lets through are, and leaves
-//! those terms out.
+//! Multiplies by matrices most of whose values are 0, as most pixels of a digit are, and leaves those terms out, also where the other
+//! factor is not finite.
 
 use multiversion::multiversion;
 use multiversion::target::match_target;
@@ -80,7 +80,8 @@ impl Sparse {
             len += *start;
             *start = len;
         }
-        self.entries.resize(self.entries.len().max(len), Entry::default());
+        // As many as the other may come to have, so that the next one finds room.
+        self.entries.resize(self.entries.len().max(other.entries.len()), Entry::default());
         for (row, starts) in rows() {
             for entry in &other.entries[starts[0]..starts[other_parts]] {
                 let at = &mut self.starts[entry.column as usize * parts + row as usize / TERMS + 1];
