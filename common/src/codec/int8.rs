@@ -104,9 +104,9 @@ fn blocks(
         for (largest, values) in largest.iter_mut().zip(values) {
             *largest = largest_of(values);
         }
-        let of = largest.map(scale);
+        let (of, inverses) = scales_of(&largest);
         for (i, ((values, scale_bytes), codes)) in values.iter().zip(scale_bytes).zip(codes).enumerate() {
-            let (scale, inverse) = of[i];
+            let (scale, inverse) = (of[i], inverses[i]);
             *scale_bytes = scale.to_le_bytes();
             let number = group * TOGETHER + i;
             let dither = dither.map(|(dither, first)| dither.block(first + number as u64));
@@ -156,6 +156,30 @@ fn scale(largest: u32) -> (f32, f32) {
         inverse = inverse.next_down();
     }
     (scale, inverse)
+}
+
+/// The scales for blocks with these largest magnitudes, and their inverses, all at once as far as they are usual ones.
+#[inline(always)]
+fn scales_of(largest: &[u32; TOGETHER]) -> ([f32; TOGETHER], [f32; TOGETHER]) {
+    let (mut scales, mut inverses) = ([0.0; TOGETHER], [0.0; TOGETHER]);
+    let mut are_usual = true;
+    for ((scale, inverse), &largest) in scales.iter_mut().zip(&mut inverses).zip(largest) {
+        let largest = f32::from_bits(largest);
+        let of = largest / 127.0;
+        let mut by = 1.0 / of;
+        for _ in 0..2 {
+            by = f32::from_bits(by.to_bits() - u32::from(largest * by > 127.0));
+        }
+        let is_small = of < f32::MIN_POSITIVE;
+        (*scale, *inverse) = if is_small { (0.0, 0.0) } else { (of, by) };
+        are_usual &= is_small | ((of <= SCALE_MAX) & (largest * by <= 127.0));
+    }
+    if !are_usual {
+        for ((scale, inverse), &largest) in scales.iter_mut().zip(&mut inverses).zip(largest) {
+            (*scale, *inverse) = self::scale(largest);
+        }
+    }
+    (scales, inverses)
 }
 
 /// Whole numbers, each with [`WHOLE`] added.
@@ -290,6 +314,24 @@ mod tests {
 
     fn bytes_of(values: u64) -> u64 {
         values + 4 * values.div_ceil(64)
+    }
+
+    #[test]
+    fn scales_that_are_found_together_are_those_of_each_block() {
+        let mut largest: Vec<u32> = numbers(11, 80_000).iter().map(|number| number.abs().to_bits()).collect();
+        let special = [0.0, f32::MIN_POSITIVE, 127.0 * f32::MIN_POSITIVE, 127.0, 127.0 * SCALE_MAX, f32::MAX];
+        let near =
+            special.into_iter().flat_map(|number| [number, number.next_up(), number.next_down().abs()]);
+        largest.extend(near.chain([f32::INFINITY, f32::NAN]).map(f32::to_bits));
+        largest.extend((0..80_000).map(|i: u32| i * 26_843));
+        for together in largest.array_windows::<TOGETHER>() {
+            let (scales, inverses) = scales_of(together);
+            for (i, &largest) in together.iter().enumerate() {
+                let (expected, found) = (scale(largest), (scales[i], inverses[i]));
+                let bits = |(scale, inverse): (f32, f32)| (scale.to_bits(), inverse.to_bits());
+                assert_eq!(bits(found), bits(expected), "of {}", f32::from_bits(largest));
+            }
+        }
     }
 
     #[test]
