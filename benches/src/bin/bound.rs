@@ -10,6 +10,7 @@ use windlass_benches::machine::{median, spread, stolen, stolen_share};
 use windlass_benches::setting::plan;
 use windlass_benches::training::{CodecPair, Program, UNEVALUATED};
 use windlass_limit::{measure, together};
+use windlass_worker::data::LABEL_COLUMN;
 
 /// Measures async training with one server beside cores / (c + q + a), everything in turn.
 #[derive(Debug, Parser)]
@@ -55,7 +56,7 @@ fn main() -> anyhow::Result<()> {
             plan.codecs = codecs.codecs;
             plan.data.path =
                 flags.program.data.to_str().context("a path of another kind than text")?.to_owned();
-            plan.data.label_column = "label".into();
+            plan.data.label_column = LABEL_COLUMN.into();
             let costs = measure(&plan, cores)?;
             let in_turn = together(&plan, cores)?;
             let (steps, launch) = train(&flags, codecs)?;

@@ -243,6 +243,24 @@ mod tests {
     }
 
     #[test]
+    fn features_that_are_0_are_left_out_where_they_are_most_and_the_layer_is_wide() {
+        for (outputs, others_are, expected) in [(32, 0.0, true), (31, 0.0, false), (32, 0.5, false)] {
+            let mut model = Mlp::new(&[10, outputs, 3]);
+            let features: Vec<f32> = (0..40).map(|i| if i % 4 == 0 { 1.0 } else { others_are }).collect();
+            let values = oracle::parameters(&model, 3);
+            let batch = Batch::new(&features, &[0, 1, 2, 0]);
+            let mut gradient = vec![f32::NAN; values.len()];
+            model.gradient(&values, batch, &mut gradient);
+            assert_eq!(model.features.are_sparse, expected, "{outputs} outputs, others are {others_are}");
+            // A weight that no example reads has no gradient, and the others have.
+            let is_read = |feature: usize| features[feature..].iter().step_by(10).any(|&value| value != 0.0);
+            for (feature, row) in gradient[..10 * outputs].chunks(outputs).enumerate() {
+                assert_eq!(row.iter().any(|&g| g != 0.0), is_read(feature), "feature {feature}");
+            }
+        }
+    }
+
+    #[test]
     fn buffers_hold_nothing_over_from_other_batches() {
         oracle::check_reuse(|| Box::new(Mlp::new(&[12, 33, 8, 4])));
     }

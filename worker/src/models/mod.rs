@@ -43,7 +43,8 @@ pub trait Model: Send + fmt::Debug {
     /// Mean cross-entropy over the batch, and its gradient.
     ///
     /// `parameters` and `gradient` hold all variables end to end; `gradient` is overwritten. Where the values have
-    /// diverged the loss is infinite or not a number, and so are parts of the gradient: nothing is hidden.
+    /// diverged the loss is infinite or not a number, and so are parts of the gradient: nothing is hidden but
+    /// weights that are multiplied by 0 for every example.
     ///
     /// # Panics
     /// If the batch is empty, a length does not fit the model, or a label is not below the number of classes.
