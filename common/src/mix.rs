@@ -15,17 +15,38 @@ pub fn mix(current: &[f32], next: &mut [f32], base: &[f32], push: &[f32], share:
     let lengths = [next.len(), base.len(), push.len()];
     assert!(lengths.iter().all(|&len| len == current.len()), "mixed values are equally long: {lengths:?}");
     for (((next, &x), &base), &push) in next.iter_mut().zip(current).zip(base).zip(push) {
-        *next = x + share * ((base - push) - x);
+        *next = mixed(x, base, push, share);
     }
+}
+
+/// The same, in place of the newest values.
+///
+/// # Panics
+/// If the slices differ in length.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn mix_in_place(values: &mut [f32], base: &[f32], push: &[f32], share: f32) {
+    let lengths = [base.len(), push.len()];
+    assert!(lengths.iter().all(|&len| len == values.len()), "mixed values are equally long: {lengths:?}");
+    for ((x, &base), &push) in values.iter_mut().zip(base).zip(push) {
+        *x = mixed(*x, base, push, share);
+    }
+}
+
+#[inline(always)]
+fn mixed(x: f32, base: f32, push: f32, share: f32) -> f32 {
+    x + share * ((base - push) - x)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{mix, mix_in_place};
 
+    /// As both write it.
     fn mixed(x: f32, base: f32, push: f32, share: f32) -> f32 {
-        let mut next = [f32::NAN];
+        let (mut next, mut in_place) = ([f32::NAN], [x]);
         mix(&[x], &mut next, &[base], &[push], share);
+        mix_in_place(&mut in_place, &[base], &[push], share);
+        assert_eq!(next[0].to_bits(), in_place[0].to_bits());
         next[0]
     }
 

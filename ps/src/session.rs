@@ -12,7 +12,7 @@ use windlass_common::wire::{Body, Codec, Envelope, Header, Push, Reject, Values}
 use windlass_ps_core::SessionId;
 use windlass_ps_core::residuals::Residual;
 use windlass_ps_core::shard::{Event, Given, Part, Reply, Request};
-use windlass_ps_core::store::{Encoded, Sent};
+use windlass_ps_core::store::{Encoded, OnWire, Sent};
 use windlass_transport::{
     Connection, ConnectionLost, FrameError, FrameReceiver, FrameSender, Pool, Role, bytes_of,
 };
@@ -297,19 +297,13 @@ fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
                         }
                     }
                 }
-            } else if codec == Codec::F32 {
-                for (part, values) in snapshot.changed_since(have, &slices) {
-                    parts.push(part);
-                    payload.push(bytes_of(values));
-                }
             } else {
-                let encode = |values: &[f32], bytes: &mut Vec<u8>| {
-                    bytes.reserve(codec.bytes_max(values.len() as u64) as usize);
-                    codec.encode_alone(values, bytes);
-                };
-                for (part, bytes) in snapshot.encoded_since(have, &slices, encode) {
+                for (part, values) in snapshot.on_wire_since(have, &slices, codec) {
                     parts.push(part);
-                    payload.push(Bytes::from_owner(Shared(bytes)));
+                    payload.push(match values {
+                        OnWire::Values(values) => bytes_of(values),
+                        OnWire::Bytes(bytes) => Bytes::from_owner(Shared(bytes)),
+                    });
                 }
             }
             let payload_bytes = payload.iter().map(|b: &Bytes| b.len() as u64).sum();

@@ -41,8 +41,9 @@ pub fn encode_with_residual(values: &[f32], residual: &mut [f32], out: &mut Vec<
     lost(values, words, residual);
 }
 
+/// Writes each value's two bytes.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn narrow_all(values: &[f32], words: &mut [[u8; BYTES]]) {
+pub(super) fn narrow_all(values: &[f32], words: &mut [[u8; BYTES]]) {
     for (word, &value) in words.iter_mut().zip(values) {
         *word = narrow(value).to_le_bytes();
     }

@@ -26,7 +26,12 @@ pub fn widen(word: u16) -> f32 {
 
 /// Appends two bytes for each value.
 pub fn encode(values: &[f32], out: &mut Vec<u8>) {
-    run(values, out, |_, _| ());
+    write(values, words::room(values, out));
+}
+
+/// Writes each value's two bytes.
+pub(super) fn write(values: &[f32], words: &mut [[u8; BYTES]]) {
+    run(values, words, |_, _| ());
 }
 
 /// As [`encode`], and writes into `residual` what is lost of each value.
@@ -35,7 +40,7 @@ pub fn encode(values: &[f32], out: &mut Vec<u8>) {
 /// If `residual` is not as long as `values`.
 pub fn encode_with_residual(values: &[f32], residual: &mut [f32], out: &mut Vec<u8>) {
     assert_eq!(values.len(), residual.len(), "values and their residuals");
-    run(values, out, |at, words| {
+    run(values, words::room(values, out), |at, words| {
         let range = at..at + words.len();
         let residual = &mut residual[range.clone()];
         words.convert_to_f32_slice(residual);
@@ -46,14 +51,12 @@ pub fn encode_with_residual(values: &[f32], residual: &mut [f32], out: &mut Vec<
 }
 
 /// `after` is given the index of the first of some values, and their words.
-fn run(values: &[f32], out: &mut Vec<u8>, mut after: impl FnMut(usize, &[half::f16])) {
-    out.reserve(values.len() * BYTES);
-    let (mut words, mut bytes) = ([half::f16::ZERO; TOGETHER], [[0; BYTES]; TOGETHER]);
-    for (i, values) in values.chunks(TOGETHER).enumerate() {
-        let (words, bytes) = (&mut words[..values.len()], &mut bytes[..values.len()]);
+fn run(values: &[f32], out: &mut [[u8; BYTES]], mut after: impl FnMut(usize, &[half::f16])) {
+    let mut words = [half::f16::ZERO; TOGETHER];
+    for (i, (values, out)) in values.chunks(TOGETHER).zip(out.chunks_mut(TOGETHER)).enumerate() {
+        let words = &mut words[..values.len()];
         words.convert_from_f32_slice(values);
-        bytes.iter_mut().zip(&*words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
-        out.extend_from_slice(bytes.as_flattened());
+        out.iter_mut().zip(&*words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
         after(i * TOGETHER, words);
     }
 }

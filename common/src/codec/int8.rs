@@ -63,7 +63,29 @@ fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut
     let before = out.len();
     out.resize(before + bytes(values.len() as u64) as usize, 0);
     let (scales, codes) = out[before..].split_at_mut(4 * values.len().div_ceil(BLOCK));
-    let (scales, _) = scales.as_chunks_mut();
+    fill(values, start, dither, residual, scales.as_chunks_mut().0, codes);
+}
+
+/// Writes values from number `at` on, rounded to nearest, where they belong among the bytes of a slice of `of` values.
+///
+/// # Panics
+/// If `at` is not a multiple of 64, or `out` is not as long as the slice's bytes.
+pub(super) fn write(values: &[f32], at: usize, of: usize, out: &mut [u8]) {
+    assert!(at.is_multiple_of(BLOCK), "parts of a slice start at multiples of {BLOCK}");
+    let (scales, codes) = out.split_at_mut(4 * of.div_ceil(BLOCK));
+    let scales = &mut scales.as_chunks_mut().0[at / BLOCK..];
+    fill(values, 0, None, None, scales, &mut codes[at..at + values.len()]);
+}
+
+/// Writes the scales and the bytes of values, the first of which has the number `start` where random numbers are drawn.
+fn fill(
+    values: &[f32],
+    start: u64,
+    dither: Option<Dither>,
+    residual: Option<&mut [f32]>,
+    scales: &mut [[u8; 4]],
+    codes: &mut [u8],
+) {
     let (whole, rest) = values.as_chunks();
     let (whole_codes, rest_codes) = codes.as_chunks_mut();
     let (whole_residual, rest_residual) = residual.map(|residual| residual.as_chunks_mut()).unzip();
@@ -79,7 +101,8 @@ fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut
         let (mut block, mut codes, mut residual) = ([0.0; BLOCK], [0; BLOCK], [0.0; BLOCK]);
         block[..rest.len()].copy_from_slice(rest);
         let of = dither.map(|dither| (dither, first + whole.len() as u64));
-        blocks(&[block], of, &mut scales[whole.len()..], from_mut(&mut codes), Some(from_mut(&mut residual)));
+        let scales = &mut scales[whole.len()..=whole.len()];
+        blocks(&[block], of, scales, from_mut(&mut codes), Some(from_mut(&mut residual)));
         rest_codes.copy_from_slice(&codes[..rest.len()]);
         if let Some(rest_residual) = rest_residual {
             rest_residual.copy_from_slice(&residual[..rest.len()]);

@@ -4,34 +4,50 @@
 
 use std::ops::Range;
 
-use super::{Chosen, Codec, CodecError, Rounding};
+use super::{Chosen, Codec, CodecError, Rounding, bf16, f16, int8, plain, words};
+use crate::placement::BLOCK;
 
 /// Bytes that precede a slice whose length nobody could tell.
 const LENGTH_BYTES: usize = size_of::<u64>();
+const ALONE: &str = "a plan has no codec for values that needs more than those";
 
 impl Codec {
     /// Whether values can be written by themselves, by [`encode_alone`](Self::encode_alone): where neither chance nor
     /// other parts of the variable have a say.
     pub fn is_for_values_alone(self) -> bool {
-        self.alone().is_some()
+        match self {
+            Self::F32 | Self::Bf16 | Self::F16 | Self::Int8 { rounding: Rounding::Nearest } => true,
+            Self::Int8 { rounding: Rounding::Stochastic } | Self::TopK { .. } | Self::Sign => false,
+        }
     }
 
-    /// Appends values that are written by themselves.
+    /// Writes a slice by itself, in place of what `out` holds.
     ///
     /// # Panics
     /// If this codec does not.
     pub fn encode_alone(self, values: &[f32], out: &mut Vec<u8>) {
-        let chosen = self.alone().expect("a plan has none for values that needs more than those");
-        chosen.append(self, (0, values), None, out);
+        let bytes = self.fixed_bytes(values.len() as u64).expect(ALONE);
+        out.resize(usize::try_from(bytes).expect("an encoded slice is in memory"), 0);
+        self.encode_piece(values, 0, values.len(), out);
     }
 
-    fn alone(self) -> Option<Chosen> {
+    /// Writes values from number `at` on where they belong among the bytes of a slice of `of` values that is written by
+    /// itself.
+    ///
+    /// # Panics
+    /// If this codec does not write values by themselves, `at` is not a multiple of 64, or `out` is not as long as the
+    /// slice's bytes.
+    pub fn encode_piece(self, values: &[f32], at: usize, of: usize, out: &mut [u8]) {
+        assert!(at.is_multiple_of(BLOCK as usize), "parts of a slice start at multiples of {BLOCK}");
+        assert_eq!(Some(out.len() as u64), self.fixed_bytes(of as u64), "bytes of {of} values in {self}");
         match self {
-            Self::F32 => Some(Chosen::F32),
-            Self::Bf16 => Some(Chosen::Bf16),
-            Self::F16 => Some(Chosen::F16),
-            Self::Int8 { rounding: Rounding::Nearest } => Some(Chosen::Int8 { dither: None }),
-            Self::Int8 { rounding: Rounding::Stochastic } | Self::TopK { .. } | Self::Sign => None,
+            Self::F32 => plain::write(values, words::place(out, at, values.len())),
+            Self::Bf16 => bf16::narrow_all(values, words::place(out, at, values.len())),
+            Self::F16 => f16::write(values, words::place(out, at, values.len())),
+            Self::Int8 { rounding: Rounding::Nearest } => int8::write(values, at, of, out),
+            Self::Int8 { rounding: Rounding::Stochastic } | Self::TopK { .. } | Self::Sign => {
+                unreachable!("{ALONE}")
+            }
         }
     }
 
@@ -176,6 +192,29 @@ mod tests {
             codec.decode_payload([64, 256, 80], &bytes, &mut decoded).unwrap();
             for ((value, decoded), left) in values.iter().zip(&decoded).zip(&residual) {
                 assert_eq!(value - decoded, *left, "{codec}");
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_a_slice_that_is_written_by_itself_are_the_bytes_of_the_whole() {
+        let values = values();
+        for codec in Codec::all().into_iter().filter(|codec| codec.is_for_values_alone()) {
+            let mut expected = Vec::new();
+            codec.prepare(&values, 1, Purpose::Delivery, &mut Scratch::default()).encode(
+                0,
+                &values,
+                &mut expected,
+            );
+            let mut whole = vec![0xaa; 3];
+            codec.encode_alone(&values, &mut whole);
+            assert_eq!(whole, expected, "{codec}");
+            for cuts in [&[0, 400][..], &[0, 64, 400], &[0, 128, 320, 384, 400]] {
+                let mut bytes = vec![0xaa; expected.len()];
+                for piece in cuts.windows(2) {
+                    codec.encode_piece(&values[piece[0]..piece[1]], piece[0], values.len(), &mut bytes);
+                }
+                assert_eq!(bytes, expected, "{codec} cut at {cuts:?}");
             }
         }
     }

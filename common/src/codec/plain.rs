@@ -8,7 +8,12 @@ pub const BYTES: usize = 4;
 
 /// Appends the values to `out`.
 pub fn encode(values: &[f32], out: &mut Vec<u8>) {
-    for (word, value) in words::room(values, out).iter_mut().zip(values) {
+    write(values, words::room(values, out));
+}
+
+/// Writes each value's bytes.
+pub(super) fn write(values: &[f32], words: &mut [[u8; BYTES]]) {
+    for (word, value) in words.iter_mut().zip(values) {
         *word = value.to_le_bytes();
     }
 }

@@ -9,6 +9,11 @@ pub(super) fn room<'a, const N: usize>(values: &[f32], out: &'a mut Vec<u8>) -> 
     out[before..].as_chunks_mut().0
 }
 
+/// The words for so many values from number `start`, to be written.
+pub(super) fn place<const N: usize>(bytes: &mut [u8], start: usize, values: usize) -> &mut [[u8; N]] {
+    &mut bytes[start * N..].as_chunks_mut().0[..values]
+}
+
 pub(super) fn check<const N: usize>(
     codec: &'static str,
     bytes: &[u8],

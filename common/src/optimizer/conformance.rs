@@ -181,7 +181,7 @@ fn train(
         let rate = 0.01 + update as f32 * 0.001;
         let mut next = vec![f32::NAN; values.len()]; // whatever is left of it would show
         for (&(from, to), state) in bounds.iter().zip(&mut states) {
-            let (current, next) = (&current[from..to], &mut next[from..to]);
+            let (current, next) = (Some(&current[from..to]), &mut next[from..to]);
             let gradient = Gradient::Whole(&gradient[from..to]);
             optimizer.update(Update { current, next, gradient, state, rate });
         }
@@ -208,9 +208,9 @@ fn twenty_updates_have_the_bits_of_a_scalar_loop() {
             gradient[..2].fill(-0.0);
             let rate = 0.1 / t as f32;
             let mut next = vec![f32::NAN; 1003];
-            let (current, next_values) = (&values, &mut next);
+            let next_values = &mut next;
             optimizer.update(Update {
-                current,
+                current: Some(&values),
                 next: next_values,
                 gradient: Gradient::Whole(&gradient),
                 state: &mut state,
@@ -246,7 +246,7 @@ fn twenty_updates_follow_the_papers() {
             let gradient = numbers(&mut rng, 100);
             let mut next = vec![0.0; 100];
             let update = Update {
-                current: &values,
+                current: Some(&values),
                 next: &mut next,
                 gradient: Gradient::Whole(&gradient),
                 state: &mut state,
@@ -272,7 +272,7 @@ fn a_decay_of_zero_leaves_the_plain_formula() {
         for (w, g) in [(1.0, -0.0), (-0.0, -0.0), (-0.0, 0.0), (f32::INFINITY, 1.0)] {
             let (mut next, mut state) = ([f32::NAN], State::new(optimizer, 1));
             let update = Update {
-                current: &[w],
+                current: Some(&[w]),
                 next: &mut next,
                 gradient: Gradient::Whole(&[g]),
                 state: &mut state,
@@ -301,7 +301,7 @@ fn a_value_at_rest_stays() {
         let (mut next, mut state) = ([f32::NAN; 6], State::new(optimizer, 6));
         let gradient = [0.0; 6];
         let update = Update {
-            current: &current,
+            current: Some(&current),
             next: &mut next,
             gradient: Gradient::Whole(&gradient),
             state: &mut state,
@@ -325,7 +325,7 @@ fn a_quadratic_bowl_is_descended_to_its_bottom() {
             let rate = peak * (1.0 - t as f32 / 2000.0);
             let mut next = vec![0.0; 4];
             let update = Update {
-                current: &values,
+                current: Some(&values),
                 next: &mut next,
                 gradient: Gradient::Whole(&gradient),
                 state: &mut state,
@@ -372,8 +372,8 @@ fn slices_that_do_not_belong_together_are_refused() {
             let outcome = std::panic::catch_unwind(|| {
                 let [current, mut next, gradient] = [0, 1, 2].map(|i| vec![0.0; lengths[i]]);
                 let mut state = State::new(&optimizer, lengths[3]);
-                let (current, next, gradient) = (&current[..], &mut next[..], Gradient::Whole(&gradient));
-                optimizer.update(Update { current, next, gradient, state: &mut state, rate: 0.1 });
+                let (current, gradient) = (Some(&current[..]), Gradient::Whole(&gradient));
+                optimizer.update(Update { current, next: &mut next, gradient, state: &mut state, rate: 0.1 });
             });
             assert_eq!(outcome.is_ok(), fits, "{optimizer} with lengths {lengths:?}");
         }
@@ -382,7 +382,7 @@ fn slices_that_do_not_belong_together_are_refused() {
         let outcome = std::panic::catch_unwind(move || {
             let (current, mut next) = ([0.0], [0.0]);
             optimizer.update(Update {
-                current: &current,
+                current: Some(&current),
                 next: &mut next,
                 gradient: Gradient::Whole(&[1.0]),
                 state: &mut state,

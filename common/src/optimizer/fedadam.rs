@@ -137,7 +137,7 @@ pub(super) mod tests {
             let before = w;
             let gradient = [-difference];
             optimizer.update(Update {
-                current: &before,
+                current: Some(&before),
                 next: &mut w,
                 gradient: Gradient::Whole(&gradient),
                 state: &mut state,
@@ -161,7 +161,7 @@ pub(super) mod tests {
         assert_eq!(state.vectors, [vec![0.0].into(), vec![1e-6].into()]);
         let (current, gradient) = ([0.0], [-1e-3]);
         optimizer.update(Update {
-            current: &current,
+            current: Some(&current),
             next: &mut next,
             gradient: Gradient::Whole(&gradient),
             state: &mut state,

@@ -10,8 +10,8 @@
 //! | [`FedAdagrad`] | first moment, sum of squares | 16 + 12 |
 //! | [`FedAdam`], [`FedYogi`] | first and second moment | 16 + 12 |
 //!
-//! Every kernel is one pass over memory, reads the current values and writes the next ones apart (the current ones may
-//! still be on their way to a worker), and uses nothing but `+ - * /` and square root in a fixed order, without fused
+//! Every kernel is one pass over memory, reads the current values and writes the next ones, apart where the current ones
+//! may still be on their way to a worker and in their place where nobody reads them, and uses nothing but `+ - * /` and square root in a fixed order, without fused
 //! multiply-add. All are elementwise. So a value's bits depend on that value's own history only, not on how a variable
 //! is cut into slices, nor on the width of the machine's vectors: on x86-64 each kernel is there for SSE2 and for AVX2, and
 //! the processor at hand decides which one runs.
@@ -51,7 +51,7 @@ pub use fedadam::{FedAdam, FedFactors, fedadam};
 pub use fedyogi::{FedYogi, fedyogi};
 pub use momentum::{Momentum, momentum};
 pub use nesterov::{Nesterov, nesterov};
-pub use pass::{Gradient, Pass};
+pub use pass::{Gradient, Make, Pass};
 pub use rmsprop::{Rmsprop, RmspropFactors, rmsprop};
 pub use sgd::{Sgd, sgd};
 pub use text::OptimizerError;
@@ -85,8 +85,8 @@ impl Default for Optimizer {
 /// One application of a gradient to one slice of a variable. All slices are equally long.
 #[derive(Debug)]
 pub struct Update<'a> {
-    /// The values now.
-    pub current: &'a [f32],
+    /// The values now, if they are to stay. Otherwise `next` holds them.
+    pub current: Option<&'a [f32]>,
     /// Where the new values go; what it holds is overwritten.
     pub next: &'a mut [f32],
     /// The gradient of the loss at (or near) `current`.

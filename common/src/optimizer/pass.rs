@@ -6,14 +6,19 @@ use std::sync::Arc;
 
 use super::{Optimizer, Update, assert_lengths};
 
-/// Values at a time where the state is written apart: few enough for the nearest caches, and whole pages, since shorter
+/// Values at a time where the state is written apart, or values in their own place: few enough for the nearest caches, and whole pages, since shorter
 /// copies were slower (512: twice as long for 64 Mi values).
 const BLOCK: usize = 1024;
 /// Values at a time where a gradient is made and the state changes in place: the mean of four gradients of 16 Mi values and
 /// a step of SGD took a quarter longer in blocks of 1024 than of 256.
 const MADE_BLOCK: usize = 256;
+/// Values at a time where somebody reads the next ones as soon as they are there.
+const READ_BLOCK: usize = 4 * BLOCK;
 /// Most vectors of any optimizer's state.
 const VECTORS_MAX: usize = 2;
+
+/// Writes these values of a gradient, whose values now are those, into a block that is as long.
+pub type Make<'a> = dyn Fn(Range<usize>, &[f32], &mut [f32]) + Sync + 'a;
 
 /// Where the gradient of an update comes from.
 #[derive(Clone, Copy)]
@@ -21,8 +26,9 @@ pub enum Gradient<'a> {
     /// It is there.
     Whole(&'a [f32]),
     /// It is written when it is needed: these values of the slice, into a block that is as long and still in the nearest
-    /// cache when the optimizer reads it. Each value must be the same however the slice is cut into blocks.
-    Made(&'a (dyn Fn(Range<usize>, &mut [f32]) + Sync)),
+    /// cache when the optimizer reads it. It is given the values now of the same block. Each value must be the same however
+    /// the slice is cut into blocks.
+    Made(&'a Make<'a>),
 }
 
 impl fmt::Debug for Gradient<'_> {
@@ -43,7 +49,8 @@ pub struct Pass<'a> {
     updates: u64,
     /// Where this part begins in the slice.
     start: usize,
-    current: &'a [f32],
+    /// `None` if the values now are in `next`.
+    current: Option<&'a [f32]>,
     next: &'a mut [f32],
     gradient: Gradient<'a>,
     /// As many as the optimizer has; the rest are empty.
@@ -59,9 +66,9 @@ impl<'a> Pass<'a> {
         update: Update<'a>,
     ) -> Self {
         let Update { current, next, gradient, state, rate } = update;
-        let (len, vectors) = (current.len(), optimizer.state_vectors());
+        let (len, vectors) = (next.len(), optimizer.state_vectors());
         assert_eq!(state.vectors.len(), vectors, "vectors of the state of {optimizer}");
-        assert_lengths(len, [next.len()]);
+        current.iter().for_each(|current| assert_lengths(len, [current.len()]));
         if let Gradient::Whole(gradient) = gradient {
             assert_lengths(len, [gradient.len()]);
         }
@@ -86,7 +93,7 @@ impl<'a> Pass<'a> {
 
     /// How many values it updates.
     pub fn values(&self) -> usize {
-        self.current.len()
+        self.next.len()
     }
 
     /// Its first so many values, and the others.
@@ -95,7 +102,7 @@ impl<'a> Pass<'a> {
     /// If it has not as many.
     pub fn cut(self, at: usize) -> (Self, Self) {
         let Self { optimizer, rate, updates, start, current, next, gradient, after, before } = self;
-        let (current, next) = (current.split_at(at), next.split_at_mut(at));
+        let (current, next) = (current.map(|current| current.split_at(at)), next.split_at_mut(at));
         let gradient = match gradient {
             Gradient::Whole(gradient) => {
                 let (one, other) = gradient.split_at(at);
@@ -112,7 +119,7 @@ impl<'a> Pass<'a> {
             rate,
             updates,
             start,
-            current: current.0,
+            current: current.map(|(one, _)| one),
             next: next.0,
             gradient: gradient.0,
             after: [first, second],
@@ -123,13 +130,46 @@ impl<'a> Pass<'a> {
             rate,
             updates,
             start: start + at,
-            current: current.1,
+            current: current.map(|(_, other)| other),
             next: next.1,
             gradient: gradient.1,
             after: [first_rest, second_rest],
             before: before.map(|vectors| vectors.map(|(_, other)| other)),
         };
         (one, other)
+    }
+
+    /// Computes it, a part at a time, and calls `read` with the place of each part in the slice and its next values, which are
+    /// still in the nearest cache. Parts begin at multiples of [`BLOCK`](crate::placement::BLOCK) values from its first one.
+    pub fn apply_and_read(mut self, mut read: impl FnMut(usize, &[f32])) {
+        while self.values() > 0 {
+            let len = self.values().min(READ_BLOCK);
+            self.first(len).apply();
+            read(self.start, &self.next[..len]);
+            self = self.cut(len).1;
+        }
+    }
+
+    /// Its first so many values, of which there must be as many, while it is not needed itself.
+    fn first(&mut self, len: usize) -> Pass<'_> {
+        Pass {
+            optimizer: self.optimizer,
+            rate: self.rate,
+            updates: self.updates,
+            start: self.start,
+            current: self.current.map(|current| &current[..len]),
+            next: &mut self.next[..len],
+            gradient: match self.gradient {
+                Gradient::Whole(gradient) => Gradient::Whole(&gradient[..len]),
+                made @ Gradient::Made(_) => made,
+            },
+            // Vectors that the optimizer does not have are empty.
+            after: self.after.each_mut().map(|vector| {
+                let len = len.min(vector.len());
+                &mut vector[..len]
+            }),
+            before: self.before.map(|vectors| vectors.map(|vector| &vector[..len.min(vector.len())])),
+        }
     }
 
     /// Computes it.
@@ -151,33 +191,59 @@ impl<'a> Pass<'a> {
     /// Calls the kernel with the values, where the next ones go, the gradient, and the state's vectors.
     ///
     /// Where the state is written apart, each block of it is copied just before the kernel changes the copy, which is then
-    /// still in the nearest cache, as is a block of a gradient that is made: memory is read and written once. Kernels are
-    /// elementwise, so that blocks change no bits.
+    /// still in the nearest cache, as is a block of a gradient that is made, and the copy of a block of values that change in
+    /// their place: memory is read and written once. Kernels are elementwise, so that blocks change no bits.
     pub(super) fn run<const N: usize>(self, kernel: impl Fn(&[f32], &mut [f32], &[f32], [&mut [f32]; N])) {
         let Self { start, current, next, gradient, mut after, before, .. } = self;
         let after: &mut [&mut [f32]; N] =
             (&mut after[..N]).try_into().expect("no optimizer has more vectors than VECTORS_MAX");
         if let (Gradient::Whole(gradient), None) = (gradient, before) {
+            let Some(current) = current else { return in_place(next, gradient, after, kernel) };
             return kernel(current, next, gradient, after.each_mut().map(|vector| &mut **vector));
         }
-        let (len, mut made) = (current.len(), [0.0; BLOCK]);
-        let step = if before.is_some() { BLOCK } else { MADE_BLOCK };
+        let (len, mut made, mut copied) = (next.len(), [0.0; BLOCK], [0.0; BLOCK]);
+        let is_made_in_place = matches!(gradient, Gradient::Made(_)) && before.is_none();
+        let step = if is_made_in_place { MADE_BLOCK } else { BLOCK };
         for from in (0..len).step_by(step) {
             let block = from..len.min(from + step);
             for (after, before) in after.iter_mut().zip(before.iter().flatten()) {
                 after[block.clone()].copy_from_slice(&before[block.clone()]);
             }
+            let current = match current {
+                Some(current) => &current[block.clone()],
+                None => {
+                    let copied = &mut copied[..block.len()];
+                    copied.copy_from_slice(&next[block.clone()]);
+                    &*copied
+                }
+            };
             let gradient = match gradient {
                 Gradient::Whole(gradient) => &gradient[block.clone()],
                 Gradient::Made(make) => {
                     let made = &mut made[..block.len()];
-                    make(start + block.start..start + block.end, made);
+                    make(start + block.start..start + block.end, current, made);
                     &*made
                 }
             };
             let state = after.each_mut().map(|vector| &mut vector[block.clone()]);
-            kernel(&current[block.clone()], &mut next[block], gradient, state);
+            kernel(current, &mut next[block], gradient, state);
         }
+    }
+}
+
+/// Calls the kernel with blocks of values that change in their place, where there is nothing else to be made or copied.
+fn in_place<const N: usize>(
+    values: &mut [f32],
+    gradient: &[f32],
+    state: &mut [&mut [f32]; N],
+    kernel: impl Fn(&[f32], &mut [f32], &[f32], [&mut [f32]; N]),
+) {
+    let mut copied = [0.0; BLOCK];
+    for (i, (values, gradient)) in values.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)).enumerate() {
+        let copied = &mut copied[..values.len()];
+        copied.copy_from_slice(values);
+        let block = i * BLOCK..i * BLOCK + values.len();
+        kernel(copied, values, gradient, state.each_mut().map(|vector| &mut vector[block.clone()]));
     }
 }
 
@@ -188,7 +254,7 @@ mod tests {
 
     use super::super::conformance::{bits, cases, numbers};
     use super::super::{Optimizer, State, Update};
-    use super::{BLOCK, Gradient};
+    use super::{BLOCK, Gradient, READ_BLOCK};
     use crate::rng::{Purpose, Rng};
 
     #[test]
@@ -204,7 +270,7 @@ mod tests {
                     let (mut expected, mut found) = (vec![f32::NAN; len], vec![f32::NAN; len]);
                     let (current_values, next, state) = (&current, &mut expected, &mut in_place);
                     let update = Update {
-                        current: current_values,
+                        current: Some(current_values),
                         next,
                         gradient: Gradient::Whole(&gradient),
                         state,
@@ -216,8 +282,13 @@ mod tests {
                         before.vectors.iter().map(|v| Arc::new(vec![f32::NAN; v.len()])).collect();
                     let copy: Vec<Vec<u32>> = before.vectors.iter().map(|v| bits(v)).collect();
                     let (next, state) = (&mut found, &mut apart);
-                    let update =
-                        Update { current: &current, next, gradient: Gradient::Whole(&gradient), state, rate };
+                    let update = Update {
+                        current: Some(&current),
+                        next,
+                        gradient: Gradient::Whole(&gradient),
+                        state,
+                        rate,
+                    };
                     optimizer.update_apart(&before.vectors, update);
                     assert_eq!(bits(&found), bits(&expected), "{optimizer}, {len} values");
                     assert_eq!(apart, in_place, "{optimizer}, {len} values");
@@ -244,37 +315,97 @@ mod tests {
     }
 
     #[test]
-    fn parts_and_gradients_made_on_the_way_have_the_bits_of_one_update() {
+    fn parts_gradients_made_on_the_way_and_values_in_their_place_have_the_bits_of_one_update() {
         for optimizer in cases() {
             for cuts in [&[][..], &[0], &[64, 64, 1000], &[BLOCK - 64, BLOCK + 64, 2 * BLOCK]] {
                 let len = 2 * BLOCK + 300;
                 let mut rng = Rng::new(8, Purpose::Delivery);
                 let current = numbers(&mut rng, len);
                 let (mut whole, mut cut) = (State::new(&optimizer, len), State::new(&optimizer, len));
-                for rate in [0.1, 0.05] {
-                    let gradient = numbers(&mut rng, len);
+                for (is_made, is_state_apart, is_in_place) in every_way() {
+                    let (gradient, rate) = (numbers(&mut rng, len), 0.1);
                     let (mut expected, mut found) = (vec![f32::NAN; len], vec![f32::NAN; len]);
-                    let (current, next, state) = (&current, &mut expected, &mut whole);
                     optimizer.update(Update {
-                        current,
-                        next,
+                        current: Some(&current),
+                        next: &mut expected,
                         gradient: Gradient::Whole(&gradient),
-                        state,
+                        state: &mut whole,
                         rate,
                     });
-                    let made =
-                        |range: Range<usize>, block: &mut [f32]| block.copy_from_slice(&gradient[range]);
+                    let made = |range: Range<usize>, now: &[f32], block: &mut [f32]| {
+                        assert_eq!(bits(now), bits(&current[range.clone()]));
+                        block.copy_from_slice(&gradient[range]);
+                    };
                     let before = cut.clone();
-                    let apart = rate == 0.05;
-                    if apart {
+                    if is_state_apart {
                         cut.vectors =
                             before.vectors.iter().map(|v| Arc::new(vec![f32::NAN; v.len()])).collect();
                     }
-                    let (next, state) = (&mut found, &mut cut);
-                    let update = Update { current, next, gradient: Gradient::Made(&made), state, rate };
-                    in_parts(&optimizer, apart.then_some(&before.vectors), update, cuts);
+                    if is_in_place {
+                        found.copy_from_slice(&current);
+                    }
+                    let update = Update {
+                        current: (!is_in_place).then_some(&current),
+                        next: &mut found,
+                        gradient: if is_made { Gradient::Made(&made) } else { Gradient::Whole(&gradient) },
+                        state: &mut cut,
+                        rate,
+                    };
+                    in_parts(&optimizer, is_state_apart.then_some(&before.vectors), update, cuts);
                     assert_eq!(bits(&found), bits(&expected), "{optimizer} cut at {cuts:?}");
                     assert_eq!(cut, whole, "{optimizer} cut at {cuts:?}");
+                }
+            }
+        }
+    }
+
+    /// Whether the gradient is made on the way, the state is written apart, and the values change in their place.
+    fn every_way() -> impl Iterator<Item = (bool, bool, bool)> {
+        (0..8).map(|way| (way & 1 != 0, way & 2 != 0, way & 4 != 0))
+    }
+
+    #[test]
+    fn values_that_are_read_as_they_come_are_those_of_the_update() {
+        for optimizer in cases() {
+            for len in [0, 1, READ_BLOCK, 2 * READ_BLOCK + 77] {
+                let mut rng = Rng::new(9, Purpose::Delivery);
+                let current = numbers(&mut rng, len);
+                let (mut whole, mut read) = (State::new(&optimizer, len), State::new(&optimizer, len));
+                for (is_made, is_state_apart, is_in_place) in every_way() {
+                    let gradient = numbers(&mut rng, len);
+                    let (mut expected, mut found) = (vec![f32::NAN; len], current.clone());
+                    optimizer.update(Update {
+                        current: Some(&current),
+                        next: &mut expected,
+                        gradient: Gradient::Whole(&gradient),
+                        state: &mut whole,
+                        rate: 0.1,
+                    });
+                    let made = |range: Range<usize>, _: &[f32], block: &mut [f32]| {
+                        block.copy_from_slice(&gradient[range]);
+                    };
+                    let before = read.clone();
+                    if is_state_apart {
+                        read.vectors =
+                            before.vectors.iter().map(|v| Arc::new(vec![f32::NAN; v.len()])).collect();
+                    }
+                    let update = Update {
+                        current: (!is_in_place).then_some(&current),
+                        next: &mut found,
+                        gradient: if is_made { Gradient::Made(&made) } else { Gradient::Whole(&gradient) },
+                        state: &mut read,
+                        rate: 0.1,
+                    };
+                    let mut shown = Vec::new();
+                    let pass = optimizer.begin(is_state_apart.then_some(&before.vectors), update);
+                    pass.apply_and_read(|at, values| {
+                        assert_eq!(at, shown.len());
+                        assert!(at.is_multiple_of(crate::placement::BLOCK as usize));
+                        shown.extend_from_slice(values);
+                    });
+                    assert_eq!(bits(&found), bits(&expected), "{optimizer}, {len} values");
+                    assert_eq!(bits(&shown), bits(&expected), "{optimizer}, {len} values");
+                    assert_eq!(read, whole, "{optimizer}, {len} values");
                 }
             }
         }
@@ -288,7 +419,7 @@ mod tests {
             let (clone, gradient) = (state.clone(), [2.0; 3]);
             assert_eq!(state.is_shared(), optimizer.state_vectors() > 0);
             optimizer.update(Update {
-                current: &current,
+                current: Some(&current),
                 next: &mut next,
                 gradient: Gradient::Whole(&gradient),
                 state: &mut state,

@@ -1,12 +1,16 @@
 //! Holds a shard's slices: their immutable values, version by version, with the optimizer's state.
 //!
-//! An update reads the newest values and writes the next ones into another buffer, so a version that has been shown
-//! never changes, and whoever reads it holds a reference, not a lock. A buffer that nobody reads any more is used
-//! again. The optimizer's state changes in place, unless a checkpoint refers to it: then the next one is written apart.
+//! Whoever reads a version holds a reference, not a lock, and it does not change: while somebody reads it, an update
+//! writes the next values into another buffer, one that nobody reads any more. Values that nobody reads change in their
+//! place, as does the optimizer's state. Where workers will ask for the next values, they are also written as they are sent
+//! in the same pass. So nobody reads them between two updates, and where these are made on different cores the values come
+//! from the other core several times as fast as those that it has read again (docs/performance.md).
 
 mod combined;
 mod hands;
 mod reference;
+mod shape;
+mod stored;
 mod written;
 
 #[cfg(test)]
@@ -18,142 +22,33 @@ use std::sync::Arc;
 use windlass_common::codec::Patch;
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
-use windlass_common::mix::mix;
-use windlass_common::optimizer::{Gradient, Optimizer, State, Update};
+use windlass_common::mix::{mix, mix_in_place};
+use windlass_common::optimizer::{Gradient, Optimizer, Pass, State, Update};
 use windlass_common::placement::{Placement, Slice};
-use windlass_common::plan::{BATCH_MAX, Codecs, Every, WORK_MAX};
-use windlass_common::wire::{Codec, Part, Pull, Push, Reject};
+use windlass_common::plan::Every;
+use windlass_common::wire::{Codec, Part};
 
 pub use combined::{Combined, Compensated};
 pub use hands::Hands;
 pub use reference::{PATCHES_MAX, Sent};
+pub use shape::Shape;
+pub use written::OnWire;
+
+pub(crate) use stored::spare;
 
 use crate::Time;
 use reference::{Reference, Shown};
-use written::{Earlier, Written};
+use shape::parts_of;
+use stored::{Change, Stored};
+use written::{Earlier, Place, Written};
 
 /// Spare buffers kept per slice, beside one for each of the optimizer's vectors; beyond that, memory is given back.
 const SPARES_MAX: usize = 8;
 
-/// The values of one slice; they never change.
+/// The values of one slice, which do not change while somebody holds them.
 pub type SliceValues = Arc<Vec<f32>>;
 /// The same as they are sent.
 pub type Encoded = Arc<Vec<u8>>;
-
-/// Which slices a shard has, which is all one needs in order to check a request.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    /// The shard.
-    pub shard: ShardId,
-    /// Its slices in the order of their numbers, each with its number within the run's placement and its length.
-    pub parts: Vec<Part>,
-    /// How values are written in pushes to it and in its answers to workers.
-    pub codecs: Codecs,
-}
-
-impl Shape {
-    /// The shape of one shard of a placement.
-    pub fn new(placement: &Placement, shard: ShardId, codecs: Codecs) -> Self {
-        Self { shard, parts: parts_of(placement, shard), codecs }
-    }
-
-    /// Values of all slices together.
-    pub fn values(&self) -> u64 {
-        self.parts.iter().map(|p| p.values).sum()
-    }
-
-    /// Whether a push announces every slice of this shard once, in any order and with its length, and a payload to match.
-    ///
-    /// # Errors
-    /// Names the first slice that is not right.
-    pub fn check_push(&self, push: &Push) -> Result<(), Reject> {
-        if push.parts != self.parts {
-            self.places(&push.parts)?;
-        }
-        check_codec(self.codecs.push, push.codec)?;
-        let (least, most) = push.codec.payload_bytes(self.parts.iter().map(|p| p.values));
-        let found = push.payload_bytes;
-        if !(least..=most).contains(&found) {
-            return Err(match least == most {
-                true => Reject::WrongPayload { expected: least, found },
-                false => Reject::PayloadRange { least, most, found },
-            });
-        }
-        if push.examples == 0 {
-            return Err(Reject::NoExamples);
-        }
-        if push.examples > BATCH_MAX {
-            return Err(Reject::TooManyExamples { found: push.examples, most: BATCH_MAX });
-        }
-        if push.work == 0 || push.work > WORK_MAX {
-            return Err(Reject::WrongWork { found: push.work, most: WORK_MAX });
-        }
-        Ok(())
-    }
-
-    /// Where these parts lie among the values of this shard, its slices end to end, if they are each of its slices once.
-    ///
-    /// # Errors
-    /// Names the first slice that is not right.
-    pub fn places(&self, parts: &[Part]) -> Result<Vec<Range<usize>>, Reject> {
-        let mut end = 0;
-        let own = self.parts.iter().map(|part| {
-            end += part.values as usize;
-            Some(end - part.values as usize..end)
-        });
-        let mut own: Vec<Option<Range<usize>>> = own.collect();
-        let mut places = Vec::with_capacity(own.len());
-        // What is longer than the shard is not gone through to its end.
-        for part in parts.iter().take(own.len()) {
-            let index = self.find(part.slice, Some(part.values))?;
-            places.extend(own[index].take());
-        }
-        let expected = own.len() as u64;
-        let found = if parts.len() == own.len() { places.len() } else { parts.len() } as u64;
-        match found == expected {
-            true => Ok(places),
-            false => Err(Reject::Incomplete { shard: self.shard, expected, found }),
-        }
-    }
-
-    /// Whether a worker asks for values as they are written in this run.
-    ///
-    /// # Errors
-    /// If it asks for other ones.
-    pub fn check_pull(&self, pull: &Pull) -> Result<(), Reject> {
-        check_codec(self.codecs.pull, pull.codec)
-    }
-
-    /// Whether this shard has the slice, with this length if one is given.
-    ///
-    /// # Errors
-    /// Says what is wrong with it.
-    pub fn check_slice(&self, slice: u32, values: Option<u64>) -> Result<(), Reject> {
-        self.find(slice, values).map(|_| ())
-    }
-
-    fn find(&self, slice: u32, values: Option<u64>) -> Result<usize, Reject> {
-        let found = self.parts.binary_search_by_key(&slice, |part| part.slice);
-        let index = found.map_err(|_| Reject::UnknownSlice { shard: self.shard, slice })?;
-        let expected = self.parts[index].values;
-        match values {
-            Some(found) if found != expected => Err(Reject::WrongLength { slice, expected, found }),
-            _ => Ok(index),
-        }
-    }
-}
-
-fn parts_of(placement: &Placement, shard: ShardId) -> Vec<Part> {
-    let all = (0_u32..).zip(placement.slices());
-    all.filter(|(_, s)| s.shard == shard).map(|(slice, s)| Part { slice, values: s.len }).collect()
-}
-
-fn check_codec(expected: Codec, found: Codec) -> Result<(), Reject> {
-    match expected == found {
-        true => Ok(()),
-        false => Err(Reject::WrongCodec { expected: expected.to_string(), found: found.to_string() }),
-    }
-}
 
 /// The values of a shard at one moment. Cheap to clone; it never changes.
 #[derive(Clone, Debug)]
@@ -179,7 +74,7 @@ struct SnapshotSlice {
     changed: Version,
     values: SliceValues,
     /// The same as workers are sent them.
-    encoded: Arc<Written>,
+    written: Arc<Written>,
 }
 
 impl Snapshot {
@@ -197,17 +92,17 @@ impl Snapshot {
         self.slices_since(have, requested).map(|(_, s)| (s.part, s.values.clone()))
     }
 
-    /// The same, as `encode` appends the values of each to an empty buffer, which it does once for all who ask.
-    pub fn encoded_since<'a>(
+    /// The same as this codec writes them, once for all who ask.
+    ///
+    /// # Panics
+    /// If the codec does not write values by themselves.
+    pub fn on_wire_since<'a>(
         &'a self,
         have: Option<Version>,
         requested: &'a [u32],
-        encode: impl Fn(&[f32], &mut Vec<u8>) + 'a,
-    ) -> impl Iterator<Item = (Part, Encoded)> + 'a {
-        self.slices_since(have, requested).map(move |(_, s)| {
-            let encoded = s.encoded.get(|bytes| encode(&s.values, bytes));
-            (s.part, Arc::clone(encoded))
-        })
+        codec: Codec,
+    ) -> impl Iterator<Item = (Part, OnWire)> + 'a {
+        self.slices_since(have, requested).map(move |(_, s)| (s.part, s.written.on_wire(&s.values, codec)))
     }
 
     fn slices_since<'a>(
@@ -235,22 +130,6 @@ pub struct Made {
     pub at: Time,
 }
 
-#[derive(Debug)]
-struct Stored {
-    part: Part,
-    /// Where this slice lies in the shard's part of a gradient.
-    offset: usize,
-    changed: Version,
-    current: SliceValues,
-    /// Those as workers are sent them, once somebody has asked.
-    encoded: Arc<Written>,
-    /// Memory for those of the next versions.
-    earlier: Earlier,
-    state: State,
-    /// Buffers as long as the slice, for values and for vectors of the state, whichever needs one.
-    spares: Vec<SliceValues>,
-}
-
 /// One slice at one moment, with what the optimizer remembers of it.
 #[derive(Clone, Debug)]
 pub struct SliceState {
@@ -274,6 +153,8 @@ pub struct Store {
     /// Earlier versions that are kept elsewhere, at most: so many more spare buffers are not given back.
     kept_elsewhere: usize,
     hands: Option<Arc<dyn Hands>>,
+    /// How workers are sent values, where that is known and they do not go down in patches.
+    sent_in: Option<Codec>,
     /// Where values go down in patches.
     reference: Option<Reference>,
 }
@@ -301,7 +182,7 @@ impl Store {
                     offset,
                     changed: Version(0),
                     current: Arc::new(initial_values(layout, slice, seed)),
-                    encoded: Arc::default(),
+                    written: Arc::default(),
                     earlier: Earlier::default(),
                     state: State::new(&optimizer, slice.len as usize),
                     spares: Vec::new(),
@@ -312,8 +193,8 @@ impl Store {
             .collect();
         let room = if every == Every::Never { 0 } else { room_for_checkpoints(&optimizer) };
         let version = Version(0);
-        let (shown, hands, reference) = (None, None, None);
-        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, reference }
+        let (shown, hands, sent_in, reference) = (None, None, None, None);
+        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, sent_in, reference }
     }
 
     /// The slices of a checkpoint, in the order of the shape; so often had something been applied. It sets memory aside
@@ -338,7 +219,7 @@ impl Store {
                 offset,
                 changed: version,
                 current: slice.values,
-                encoded: Arc::default(),
+                written: Arc::default(),
                 earlier: Earlier::default(),
                 state: slice.state,
                 spares: Vec::new(),
@@ -348,8 +229,8 @@ impl Store {
         };
         let slices: Vec<Stored> = parts.iter().zip(slices).map(stored).collect();
         let room = room_for_checkpoints(&optimizer);
-        let (shown, hands, reference) = (None, None, None);
-        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, reference }
+        let (shown, hands, sent_in, reference) = (None, None, None, None);
+        Self { optimizer, version, slices, shown, room, kept_elsewhere: 0, hands, sent_in, reference }
     }
 
     /// Large slices are updated by these threads from now on, with the same bits. Without them the caller's does it all.
@@ -360,6 +241,16 @@ impl Store {
     /// So many earlier versions are kept by whoever has shown them, so that as many buffers may come back for use.
     pub fn expect_kept(&mut self, versions: usize) {
         self.kept_elsewhere = versions;
+    }
+
+    /// Workers are sent values in this codec from now on. While somebody asks for each version, values are written so as they
+    /// are made.
+    ///
+    /// # Panics
+    /// If it does not write values by themselves.
+    pub fn send_in(&mut self, codec: Codec) {
+        assert!(codec.is_for_values_alone(), "{codec} does not write values by themselves");
+        self.sent_in = Some(codec);
     }
 
     /// Values go down in patches from now on. Workers have this reference, or what there is now.
@@ -417,7 +308,7 @@ impl Store {
                     part: s.part,
                     changed: s.changed,
                     values: s.current.clone(),
-                    encoded: s.encoded.clone(),
+                    written: s.written.clone(),
                 };
                 let sent = self.reference.as_ref().map(Reference::shown);
                 (self.slices.iter().map(slice).collect(), sent)
@@ -437,7 +328,7 @@ impl Store {
         slices: Vec<(Part, SliceValues)>,
     ) -> Snapshot {
         let slice =
-            |(part, values)| SnapshotSlice { part, changed: version, values, encoded: Arc::default() };
+            |(part, values)| SnapshotSlice { part, changed: version, values, written: Arc::default() };
         let Made { examples, pushes, at: made } = of;
         let slices = slices.into_iter().map(slice).collect();
         Snapshot { version, step, examples, pushes, made, slices, sent: None }
@@ -454,13 +345,13 @@ impl Store {
             Combined::Compensated(push) => Some(push.pulled.values()),
             Combined::Mean(_) | Combined::Sum(..) => None,
         };
-        self.next_version(|slice, next| {
-            let Stored { offset, current, state, spares, .. } = slice;
-            let (from, len, current) = (*offset, current.len(), current.as_slice());
+        self.next_version(|change| {
+            let Change { offset: from, current, next, state, spares, place } = change;
+            let len = next.len();
             let pulled = bases.as_mut().map(|values| values.next().expect("a snapshot has every slice"));
-            let pulled = pulled.map(|values| values.as_slice()).unwrap_or_default();
-            let combine = |range: Range<usize>, block: &mut [f32]| {
-                pushes.write(from, current, pulled, range, block);
+            let combine = |range: Range<usize>, current: &[f32], block: &mut [f32]| {
+                let pulled = pulled.map(|values| &values[range.clone()]).unwrap_or_default();
+                pushes.write(from + range.start..from + range.end, current, pulled, block);
             };
             let gradient = match pushes {
                 // The mean of one is that one; there is nothing to combine.
@@ -471,11 +362,11 @@ impl Store {
                 let apart = state.vectors.iter().map(|vector| spare(spares, vector.len())).collect();
                 let before = std::mem::replace(&mut state.vectors, apart);
                 let update = Update { current, next, gradient, state, rate };
-                hands::apply(optimizer.begin(Some(&before), update), hands.as_deref());
+                run(optimizer.begin(Some(&before), update), place, hands.as_deref());
                 spares.extend(before);
             } else {
                 let update = Update { current, next, gradient, state, rate };
-                hands::apply(optimizer.begin(None, update), hands.as_deref());
+                run(optimizer.begin(None, update), place, hands.as_deref());
             }
         });
     }
@@ -487,7 +378,7 @@ impl Store {
     pub fn write_compensated(&self, push: Compensated<'_>, written: &mut [f32]) {
         for (slice, pulled) in self.slices.iter().zip(push.pulled.values()) {
             let (from, len) = (slice.offset, slice.current.len());
-            push.write(from, &slice.current, pulled, 0..len, &mut written[from..from + len]);
+            push.write(from..from + len, &slice.current, pulled, &mut written[from..from + len]);
         }
     }
 
@@ -497,13 +388,20 @@ impl Store {
     /// If the push or the base is not as long as the shard.
     pub fn mix(&mut self, base: &Snapshot, push: &[f32], share: f32) {
         let mut bases = base.values();
-        self.next_version(|slice, next| {
+        self.next_version(|Change { offset, current, next, place, .. }| {
             let base = bases.next().expect("a snapshot has every slice");
-            mix(&slice.current, next, base, &push[slice.offset..slice.offset + base.len()], share);
+            let push = &push[offset..offset + base.len()];
+            match current {
+                Some(current) => mix(current, next, base, push, share),
+                None => mix_in_place(next, base, push, share),
+            }
+            if let Some(mut place) = place {
+                place.write(0, next);
+            }
         });
     }
 
-    fn next_version(&mut self, mut make: impl FnMut(&mut Stored, &mut [f32])) {
+    fn next_version(&mut self, mut make: impl FnMut(Change<'_>)) {
         self.version = self.version.next();
         self.shown = None;
         let (room, spares_max) = (
@@ -515,13 +413,9 @@ impl Store {
                 // Not zeros: memory of zeros is there only once it is written to.
                 slice.spares.push(Arc::new(vec![f32::NAN; slice.current.len()]));
             }
-            let mut next = spare(&mut slice.spares, slice.current.len());
-            make(slice, Arc::get_mut(&mut next).expect("a spare buffer has no readers"));
-            let before = std::mem::replace(&mut slice.current, next);
-            slice.spares.push(before);
+            slice.change(self.sent_in, &mut make);
             slice.spares.truncate(spares_max);
             slice.changed = self.version;
-            slice.earlier.renew(&mut slice.encoded);
         }
         if let Some(reference) = &mut self.reference {
             reference.follow(self.slices.iter().map(|s| &s.current), spares_max);
@@ -535,11 +429,11 @@ fn room_for_checkpoints(optimizer: &Optimizer) -> usize {
     2 + optimizer.state_vectors()
 }
 
-/// A buffer that nobody reads any more, or a new one. What was read last is the most likely to be in a cache.
-pub(crate) fn spare(spares: &mut Vec<SliceValues>, len: usize) -> SliceValues {
-    match spares.iter_mut().rposition(|s| Arc::get_mut(s).is_some()) {
-        Some(free) => spares.swap_remove(free),
-        None => Arc::new(vec![0.0; len]),
+/// Computes the update, and writes the values as they are sent if there is a place for that.
+fn run(pass: Pass<'_>, place: Option<Place<'_>>, hands: Option<&dyn Hands>) {
+    match place {
+        Some(mut place) => pass.apply_and_read(|at, values| place.write(at, values)),
+        None => hands::apply(pass, hands),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout as Request, System};
 use std::cell::Cell;
 
-use windlass_common::codec::Patch;
+use windlass_common::codec::{Codec, Patch};
 use windlass_common::ids::{ShardId, Step};
 use windlass_common::layout::{Initial, Layout, Variable};
 use windlass_common::optimizer::Optimizer;
@@ -88,6 +88,29 @@ fn applying_allocates_nothing() {
         };
         assert!(requests(&mut apply) > 0, "{optimizer}: the first takes a second buffer for the values");
         assert_eq!(requests(|| (0..10).for_each(|_| apply())), 0, "{optimizer}");
+    }
+}
+
+#[test]
+fn writing_values_as_they_are_made_allocates_nothing() {
+    let variable = |(name, len)| Variable::new(name, &[len], Initial::Zeros);
+    let layout = Layout::new([("a", 200_000), ("b", 70)].into_iter().map(variable).collect()).unwrap();
+    let placement = Placement::new(&layout, 1).unwrap();
+    let gradient = vec![0.5; layout.total() as usize];
+    for codec in ["f32", "bf16", "f16", "int8"] {
+        let codec: Codec = codec.parse().unwrap();
+        let optimizer = Optimizer::default();
+        let mut store = Store::new(&layout, &placement, ShardId(0), optimizer, 1, Every::Never);
+        store.send_in(codec);
+        // Of each version what is sent is still on its way when the next is made.
+        let mut sent = Vec::new();
+        let mut step = || {
+            sent = store.snapshot(Step(0), Made::default()).on_wire_since(None, &[], codec).collect();
+            requests(|| store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 1 }]), 0.01))
+        };
+        let begun: Vec<usize> = (0..4).map(|_| step()).collect();
+        assert!(begun[0] > 0, "{codec}: memory for what is sent");
+        assert_eq!((0..10).map(|_| step()).sum::<usize>(), 0, "{codec}");
     }
 }
 

@@ -14,7 +14,7 @@ use windlass_common::placement::Placement;
 use windlass_common::plan::{Codecs, Mode, Plan};
 use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
 use windlass_ps_core::shard::{Given, Reply, Request};
-use windlass_ps_core::store::Sent;
+use windlass_ps_core::store::{OnWire, Sent};
 use windlass_ps_core::{SessionId, shard};
 use windlass_worker_core::{AsOf, Effect, Encoder, Event, Taken, Until, Work, Worker};
 
@@ -261,8 +261,8 @@ impl Driver {
                         sent.for_each(|(part, sent)| self.take_sent(patch, part, sent));
                     }
                     None => {
-                        let changed = snapshot.changed_since(have, &slices);
-                        changed.for_each(|(part, values)| self.take_values(part, &values));
+                        let sent = snapshot.on_wire_since(have, &slices, self.codecs.pull);
+                        sent.for_each(|(part, sent)| self.take_values(part, &sent));
                     }
                 }
                 self.versions[self.core.incoming()][shard.index()] = snapshot.version;
@@ -313,11 +313,15 @@ impl Driver {
         &mut self.values[self.core.incoming()][start..start + part.values as usize]
     }
 
-    fn take_values(&mut self, part: Part, values: &[f32]) {
-        let (codec, mut bytes) = (self.codecs.pull, Vec::new());
-        codec.encode_alone(values, &mut bytes);
+    fn take_values(&mut self, part: Part, sent: &OnWire) {
+        let codec = self.codecs.pull;
         let place = self.place(part);
-        codec.decode_payload([place.len()], &bytes, place).expect("what was encoded can be decoded");
+        match sent {
+            OnWire::Values(values) => place.copy_from_slice(values),
+            OnWire::Bytes(bytes) => {
+                codec.decode_payload([place.len()], bytes, place).expect("what was encoded can be decoded");
+            }
+        }
     }
 
     /// Takes in a reference, or patches to the one at hand.

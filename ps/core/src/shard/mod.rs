@@ -181,8 +181,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             told: Time(0),
         };
         shard.store.expect_kept(rules::versions_kept(plan));
-        if let Some(patch) = Patch::of(plan.codecs.pull) {
-            shard.store.refer(patch, None);
+        match Patch::of(plan.codecs.pull) {
+            Some(patch) => shard.store.refer(patch, None),
+            None => shard.store.send_in(plan.codecs.pull),
         }
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
@@ -199,8 +200,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let (placement, id) = (plan.placement()?, self.shape.shard);
         self.store = Store::restored(&placement, id, plan.optimizer, version, slices);
         self.store.expect_kept(rules::versions_kept(plan));
-        if let Some(patch) = Patch::of(plan.codecs.pull) {
-            self.store.refer(patch, references);
+        match Patch::of(plan.codecs.pull) {
+            Some(patch) => self.store.refer(patch, references),
+            None => self.store.send_in(plan.codecs.pull),
         }
         Ok(())
     }

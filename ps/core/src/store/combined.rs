@@ -30,32 +30,15 @@ pub struct Compensated<'a> {
 }
 
 impl Compensated<'_> {
-    /// Writes these values of a slice that begins at `offset` and is `current` now.
-    pub(super) fn write(
-        self,
-        offset: usize,
-        current: &[f32],
-        pulled: &[f32],
-        range: Range<usize>,
-        block: &mut [f32],
-    ) {
-        let gradient = &self.gradient[offset + range.start..offset + range.end];
-        compensate(gradient, &current[range.clone()], &pulled[range], self.lambda, block);
+    /// Writes these values of the shard, which are `current` now.
+    pub(super) fn write(self, of_shard: Range<usize>, current: &[f32], pulled: &[f32], block: &mut [f32]) {
+        compensate(&self.gradient[of_shard], current, pulled, self.lambda, block);
     }
 }
 
 impl Combined<'_> {
-    /// Writes what these values of a slice combine to. It begins at `offset`, is `current` now, and was `pulled` where that
-    /// matters.
-    pub(super) fn write(
-        self,
-        offset: usize,
-        current: &[f32],
-        pulled: &[f32],
-        range: Range<usize>,
-        block: &mut [f32],
-    ) {
-        let of_shard = offset + range.start..offset + range.end;
+    /// Writes what these values of the shard combine to. They are `current` now, and were `pulled` where that matters.
+    pub(super) fn write(self, of_shard: Range<usize>, current: &[f32], pulled: &[f32], block: &mut [f32]) {
         let written = match self {
             Self::Mean(pushes) => {
                 let parts = pushes.iter().map(|g| Contribution { values: &g.values[of_shard.clone()], ..*g });
@@ -65,7 +48,7 @@ impl Combined<'_> {
                 let parts = pushes.iter().map(|g| Scaled { values: &g.values[of_shard.clone()], ..*g });
                 reduce::scaled_mean(parts, divisor, block)
             }
-            Self::Compensated(push) => return push.write(offset, current, pulled, range, block),
+            Self::Compensated(push) => return push.write(of_shard, current, pulled, block),
         };
         written.expect("pushes are checked when they arrive");
     }

@@ -173,7 +173,7 @@ impl Snapshot {
         let slices = self.slices.iter().zip(&*sent.slices);
         let slices = slices.map(|(slice, reference)| SnapshotSlice {
             values: reference.clone(),
-            encoded: Arc::default(),
+            written: Arc::default(),
             ..*slice
         });
         Self { slices: slices.collect(), sent: None, ..self }

@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::plan::Codecs;
 use windlass_common::reduce::{Contribution, Scaled};
+use windlass_common::wire::Reject;
 
 use super::hands::PART_MIN;
+use super::stored::WRITTEN_MAX;
 use super::*;
 
 /// Not whole blocks of anything, and two slices.
@@ -122,14 +125,106 @@ fn a_checkpoint_takes_no_memory_but_what_was_set_aside() {
 fn nothing_is_set_aside_where_no_checkpoints_are_kept() {
     for optimizer in Optimizer::all() {
         let mut store = store(optimizer, Every::Never);
-        let places: Vec<*const f32> = places(&store.slices()).skip(1).collect();
+        let before: Vec<*const f32> = places(&store.slices()).collect();
         for update in 0..4 {
             apply(&mut store, update);
         }
-        let vectors = store.slices[0].state.vectors.iter().map(|v| v.as_ptr());
-        assert_eq!(vectors.collect::<Vec<_>>(), places, "{optimizer} changes its state in place");
+        let after: Vec<*const f32> = places(&store.slices()).collect();
+        assert_eq!(after, before, "{optimizer} changes values and state in place");
+        assert_eq!(store.slices[0].spares.len(), 0, "{optimizer}");
+        let read = store.snapshot(Step(0), Made::default());
+        apply(&mut store, 4);
+        drop(read);
+        assert_ne!(store.slices[0].current.as_ptr(), before[0], "{optimizer}: what is read stays");
         assert_eq!(store.slices[0].spares.len(), 1, "{optimizer}");
     }
+}
+
+/// What workers are sent of each slice.
+fn on_wire(snapshot: &Snapshot, codec: Codec) -> Vec<Vec<u8>> {
+    let bytes = |(_, sent): (Part, OnWire)| match sent {
+        OnWire::Values(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        OnWire::Bytes(bytes) => bytes.to_vec(),
+    };
+    snapshot.on_wire_since(None, &[], codec).map(bytes).collect()
+}
+
+/// Which slices have been written as they are sent.
+fn are_written(store: &Store) -> [bool; 2] {
+    [0, 1].map(|slice| store.slices[slice].written.is_there())
+}
+
+#[test]
+fn values_are_written_as_they_are_made_while_somebody_asks_for_them() {
+    for codec in Codec::all().into_iter().filter(|codec| codec.is_for_values_alone()) {
+        for optimizer in optimizers() {
+            let (mut asked, mut alone) = (store(optimizer, Every::Never), store(optimizer, Every::Never));
+            asked.send_in(codec);
+            let base = asked.snapshot(Step(0), Made::default());
+            let (one, two) = (gradient(1), gradient(2));
+            let pushes = [&one, &two].map(|values| Contribution { values, count: 1 });
+            let scaled = [&one, &two].map(|values| Scaled { values, scale: 0.75 });
+            let mut kept = Vec::new();
+            for update in 0..12 {
+                let combined = match update % 4 {
+                    0 => Some(Combined::Mean(&pushes[..1])),
+                    1 => Some(Combined::Sum(&scaled, 2.0)),
+                    2 => Some(Combined::Compensated(Compensated {
+                        gradient: &two,
+                        pulled: &base,
+                        lambda: 0.5,
+                    })),
+                    _ => None,
+                };
+                for store in [&mut asked, &mut alone] {
+                    match combined {
+                        Some(combined) => store.apply(combined, 0.01),
+                        None => store.mix(&base, &one, 0.5),
+                    }
+                }
+                assert_eq!(are_written(&asked), [update > 0; 2], "{codec}, {optimizer}, update {update}");
+                let snapshot = asked.snapshot(Step(0), Made::default());
+                let expected: Vec<Vec<u8>> = alone
+                    .slices
+                    .iter()
+                    .map(|slice| {
+                        let mut bytes = Vec::new();
+                        codec.encode_alone(&slice.current, &mut bytes);
+                        bytes
+                    })
+                    .collect();
+                let sent = on_wire(&snapshot, codec);
+                assert_eq!(sent, expected, "{codec}, {optimizer}, update {update}");
+                // Some versions are kept for a while, values, bytes and all.
+                if update % 3 == 0 {
+                    kept.push((snapshot, sent));
+                }
+                kept.iter().for_each(|(snapshot, sent)| assert_eq!(&on_wire(snapshot, codec), sent));
+                if update == 8 {
+                    kept.clear();
+                }
+            }
+            assert_eq!(bits(&asked.slices()), bits(&alone.slices()), "{codec}, {optimizer}");
+            drop(kept);
+            apply(&mut asked, 0);
+            apply(&mut asked, 1);
+            assert_eq!(are_written(&asked), [true; 2], "expected once more");
+            apply(&mut asked, 2);
+            assert_eq!(are_written(&asked), [false; 2], "nobody asks any more");
+        }
+    }
+}
+
+#[test]
+fn large_slices_are_written_by_who_asks() {
+    let mut store = store_of([WRITTEN_MAX as u64 + 64, 70], Optimizer::default(), Every::Never);
+    store.send_in(Codec::Bf16);
+    let gradient = vec![0.5; WRITTEN_MAX + 64 + 70];
+    for _ in 0..3 {
+        on_wire(&store.snapshot(Step(0), Made::default()), Codec::Bf16);
+        store.apply(Combined::Mean(&[Contribution { values: &gradient, count: 1 }]), 0.01);
+    }
+    assert_eq!(are_written(&store), [false, true]);
 }
 
 /// Threads that are started for each piece of work, and how much of it there was.
