@@ -71,6 +71,10 @@ impl Intake {
             }
             return Ok(Ok(floats.into()));
         }
+        if !self.keeps && push.codec.pieces(0).is_some() {
+            let decoded = in_pieces(receiver, pool, push.codec, places(), &mut floats).await?;
+            return Ok(decoded.map(|()| floats.into()));
+        }
         let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
         let mut written = pool.take(bytes.div_ceil(size_of::<f32>()));
         let into = &mut cast_slice_mut(&mut written)[..bytes];
@@ -79,7 +83,7 @@ impl Intake {
             let lengths = push.parts.iter().map(|part| part.values as usize);
             push.codec.decode_payload(lengths, into, &mut floats)
         } else if push.parts.iter().all(|part| push.codec.fixed_bytes(part.values).is_some()) {
-            in_pieces(receiver, push.codec, places(), into, &mut floats).await?
+            slice_by_slice(receiver, push.codec, places(), into, &mut floats).await?
         } else {
             // Where one slice ends is in the bytes themselves.
             receiver.payload(into).await?;
@@ -90,8 +94,38 @@ impl Intake {
     }
 }
 
-/// Reads slices that belong in these places and decodes each when it has come, while the next are on their way.
+/// Reads slices that belong in these places and decodes each a piece at a time, while the next are on their way.
 async fn in_pieces(
+    receiver: &mut FrameReceiver,
+    pool: &Pool,
+    codec: Codec,
+    places: Vec<std::ops::Range<usize>>,
+    floats: &mut [f32],
+) -> Result<Result<(), CodecError>, FrameError> {
+    let pieces = |values: usize| codec.pieces(values).expect("slices in this codec have pieces");
+    let longest = places.iter().map(|place| pieces(place.len()).memory()).max().unwrap_or_default();
+    let mut memory = pool.take(longest.div_ceil(size_of::<f32>()));
+    let memory: &mut [u8] = cast_slice_mut(&mut memory);
+    let mut decoded = Ok(());
+    for place in places {
+        let pieces = pieces(place.len());
+        let (head, memory) = memory[..pieces.memory()].split_at_mut(pieces.head);
+        receiver.payload(head).await?;
+        let floats = &mut floats[place];
+        let read = receiver.pieces(pieces.value * floats.len(), memory, |at, bytes| {
+            let (at, values) = (at / pieces.value, bytes.len() / pieces.value);
+            // What follows bytes that cannot be decoded is read all the same: the next frame is behind them.
+            if decoded.is_ok() {
+                decoded = codec.decode_piece(head, at, bytes, &mut floats[at..at + values]);
+            }
+        });
+        read.await?;
+    }
+    Ok(decoded)
+}
+
+/// Reads slices that belong in these places and decodes each when it has come, while the next are on their way.
+async fn slice_by_slice(
     receiver: &mut FrameReceiver,
     codec: Codec,
     places: Vec<std::ops::Range<usize>>,
@@ -125,7 +159,8 @@ mod tests {
 
     use super::*;
 
-    const LENGTHS: [usize; 3] = [640, 64, 100];
+    /// The first is more than a piece in each codec that has pieces.
+    const LENGTHS: [usize; 3] = [40_000, 64, 100];
 
     /// A shard of three slices, each a variable.
     fn intake(codec: Codec, keeps: bool) -> Intake {
@@ -218,7 +253,7 @@ mod tests {
     async fn a_push_that_cannot_be_decoded_is_read_to_its_end() {
         let (mut sender, mut receiver, _endpoints) = stream().await;
         let (pool, codec) = (Pool::new(1 << 20), Codec::Int8 { rounding: Rounding::Nearest });
-        for order in [[0, 1, 2], [2, 0, 1]] {
+        for (order, keeps) in [([0, 1, 2], true), ([2, 0, 1], true), ([0, 1, 2], false), ([2, 0, 1], false)] {
             let (mut told, mut payload, _) = push(codec, &order);
             // A scale that is no number that one can be.
             payload[..4].copy_from_slice(&(-1.0_f32).to_le_bytes());
@@ -226,8 +261,8 @@ mod tests {
                 sender.send(b"push", [Bytes::from(bytes)]).await.unwrap();
             }
             receiver.header(16, &mut AlignedVec::new()).await.unwrap();
-            let read = intake(codec, true).read(&mut receiver, &pool, &mut told).await.unwrap();
-            assert!(matches!(read, Err(CodecError::Scale { .. })), "{read:?}");
+            let read = intake(codec, keeps).read(&mut receiver, &pool, &mut told).await.unwrap();
+            assert!(matches!(read, Err(CodecError::Scale { index: 0, .. })), "{read:?}");
             let mut next = AlignedVec::new();
             assert_eq!(receiver.header(16, &mut next).await.unwrap(), Some(&b"push"[..]));
         }

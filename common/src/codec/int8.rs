@@ -29,6 +29,11 @@ const TOGETHER: usize = 8;
 
 type Block = [f32; BLOCK];
 
+/// Bytes of the scales of so many values.
+pub(super) fn scale_bytes(values: usize) -> usize {
+    4 * values.div_ceil(BLOCK)
+}
+
 /// Bytes of so many values.
 pub fn bytes(values: u64) -> u64 {
     values.div_ceil(BLOCK as u64).saturating_mul(4).saturating_add(values)
@@ -62,7 +67,7 @@ fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut
     assert!(start.is_multiple_of(BLOCK as u64), "slices start at multiples of {BLOCK}");
     let before = out.len();
     out.resize(before + bytes(values.len() as u64) as usize, 0);
-    let (scales, codes) = out[before..].split_at_mut(4 * values.len().div_ceil(BLOCK));
+    let (scales, codes) = out[before..].split_at_mut(scale_bytes(values.len()));
     fill(values, start, dither, residual, scales.as_chunks_mut().0, codes);
 }
 
@@ -72,7 +77,7 @@ fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut
 /// If `at` is not a multiple of 64, or `out` is not as long as the slice's bytes.
 pub(super) fn write(values: &[f32], at: usize, of: usize, out: &mut [u8]) {
     assert!(at.is_multiple_of(BLOCK), "parts of a slice start at multiples of {BLOCK}");
-    let (scales, codes) = out.split_at_mut(4 * of.div_ceil(BLOCK));
+    let (scales, codes) = out.split_at_mut(scale_bytes(of));
     let scales = &mut scales.as_chunks_mut().0[at / BLOCK..];
     fill(values, 0, None, None, scales, &mut codes[at..at + values.len()]);
 }
@@ -235,15 +240,20 @@ pub fn check(bytes: &[u8], values: usize) -> Result<(), CodecError> {
     if found as u64 != expected {
         return Err(CodecError::Length { codec: "int8", values, expected, found });
     }
-    let (scales, codes) = bytes.split_at(4 * values.div_ceil(BLOCK));
-    for (index, scale) in scales.as_chunks().0.iter().enumerate() {
+    let (scales, codes) = bytes.split_at(scale_bytes(values));
+    check_from(0, scales.as_chunks().0, codes)
+}
+
+/// Whether these can be the scales and the bytes of values, the first of which has the number `at`.
+fn check_from(at: usize, scales: &[[u8; 4]], codes: &[u8]) -> Result<(), CodecError> {
+    for (index, scale) in (at / BLOCK..).zip(scales) {
         let scale = f32::from_le_bytes(*scale);
         if !is_scale(scale, SCALE_MAX) {
             return Err(CodecError::Scale { index, bits: scale.to_bits() });
         }
     }
     if has_a_foreign_byte(codes) {
-        let index = codes.iter().position(|&code| code == 0x80).unwrap_or_default();
+        let index = at + codes.iter().position(|&code| code == 0x80).unwrap_or_default();
         return Err(CodecError::Code { index });
     }
     Ok(())
@@ -266,10 +276,32 @@ pub fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
     Ok(())
 }
 
+/// Writes values from number `at`, a multiple of 64, on, which have these bytes, into `out`. `scales` are those of the whole
+/// slice.
+///
+/// # Errors
+/// As [`check`], of the scales and bytes of these values; then `out` is as it was.
+pub(super) fn decode_piece(
+    scales: &[u8],
+    at: usize,
+    codes: &[u8],
+    out: &mut [f32],
+) -> Result<(), CodecError> {
+    let blocks = at / BLOCK..(at + out.len()).div_ceil(BLOCK);
+    let (scales, expected) = (scales.as_chunks().0.get(blocks), out.len());
+    let (Some(scales), true) = (scales, codes.len() == expected) else {
+        let (expected, found) = (expected as u64, codes.len());
+        return Err(CodecError::Length { codec: "int8", values: out.len(), expected, found });
+    };
+    check_from(at, scales, codes)?;
+    values_of(scales, codes, out);
+    Ok(())
+}
+
 /// Writes the values from number `start`, a multiple of 64, into `out`, of bytes of `values` values that have passed
 /// [`check`].
 pub(super) fn part(bytes: &[u8], values: usize, start: usize, out: &mut [f32]) {
-    let (scales, codes) = bytes.split_at(4 * values.div_ceil(BLOCK));
+    let (scales, codes) = bytes.split_at(scale_bytes(values));
     values_of(&scales.as_chunks().0[start / BLOCK..], &codes[start..], out);
 }
 

@@ -53,6 +53,7 @@ pub use dither::Dither;
 pub use error::CodecError;
 pub use kind::{Codec, Rounding, Share, UnknownCodec};
 pub use patch::Patch;
+pub use payload::Pieces;
 pub use select::{Kept, select};
 
 use crate::placement::BLOCK;

@@ -11,6 +11,26 @@ use crate::placement::BLOCK;
 const LENGTH_BYTES: usize = size_of::<u64>();
 const ALONE: &str = "a plan has no codec for values that needs more than those";
 
+/// What a slice consists of that can be decoded a piece at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    /// Bytes that precede those of all values.
+    pub head: usize,
+    /// Bytes of each value.
+    pub value: usize,
+}
+
+impl Pieces {
+    /// Bytes of a piece, of which each but the last is to have as many: those of whole blocks, and few enough for the nearest
+    /// caches.
+    pub const BYTES: usize = 32 << 10;
+
+    /// Memory for the head and a piece, in bytes.
+    pub fn memory(self) -> usize {
+        self.head + Self::BYTES
+    }
+}
+
 impl Codec {
     /// Whether values can be written by themselves, by [`encode_alone`](Self::encode_alone): where neither chance nor
     /// other parts of the variable have a say.
@@ -88,6 +108,40 @@ impl Codec {
         self.decode_places(places, bytes, out)?;
         assert_eq!(end, out.len(), "every value has its place in a slice");
         Ok(())
+    }
+
+    /// How a slice of so many values can be decoded a piece at a time, if it can.
+    pub fn pieces(self, values: usize) -> Option<Pieces> {
+        let (head, value) = match self {
+            Self::F32 => (0, plain::BYTES),
+            Self::Bf16 => (0, bf16::BYTES),
+            Self::F16 => (0, f16::BYTES),
+            Self::Int8 { .. } => (int8::scale_bytes(values), 1),
+            Self::TopK { .. } | Self::Sign => return None,
+        };
+        Some(Pieces { head, value })
+    }
+
+    /// Decodes values from number `at` of a slice on, of which these are the bytes and `head` is what precedes all of them.
+    ///
+    /// # Errors
+    /// If they are no such bytes. Then some of `out` may have been written.
+    ///
+    /// # Panics
+    /// If slices in this codec have no [`pieces`](Self::pieces), or `at` is not a multiple of 64.
+    pub fn decode_piece(
+        self,
+        head: &[u8],
+        at: usize,
+        bytes: &[u8],
+        out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        assert!(at.is_multiple_of(BLOCK as usize), "pieces of a slice start at multiples of {BLOCK}");
+        match self {
+            Self::Int8 { .. } => int8::decode_piece(head, at, bytes, out),
+            Self::F32 | Self::Bf16 | Self::F16 => self.decode(bytes, out),
+            Self::TopK { .. } | Self::Sign => unreachable!("slices in {self} have no pieces"),
+        }
     }
 
     /// Decodes a payload of slices that belong in these places of `out`.
@@ -192,6 +246,38 @@ mod tests {
             codec.decode_payload([64, 256, 80], &bytes, &mut decoded).unwrap();
             for ((value, decoded), left) in values.iter().zip(&decoded).zip(&residual) {
                 assert_eq!(value - decoded, *left, "{codec}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slice_is_decoded_piece_by_piece_as_it_is_at_once() {
+        for codec in Codec::all() {
+            let values = values();
+            let Some(pieces) = codec.pieces(values.len()) else { continue };
+            let mut bytes = Vec::new();
+            codec
+                .prepare(&values, 1, Purpose::Delivery, &mut Scratch::default())
+                .encode(0, &values, &mut bytes);
+            let (mut expected, mut found) = (vec![0.0; 400], vec![f32::NAN; 400]);
+            codec.decode(&bytes, &mut expected).unwrap();
+            let (head, rest) = bytes.split_at(pieces.head);
+            assert_eq!(rest.len(), 400 * pieces.value, "{codec}");
+            let in_pieces = |head: &[u8], rest: &[u8], out: &mut [f32]| -> Result<(), CodecError> {
+                let mut all = rest.chunks(128 * pieces.value).zip(out.chunks_mut(128)).enumerate();
+                all.try_for_each(|(i, (bytes, out))| codec.decode_piece(head, 128 * i, bytes, out))
+            };
+            in_pieces(head, rest, &mut found).unwrap();
+            assert_eq!(found, expected, "{codec}");
+            let short = codec.decode_piece(head, 0, &rest[..rest.len() - 1], &mut found);
+            assert!(matches!(short, Err(CodecError::Length { .. })), "{codec}: {short:?}");
+            if let Codec::Int8 { .. } = codec {
+                let (mut scales, mut codes) = (head.to_vec(), rest.to_vec());
+                scales[4 * 5..][..4].copy_from_slice(&(-1.0_f32).to_le_bytes());
+                let found_scale = in_pieces(&scales, rest, &mut found);
+                assert!(matches!(found_scale, Err(CodecError::Scale { index: 5, .. })), "{found_scale:?}");
+                codes[333] = 0x80;
+                assert_eq!(in_pieces(head, &codes, &mut found), Err(CodecError::Code { index: 333 }));
             }
         }
     }

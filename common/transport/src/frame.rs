@@ -463,6 +463,30 @@ impl FrameReceiver {
         Ok(())
     }
 
+    /// Reads the next `bytes` of payload, as many at a time as `memory` holds, and hands out the place and the bytes of each
+    /// piece, which are still in the nearest caches. Otherwise as [`payload`](Self::payload).
+    ///
+    /// # Errors
+    /// As [`payload`](Self::payload).
+    ///
+    /// # Panics
+    /// If `memory` is empty.
+    pub async fn pieces(
+        &mut self,
+        bytes: usize,
+        memory: &mut [u8],
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<(), FrameError> {
+        assert!(!memory.is_empty(), "pieces of a payload have memory");
+        let most = memory.len();
+        for at in (0..bytes).step_by(most) {
+            let piece = &mut memory[..(bytes - at).min(most)];
+            self.payload(piece).await?;
+            take(at, piece);
+        }
+        Ok(())
+    }
+
     /// Reads and discards the next `bytes` of payload. Otherwise as [`payload`](Self::payload).
     ///
     /// # Errors

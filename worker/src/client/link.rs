@@ -8,7 +8,7 @@ use bytemuck::cast_slice_mut;
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
 use tokio::sync::mpsc::UnboundedReceiver;
-use windlass_common::codec::Patch;
+use windlass_common::codec::{Patch, Pieces};
 use windlass_common::ids::{ClientId, ShardId, Version};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -339,12 +339,39 @@ impl Inbound {
             let read = self.receiver.payload(cast_slice_mut(place)).await;
             return read.map_err(|e| ClientError::lost(self.shard, e));
         }
+        if let Some(pieces) = codec.pieces(place.len()) {
+            return self.read_pieces(codec, pieces, part, place).await;
+        }
         let (bytes, _) = codec.payload_bytes([part.values]);
         let bytes = usize::try_from(bytes).expect("encoded values take no more than the values");
         self.encoded.resize(self.encoded.len().max(bytes), 0);
         let encoded = &mut self.encoded[..bytes];
         self.receiver.payload(encoded).await.map_err(|e| ClientError::lost(self.shard, e))?;
         let decoded = codec.decode_payload([place.len()], encoded, place);
+        decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
+    }
+
+    /// Reads one slice and decodes each piece as it comes.
+    async fn read_pieces(
+        &mut self,
+        codec: Codec,
+        pieces: Pieces,
+        part: &Part,
+        place: &mut [f32],
+    ) -> Result<(), ClientError> {
+        let lost = |e| ClientError::lost(self.shard, e);
+        self.encoded.resize(self.encoded.len().max(pieces.memory()), 0);
+        let (head, memory) = self.encoded[..pieces.memory()].split_at_mut(pieces.head);
+        self.receiver.payload(head).await.map_err(lost)?;
+        let mut decoded = Ok(());
+        let read = self.receiver.pieces(pieces.value * place.len(), memory, |at, bytes| {
+            let (at, values) = (at / pieces.value, bytes.len() / pieces.value);
+            let place = &mut place[at..at + values];
+            if decoded.is_ok() {
+                decoded = codec.decode_piece(head, at, bytes, place);
+            }
+        });
+        read.await.map_err(lost)?;
         decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
     }
 

@@ -106,9 +106,17 @@ async fn small_windows_slow_the_sender_and_lose_nothing() {
         receiver.payload(&mut last).await.unwrap();
         assert_eq!(last[0], payload[1_999_999]);
         assert_eq!(header(&mut receiver).await.unwrap().unwrap(), b"two");
-        let mut second = vec![0; payload.len()];
+        let mut second = vec![0; 1_000_001];
         receiver.payload(&mut second).await.unwrap();
+        let (mut memory, mut sizes) = (vec![0; 70_001], Vec::new());
+        let pieces = receiver.pieces(payload.len() - second.len(), &mut memory, |at, bytes| {
+            assert_eq!(1_000_001 + at, second.len());
+            second.extend_from_slice(bytes);
+            sizes.push(bytes.len());
+        });
+        pieces.await.unwrap();
         assert!(second == payload);
+        assert_eq!((sizes.len(), sizes[..14] == [70_001; 14], sizes[14]), (15, true, 19_985));
         sending.await.unwrap();
         assert_eq!(pair.accepted.stats().payload_received, 4_000_000);
     })
@@ -208,6 +216,15 @@ async fn a_payload_cut_off_is_told_and_the_stream_stays_spoilt() {
         let (mut receiver, _scene) = raw(&bytes).await;
         header(&mut receiver).await.unwrap();
         assert_eq!(receiver.skip_payload(11).await.unwrap_err(), cut);
+        assert_eq!(receiver.payload(&mut [0; 1]).await.unwrap_err(), FrameError::Interrupted);
+
+        let (mut receiver, _scene) = raw(&bytes).await;
+        header(&mut receiver).await.unwrap();
+        let (mut pieces, mut memory) = (Vec::new(), [0; 4]);
+        let read = receiver.pieces(11, &mut memory, |at, bytes| pieces.push((at, bytes.to_vec()))).await;
+        let cut = FrameError::Truncated { part: FramePart::Payload, found: 2, expected: 3 };
+        assert_eq!(read.unwrap_err(), cut);
+        assert_eq!(pieces, [(0, vec![1; 4]), (4, vec![1; 4])]);
         assert_eq!(receiver.payload(&mut [0; 1]).await.unwrap_err(), FrameError::Interrupted);
     })
     .await;

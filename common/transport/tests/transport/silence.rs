@@ -168,6 +168,11 @@ async fn a_frame_that_stands_still_midway_is_given_up_and_says_where() {
         header(&mut receiver).await.unwrap().unwrap();
         assert_eq!(receiver.skip_payload(6).await.unwrap_err(), halted(FramePart::Payload, 5, 6));
         assert_eq!(header(&mut receiver).await.unwrap_err(), FrameError::Interrupted);
+        let (mut receiver, _scene) = raw(frame).await;
+        header(&mut receiver).await.unwrap().unwrap();
+        let read = receiver.pieces(9, &mut [0; 3], |_, _| ()).await;
+        assert_eq!(read.unwrap_err(), halted(FramePart::Payload, 2, 3));
+        assert_eq!(header(&mut receiver).await.unwrap_err(), FrameError::Interrupted);
     })
     .await;
 }
@@ -199,7 +204,7 @@ fn each_wait_is_known() {
     };
     let found: BTreeSet<String> = sources.iter().flat_map(|s| s.lines()).filter_map(of_line).collect();
     let by_deadline = ["connect", "shutdown", "finish", "resolve", "received"];
-    let by_patience = ["send", "begin", "chunk", "header", "payload", "skip_payload"];
+    let by_patience = ["send", "begin", "chunk", "header", "payload", "pieces", "skip_payload"];
     let by_connection = ["accept", "accept_stream", "open_stream", "closed"];
     let known = by_deadline.iter().chain(&by_patience).chain(&by_connection);
     assert_eq!(found, known.map(|name| (*name).to_owned()).collect());
