@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Optimizer, Update, assert_lengths};
 
-/// Values at a time where the state is written apart, or values in their own place: few enough for the nearest caches, and whole pages, since shorter
-/// copies were slower (512: twice as long for 64 Mi values).
+/// Values at a time where the state is written apart, or values change in their place: few enough for the nearest caches,
+/// and whole pages, since shorter copies were slower (512: twice as long for 64 Mi values).
 const BLOCK: usize = 1024;
 /// Values at a time where a gradient is made and the state changes in place: the mean of four gradients of 16 Mi values and
 /// a step of SGD took a quarter longer in blocks of 1024 than of 256.
