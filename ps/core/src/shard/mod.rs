@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use std::sync::Arc;
 
-use windlass_common::codec::Patch;
+use windlass_common::codec::{Codec, Patch};
 use windlass_common::ids::{Incarnation, Lineage, RunId, ShardId, Step, Term, Version, WorkerId};
 use windlass_common::plan::{Goal, Membership, Plan, PlanError, Weights};
 use windlass_common::reduce::Contribution;
@@ -39,7 +39,7 @@ pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 use crate::ledger::Ledger;
 use crate::residuals::Residuals;
 use crate::rules::{self, Apply, Rejoin, Release};
-use crate::store::{Hands, Made, Shape, SliceState, Snapshot, Store};
+use crate::store::{Hands, Made, Shape, SliceState, SliceValues, Snapshot, Store};
 use crate::{SessionId, Time};
 
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
@@ -181,10 +181,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             told: Time(0),
         };
         shard.store.expect_kept(rules::versions_kept(plan));
-        match Patch::of(plan.codecs.pull) {
-            Some(patch) => shard.store.refer(patch, None),
-            None => shard.store.send_in(plan.codecs.pull),
-        }
+        shard.send_in(plan.codecs.pull, None);
         shard.keep_snapshot_if_due(&mut Vec::new());
         Ok(shard)
     }
@@ -200,11 +197,19 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         let (placement, id) = (plan.placement()?, self.shape.shard);
         self.store = Store::restored(&placement, id, plan.optimizer, version, slices);
         self.store.expect_kept(rules::versions_kept(plan));
-        match Patch::of(plan.codecs.pull) {
-            Some(patch) => self.store.refer(patch, references),
-            None => self.store.send_in(plan.codecs.pull),
-        }
+        self.send_in(plan.codecs.pull, references);
         Ok(())
+    }
+
+    /// Workers are sent values in this codec.
+    fn send_in(&mut self, codec: Codec, references: Option<Vec<SliceValues>>) {
+        let is_kept = self.is_held_for_all() || self.apply.keeps_bases();
+        match Patch::of(codec) {
+            Some(patch) => self.store.refer(patch, references),
+            // Versions that are kept do not change in place, whoever reads them: they are sent as they are.
+            None if codec == Codec::F32 && is_kept => {}
+            None => self.store.send_in(codec),
+        }
     }
 
     /// Large slices are updated by these threads too from now on.
