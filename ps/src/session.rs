@@ -267,8 +267,8 @@ fn recall((client, residual): (ClientId, Residual)) -> (Body, Vec<Bytes>) {
     (Body::Recall { client, payload_bytes }, vec![bytes_of(residual)])
 }
 
-/// What goes onto the wire. Values are not copied: their bytes are those that the shard holds, or those that were encoded
-/// for whoever asked first.
+/// What goes onto the wire. Values are not copied: their bytes are those that the shard holds, or those that were written as
+/// the values were made or for whoever asked first.
 fn encode(reply: Reply, codec: Codec) -> (Body, Vec<Bytes>) {
     let body = match reply {
         Reply::Held { sequence, step } => Body::Held { sequence, step },

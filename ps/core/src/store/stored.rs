@@ -59,8 +59,8 @@ impl Stored {
             make(Change { offset, current: Some(current), next, state, spares, place });
             spares.push(std::mem::replace(current, apart));
         }
-        if let Some(bytes) = bytes {
-            written.set(bytes);
+        if let Some((codec, bytes)) = codec.zip(bytes) {
+            written.set(codec, bytes);
         }
     }
 }

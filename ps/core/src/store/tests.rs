@@ -216,6 +216,25 @@ fn values_are_written_as_they_are_made_while_somebody_asks_for_them() {
 }
 
 #[test]
+fn who_asks_for_f32_is_sent_the_values_where_workers_are_sent_others() {
+    for codec in ["bf16", "int8"].map(|name| name.parse::<Codec>().unwrap()) {
+        let mut store = store(Optimizer::default(), Every::Never);
+        store.send_in(codec);
+        for update in 0..3 {
+            on_wire(&store.snapshot(Step(0), Made::default()), codec);
+            apply(&mut store, update);
+        }
+        assert_eq!(are_written(&store), [true; 2], "{codec}");
+        let expected: Vec<Vec<u8>> = store
+            .slices
+            .iter()
+            .map(|slice| slice.current.iter().flat_map(|value| value.to_le_bytes()).collect())
+            .collect();
+        assert!(on_wire(&store.snapshot(Step(0), Made::default()), Codec::F32) == expected, "{codec}");
+    }
+}
+
+#[test]
 fn large_slices_are_written_by_who_asks() {
     let mut store = store_of([WRITTEN_MAX as u64 + 64, 70], Optimizer::default(), Every::Never);
     store.send_in(Codec::Bf16);

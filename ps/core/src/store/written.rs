@@ -16,7 +16,8 @@ const ASKED_FOR: u8 = 2;
 /// The values of one version, once they have been written, and the memory for that until then.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    bytes: OnceLock<Encoded>,
+    /// As the workers of a run are all sent them, in one codec.
+    bytes: OnceLock<(Codec, Encoded)>,
     memory: Mutex<Option<Encoded>>,
     is_asked_for: AtomicBool,
 }
@@ -35,11 +36,12 @@ impl Written {
     /// that.
     pub(super) fn on_wire(&self, values: &SliceValues, codec: Codec) -> OnWire {
         self.is_asked_for.store(true, Ordering::Relaxed);
-        if codec == Codec::F32 {
-            let bytes = self.bytes.get().map(Arc::clone);
-            return bytes.map_or_else(|| OnWire::Values(Arc::clone(values)), OnWire::Bytes);
+        // An observer is sent f32, whatever has been written for workers.
+        let is_written_so = self.bytes.get().is_some_and(|(written, _)| *written == codec);
+        if codec == Codec::F32 && !is_written_so {
+            return OnWire::Values(Arc::clone(values));
         }
-        OnWire::Bytes(Arc::clone(self.get(|bytes| codec.encode_alone(values, bytes))))
+        OnWire::Bytes(Arc::clone(self.get(codec, |bytes| codec.encode_alone(values, bytes))))
     }
 
     /// Whether they have been written.
@@ -48,19 +50,24 @@ impl Written {
         self.bytes.get().is_some()
     }
 
-    /// The bytes, which `encode` writes in place of others if nobody has asked before.
-    fn get(&self, encode: impl FnOnce(&mut Vec<u8>)) -> &Encoded {
-        self.bytes.get_or_init(|| {
+    /// The bytes in this codec, which `encode` writes in place of others if nobody has asked before.
+    ///
+    /// # Panics
+    /// If they have been written in another one.
+    fn get(&self, codec: Codec, encode: impl FnOnce(&mut Vec<u8>)) -> &Encoded {
+        let (written, bytes) = self.bytes.get_or_init(|| {
             let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner).take();
             let mut bytes = memory.unwrap_or_default();
             encode(Arc::get_mut(&mut bytes).expect("memory for bytes has no readers"));
-            bytes
-        })
+            (codec, bytes)
+        });
+        assert_eq!(*written, codec, "the workers of a run are sent values in one codec");
+        bytes
     }
 
     /// Nobody needs to write them any more.
-    pub(super) fn set(&self, bytes: Encoded) {
-        self.bytes.set(bytes).expect("the values of a version are written once");
+    pub(super) fn set(&self, codec: Codec, bytes: Encoded) {
+        self.bytes.set((codec, bytes)).expect("the values of a version are written once");
     }
 }
 
@@ -113,7 +120,7 @@ impl Earlier {
     pub(super) fn renew(&mut self, written: &mut Arc<Written>) {
         let is_asked_for = written.is_asked_for.load(Ordering::Relaxed);
         self.expected = if is_asked_for { ASKED_FOR } else { self.expected.saturating_sub(1) };
-        if let Some(bytes) = written.bytes.get() {
+        if let Some((_, bytes)) = written.bytes.get() {
             self.buffers.push(Arc::clone(bytes));
         }
         if Arc::get_mut(written).is_none() {
@@ -141,7 +148,7 @@ mod tests {
     fn memory_is_used_again_once_nobody_reads_it() {
         let (mut earlier, mut written) = (Earlier::default(), Arc::new(Written::default()));
         let write = |written: &Arc<Written>, byte: u8| -> Encoded {
-            Arc::clone(written.get(|bytes| {
+            Arc::clone(written.get(Codec::Bf16, |bytes| {
                 bytes.clear();
                 bytes.extend_from_slice(&[byte; 100]);
             }))
@@ -160,7 +167,7 @@ mod tests {
         // A version that is kept elsewhere keeps what was written of it.
         let kept = Arc::clone(&written);
         earlier.renew(&mut written);
-        assert_eq!(kept.get(|_| unreachable!())[0], 3);
+        assert_eq!(kept.get(Codec::Bf16, |_| unreachable!())[0], 3);
         assert_eq!(write(&written, 4)[0], 4);
         for byte in 0..20 {
             earlier.renew(&mut written);
