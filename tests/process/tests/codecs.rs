@@ -43,6 +43,20 @@ fn every_codec_trains_in_every_mode() {
 }
 
 #[test]
+fn what_is_evaluated_midway_is_read_whatever_workers_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    for pull in PULLS {
+        let flags = format!("--mode async --passes 0.5 --evaluate-every 10000 --pull-codec {pull}");
+        let summary = summary(&run(folder.path(), format!("evaluated-{pull}"), &flags));
+        let evaluations = summary["evaluations"].as_array().unwrap();
+        assert!(evaluations.len() >= 4, "{pull}: {evaluations:?}");
+        for midway in &evaluations[1..] {
+            assert!(midway["accuracy"].as_f64().unwrap() > 0.4, "{pull}: {midway}");
+        }
+    }
+}
+
+#[test]
 fn the_same_bits_on_one_two_and_five_shards() {
     let folder = tempfile::tempdir().unwrap();
     for (mode, push, pull) in [
