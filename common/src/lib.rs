@@ -6,6 +6,7 @@ pub mod codec;
 pub mod cohort;
 pub mod compensate;
 pub mod exit;
+pub mod floats;
 pub mod ids;
 pub mod layout;
 pub mod mix;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use windlass_common::codec::{Patch, Scratch};
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, ServerId, ShardId, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::plan::{Every, Mode, Plan};
@@ -65,7 +66,7 @@ pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
         plan.mode
     );
     let layout = plan.layout()?;
-    let values = layout.initial_values(plan.seed);
+    let values = Floats::from(&layout.initial_values(plan.seed)[..]);
     let (gradient_s, gradient) = gradient(plan, cores, &values, &Examples::of(plan)?)?;
     let (apply_s, payload) = codecs_and_update(plan, &layout, &values, &gradient)?;
     let wire_s = wire(plan, payload)?;
@@ -80,9 +81,9 @@ pub fn measure(plan: &Plan, cores: usize) -> anyhow::Result<Costs> {
 /// As [`measure`].
 pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
     let layout = plan.layout()?;
-    let values = layout.initial_values(plan.seed);
+    let values = Floats::from(&layout.initial_values(plan.seed)[..]);
     let workers = (cores / threads(plan).get()).max(1);
-    let (examples, mut one) = (Examples::of(plan)?, vec![0.0; values.len()]);
+    let (examples, mut one) = (Examples::of(plan)?, Floats::zeros(values.len()));
     Computing::new(plan, &examples)?.once(&values, &mut one);
     let [up, down] = Applying::new(plan, &layout, &values)?.once(&one, &values)?;
     let payload = Payload { up, down };
@@ -93,7 +94,7 @@ pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
     let servers = bare::serve(&server, &windlass_ps::limits(), payload, workers)?;
     let took = |times| {
         bare::at_once(workers, times, |worker| {
-            let (mut computing, mut gradient) = (Computing::new(plan, &examples)?, vec![0.0; values.len()]);
+            let (mut computing, mut gradient) = (Computing::new(plan, &examples)?, Floats::zeros(values.len()));
             let mut applying = Applying::new(plan, &layout, &values)?;
             let server = servers[worker % servers.len()];
             let mut client = bare::Client::connect(server, &identities[worker], payload)?;
@@ -161,14 +162,14 @@ fn gradient(
     cores: usize,
     values: &[f32],
     examples: &Examples,
-) -> anyhow::Result<(f64, Vec<f32>)> {
-    let (mut computing, mut one) = (Computing::new(plan, examples)?, vec![0.0; values.len()]);
+) -> anyhow::Result<(f64, Floats)> {
+    let (mut computing, mut one) = (Computing::new(plan, examples)?, Floats::zeros(values.len()));
     let begun = Instant::now();
     computing.once(values, &mut one);
     let times = times(begun.elapsed());
     let workers = (cores / threads(plan).get()).max(1);
     let took = bare::at_once(workers, times, |_| {
-        let (mut computing, mut gradient) = (Computing::new(plan, examples)?, vec![0.0; values.len()]);
+        let (mut computing, mut gradient) = (Computing::new(plan, examples)?, Floats::zeros(values.len()));
         Ok(move || {
             computing.once(values, &mut gradient);
             Ok(())
@@ -245,10 +246,10 @@ struct Travel {
     scratch: Scratch,
     bytes: Vec<u8>,
     /// What is pushed with error feedback, and what was left out of it before and is now.
-    sum: Vec<f32>,
-    before: Vec<f32>,
-    left: Vec<f32>,
-    out: Vec<f32>,
+    sum: Floats,
+    before: Floats,
+    left: Floats,
+    out: Floats,
 }
 
 impl Travel {
@@ -258,10 +259,10 @@ impl Travel {
             is_pushed,
             scratch: Scratch::default(),
             bytes: Vec::new(),
-            sum: Vec::new(),
-            before: Vec::new(),
-            left: Vec::new(),
-            out: Vec::new(),
+            sum: Floats::default(),
+            before: Floats::default(),
+            left: Floats::default(),
+            out: Floats::default(),
         }
     }
 
@@ -273,11 +274,11 @@ impl Travel {
         let with_feedback = self.is_pushed && self.codec.is_biased();
         if with_feedback {
             let buffers = [&mut self.sum, &mut self.before, &mut self.left];
-            buffers.into_iter().for_each(|buffer| buffer.resize(values.len(), 0.0));
+            buffers.into_iter().for_each(|buffer| buffer.make(values.len()));
             let terms = values.iter().zip(&self.before);
             self.sum.iter_mut().zip(terms).for_each(|(sum, (value, before))| *sum = value + before);
         }
-        self.out.resize(values.len(), 0.0);
+        self.out.make(values.len());
         let mut sum = 0;
         for (number, _) in (0_u32..).zip(layout.variables()) {
             let range = layout.range(VariableId(number));

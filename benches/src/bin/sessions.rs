@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use windlass_benches::machine::{spread, stolen, stolen_share};
 use windlass_benches::server::{Memory, Server};
 use windlass_benches::setting::{Identities, plan};
+use windlass_common::floats::Floats;
 use windlass_common::plan::WORKERS_MAX;
 use windlass_worker::client::{Client, JoinOptions, Next, Patience};
 
@@ -115,7 +116,7 @@ fn main() -> anyhow::Result<()> {
 /// A place in the run, and the values it holds.
 struct Session {
     client: Client,
-    values: Vec<f32>,
+    values: Floats,
 }
 
 impl Session {

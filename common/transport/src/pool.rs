@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use bytes::Bytes;
+use windlass_common::floats::Floats;
 
 /// Buffers are made in steps of this many floats, the unit in which slices of variables start.
 const CLASS_LEAST: usize = 64;
@@ -34,7 +35,7 @@ struct Kept {
 /// at the front idle longest, but before all others one of the same thread, whose caches may have it.
 #[derive(Default)]
 struct Shelf {
-    buffers: Vec<(ThreadId, Vec<f32>)>,
+    buffers: Vec<(ThreadId, Floats)>,
     /// The least that there have been since [`Pool::shed`] was called last: so many were not needed.
     least: usize,
 }
@@ -60,7 +61,7 @@ impl Pool {
     pub fn take(&self, len: usize) -> PooledFloats {
         let class = class_of(len);
         let reused = self.shelves.lock().take(class);
-        let buffer = reused.unwrap_or_else(|| vec![0.0; class]);
+        let buffer = reused.unwrap_or_else(|| Floats::zeros(class));
         PooledFloats { buffer, len, home: Arc::clone(&self.shelves) }
     }
 
@@ -94,7 +95,7 @@ impl Shelves {
 }
 
 impl Kept {
-    fn take(&mut self, class: usize) -> Option<Vec<f32>> {
+    fn take(&mut self, class: usize) -> Option<Floats> {
         let shelf = self.buffers.get_mut(&class)?;
         let here = thread::current().id();
         let own = shelf.buffers.iter().rposition(|(thread, _)| *thread == here);
@@ -119,7 +120,7 @@ fn class_of(len: usize) -> usize {
 
 /// A buffer of floats on loan from a [`Pool`], to which it returns when dropped.
 pub struct PooledFloats {
-    buffer: Vec<f32>,
+    buffer: Floats,
     len: usize,
     home: Arc<Shelves>,
 }
@@ -163,7 +164,7 @@ impl Drop for PooledFloats {
 }
 
 /// Floats as bytes for the wire, without a copy: the floats live until the last of the bytes, and every part sliced
-/// from them, is dropped. `Arc<Vec<f32>>`, `Arc<[f32]>` and `Arc<PooledFloats>` will do.
+/// from them, is dropped. `Arc<Vec<f32>>`, `Arc<Floats>`, `Arc<[f32]>` and `Arc<PooledFloats>` will do.
 pub fn bytes_of<T>(owner: Arc<T>) -> Bytes
 where
     T: AsRef<[f32]> + Send + Sync + ?Sized + 'static,

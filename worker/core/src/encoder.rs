@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use windlass_common::codec::{Chosen, Codec, Scratch};
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -61,9 +62,9 @@ pub struct Encoder {
     numbered: u64,
     /// Whose push is on its way, and for which step; what it leaves out is in `left`.
     pending: Option<(ClientId, Step)>,
-    left: Vec<f32>,
+    left: Floats,
     /// A buffer that is not in use.
-    spare: Option<Vec<f32>>,
+    spare: Option<Floats>,
 }
 
 /// What is left out of the pushes of one client.
@@ -71,7 +72,7 @@ pub struct Encoder {
 struct Residual {
     /// Which of all that there have been.
     number: u64,
-    values: Vec<f32>,
+    values: Floats,
 }
 
 impl Encoder {
@@ -86,7 +87,7 @@ impl Encoder {
         };
         let shards = (0..placement.shards()).map(ShardId);
         let shards = shards.map(|id| placement.of_shard(id).iter().map(piece).collect()).collect();
-        let left = if codec.is_biased() { vec![0.0; layout.total() as usize] } else { Vec::new() };
+        let left = Floats::zeros(if codec.is_biased() { layout.total() as usize } else { 0 });
         let given = vec![BTreeMap::new(); placement.shards() as usize];
         Self {
             codec,
@@ -207,7 +208,7 @@ impl Encoder {
     }
 
     fn payload(&mut self, shard: usize, gradient: &[f32]) -> Payload {
-        let free = self.lent.iter_mut().position(|bytes| Arc::get_mut(bytes).is_some());
+        let free = self.lent.iter_mut().rposition(|bytes| Arc::get_mut(bytes).is_some());
         let mut lent = free.map(|i| self.lent.swap_remove(i)).unwrap_or_default();
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         bytes.clear();
@@ -250,14 +251,15 @@ impl Encoder {
     fn swap(&mut self, client: ClientId, step: Step) {
         self.numbered += 1;
         let len = self.left.len();
-        let spare = self.spare.take().unwrap_or_else(|| vec![0.0; len]);
-        let left = Residual { number: self.numbered, values: std::mem::replace(&mut self.left, spare) };
+        let left = Residual { number: self.numbered, values: std::mem::take(&mut self.left) };
         let before = self.residuals.insert(client, left);
         if self.keeps_before {
             self.before.insert(client, (step, before));
-        } else {
-            self.spare = before.map(|residual| residual.values);
+        } else if let Some(before) = before {
+            // Two buffers in turn, so that little memory is touched.
+            self.spare = Some(before.values);
         }
+        self.left = self.spare.take().unwrap_or_else(|| Floats::zeros(len));
     }
 
     /// A shard tells what has been left out of a client's pushes: its slices end to end. It says nothing new of a client whose
@@ -278,7 +280,7 @@ impl Encoder {
         self.numbered += 1;
         let number = self.numbered;
         let residual =
-            self.residuals.entry(client).or_insert_with(|| Residual { number, values: vec![0.0; len] });
+            self.residuals.entry(client).or_insert_with(|| Residual { number, values: Floats::zeros(len) });
         let mut rest = values;
         for Piece { flat, .. } in &self.shards[shard] {
             let (now, later) = rest.split_at(flat.len());

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::Plan;
 use windlass_common::wire::WorkerReport;
@@ -39,7 +40,7 @@ pub struct BlockingClient {
 
 /// An exchange that goes on behind the computation.
 #[derive(Debug)]
-pub(crate) struct Behind(oneshot::Receiver<(Result<Next, ClientError>, Vec<f32>)>);
+pub(crate) struct Behind(oneshot::Receiver<(Result<Next, ClientError>, Floats)>);
 
 /// Where the client is.
 enum Place {
@@ -137,8 +138,8 @@ impl BlockingClient {
     }
 
     /// A buffer for the values of the whole model.
-    pub fn values(&self) -> Vec<f32> {
-        vec![0.0; self.values]
+    pub fn values(&self) -> Floats {
+        Floats::zeros(self.values)
     }
 
     /// A buffer for a gradient of the whole model; what it holds is left from before.
@@ -281,7 +282,7 @@ impl BlockingClient {
         &mut self,
         gradient: Gradient,
         work: Work,
-        mut values: Vec<f32>,
+        mut values: Floats,
     ) -> Result<Behind, ClientError> {
         let (tell, told) = oneshot::channel();
         // The next one is computed while the client is away with its buffers.
@@ -298,7 +299,7 @@ impl BlockingClient {
     }
 
     /// Waits until such an exchange has ended: how it goes on, and the buffer of the values.
-    pub(crate) fn finish(&mut self, Behind(mut told): Behind) -> Result<(Next, Vec<f32>), ClientError> {
+    pub(crate) fn finish(&mut self, Behind(mut told): Behind) -> Result<(Next, Floats), ClientError> {
         here(&mut self.place, &self.driver)?;
         self.take_stock();
         let (next, values) = told.try_recv().map_err(|_| ClientError::Interrupted)?;

@@ -3,14 +3,16 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use windlass_common::floats::Floats;
+
 /// A gradient of the whole model, or the buffer for one: the variables end to end, as the layout says.
 #[derive(Debug)]
-pub struct Gradient(Arc<Vec<f32>>);
+pub struct Gradient(Arc<Floats>);
 
 impl Gradient {
     /// A new buffer for this many values, all zero.
     pub(crate) fn new(values: usize) -> Self {
-        Self(Arc::new(vec![0.0; values]))
+        Self(Arc::new(Floats::zeros(values)))
     }
 }
 
@@ -32,7 +34,7 @@ impl DerefMut for Gradient {
 #[derive(Debug)]
 pub(crate) struct Gradients {
     len: usize,
-    lent: Vec<Arc<Vec<f32>>>,
+    lent: Vec<Arc<Floats>>,
 }
 
 /// Buffers that may be on their way at once; beyond that, memory is given back.
@@ -45,12 +47,12 @@ impl Gradients {
 
     /// A buffer that nobody reads any more, or a new one.
     pub(crate) fn take(&mut self) -> Gradient {
-        let free = self.lent.iter_mut().position(|b| Arc::get_mut(b).is_some());
+        let free = self.lent.iter_mut().rposition(|b| Arc::get_mut(b).is_some());
         free.map_or_else(|| Gradient::new(self.len), |i| Gradient(self.lent.swap_remove(i)))
     }
 
     /// Notes that the buffer goes to the wire, so that it is used again once it has come back.
-    pub(crate) fn lend(&mut self, gradient: Gradient) -> Arc<Vec<f32>> {
+    pub(crate) fn lend(&mut self, gradient: Gradient) -> Arc<Floats> {
         if self.lent.len() < LENT_MAX {
             self.lent.push(Arc::clone(&gradient.0));
         }

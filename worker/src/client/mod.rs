@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc::UnboundedReceiver;
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId, WorkerId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -234,8 +235,8 @@ impl Client {
     }
 
     /// A buffer for the values of the whole model.
-    pub fn values(&self) -> Vec<f32> {
-        vec![0.0; self.layout.total() as usize]
+    pub fn values(&self) -> Floats {
+        Floats::zeros(self.layout.total() as usize)
     }
 
     /// Fetches the values for the next step into `values`, which must be the buffer of the last pull: what has not

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
+use windlass_common::floats::Floats;
 use windlass_transport::bytes_of;
 use windlass_worker_core::{Encoder, Payload};
 
@@ -16,13 +17,13 @@ use super::making::Making;
 /// A gradient on its way.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    gradient: Arc<Vec<f32>>,
+    gradient: Arc<Floats>,
     payloads: Vec<Vec<Bytes>>,
 }
 
 impl Outgoing {
     /// A gradient and its encoding for each shard; without one it goes as it is, and is not copied.
-    pub(crate) fn new(gradient: Arc<Vec<f32>>, encoded: Option<Vec<Payload>>, cuts: &Cuts) -> Self {
+    pub(crate) fn new(gradient: Arc<Floats>, encoded: Option<Vec<Payload>>, cuts: &Cuts) -> Self {
         let payloads = match encoded {
             Some(encoded) => {
                 encoded.into_iter().map(|bytes| vec![Bytes::from_owner(Shared(bytes))]).collect()
@@ -36,7 +37,7 @@ impl Outgoing {
     }
 
     /// A gradient whose slices have been encoded one by one, for each shard in order.
-    pub(crate) fn in_slices(gradient: Arc<Vec<f32>>, payloads: Vec<Vec<Bytes>>) -> Self {
+    pub(crate) fn in_slices(gradient: Arc<Floats>, payloads: Vec<Vec<Bytes>>) -> Self {
         Self { gradient, payloads }
     }
 

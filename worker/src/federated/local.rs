@@ -1,5 +1,6 @@
 //! Trains one client on its own data: local SGD from the values that were pulled.
 
+use windlass_common::floats::Floats;
 use windlass_common::ids::ClientId;
 use windlass_common::plan::LocalWork;
 use windlass_common::rng::{Purpose, Rng};
@@ -25,9 +26,9 @@ pub struct LocalTraining {
     order: Vec<u32>,
     features: Vec<f32>,
     labels: Vec<u32>,
-    values: Vec<f32>,
-    gradient: Vec<f32>,
-    velocity: Vec<f32>,
+    values: Floats,
+    gradient: Floats,
+    velocity: Floats,
 }
 
 impl LocalTraining {
@@ -60,13 +61,11 @@ impl LocalTraining {
         let limit = work.steps.unwrap_or(u64::MAX);
         let rate = work.rate_in(round);
         let mut rng = Rng::new(seed, Purpose::ClientShuffle { client: client.0, round });
-        self.values.clear();
-        self.values.extend_from_slice(start);
-        self.gradient.resize(start.len(), 0.0);
-        self.velocity.clear();
-        if work.momentum != 0.0 {
-            self.velocity.resize(start.len(), 0.0);
-        }
+        self.values.make(start.len());
+        self.values.copy_from_slice(start);
+        self.gradient.make(start.len());
+        self.velocity.make(if work.momentum == 0.0 { 0 } else { start.len() });
+        self.velocity.fill(0.0);
         let (mut done, mut loss_sum) = (Done::default(), 0.0_f64);
         for _ in 0..passes {
             self.order.clear();
@@ -81,7 +80,7 @@ impl LocalTraining {
                 let batch = Batch::new(&self.features, &self.labels);
                 let loss = model.gradient(&self.values, batch, &mut self.gradient);
                 clip(&mut self.gradient, work.clip_norm);
-                let velocity = (work.momentum != 0.0).then_some(self.velocity.as_mut_slice());
+                let velocity = (work.momentum != 0.0).then_some(&mut *self.velocity);
                 update(&mut self.values, &self.gradient, start, velocity, rate, work);
                 done.steps += 1;
                 done.work += indices.len() as u64;

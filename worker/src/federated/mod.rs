@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use windlass_common::cohort;
 use windlass_common::exit::Exit;
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, Step};
 use windlass_common::plan::{LocalWork, Mode, StragglerWork};
 use windlass_common::rng::{Purpose, Rng};
@@ -32,7 +33,7 @@ struct Trainer<'a> {
     dropout: f64,
     training: LocalTraining,
     emulation: Emulation,
-    values: Vec<f32>,
+    values: Floats,
     report: WorkerReport,
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use ndarray::ArrayViewMut1;
+use windlass_common::floats::Floats;
 use windlass_common::layout::{Initial, Variable};
 
 use super::convolution::{Convolution, turn_around};
@@ -47,6 +48,8 @@ pub struct Cnn {
     /// Gradient of the first stage's result for the image at hand, and the kernel that makes it.
     maps_delta: Vec<f32>,
     turned_kernel: Vec<f32>,
+    /// A dense layer's weight with rows and columns exchanged.
+    turned: Floats,
 }
 
 /// A convolution with its pooling.
@@ -94,6 +97,7 @@ impl Cnn {
             image: vec![0.0; first.convolution.padded()],
             maps_delta: vec![0.0; second.convolution.positions() * filters[0]],
             turned_kernel: vec![0.0; second.convolution.kernel_values()],
+            turned: Floats::default(),
             stages: [first, second],
             dense: [dense1, dense2],
             maps: Vec::new(),
@@ -163,7 +167,7 @@ impl Cnn {
         }
         self.hidden_delta.resize(self.hidden.len(), 0.0);
         let parameters = passes.values(all, progress.share())?;
-        dense2.input_gradient(parameters, &self.logits, &mut self.hidden_delta);
+        dense2.input_gradient(parameters, &self.logits, &mut self.turned, &mut self.hidden_delta);
         mask_by_activation(&mut self.hidden_delta, &self.hidden);
         progress.add(dense2.multiplications(), examples);
         let [first, second] = &mut self.stages;
@@ -175,7 +179,7 @@ impl Cnn {
         }
         self.flat_delta.resize(self.flat.len(), 0.0);
         let parameters = passes.values(all, progress.share())?;
-        dense1.input_gradient(parameters, &self.hidden_delta, &mut self.flat_delta);
+        dense1.input_gradient(parameters, &self.hidden_delta, &mut self.turned, &mut self.flat_delta);
         progress.add(dense1.multiplications(), examples);
 
         if part.accumulate() == Accumulate::Replace {

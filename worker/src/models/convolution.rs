@@ -119,7 +119,7 @@ pub(super) fn turn_around(kernel: &[f32], inputs_times_outputs: (usize, usize), 
 }
 
 /// Turns `length` rows of `channels` values each into `channels` rows of `length`, in blocks that stay in the cache.
-fn transpose(rows: &[f32], channels: usize, length: usize, planes: &mut [f32]) {
+pub(super) fn transpose(rows: &[f32], channels: usize, length: usize, planes: &mut [f32]) {
     const BLOCK: usize = 16;
     if channels == 1 {
         planes.copy_from_slice(&rows[..length]);

@@ -4,9 +4,15 @@ use std::ops::Range;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
+use windlass_common::floats::Floats;
 use windlass_common::layout::{Initial, Variable};
 
+use super::convolution::transpose;
 use super::sparse::Sparse;
+use super::tiles::{Block, Terms, Walk, multiply};
+
+/// Outputs of a layer, and inputs if they are not more, whose products are made in tiles.
+const TILED: Range<usize> = 32..513;
 
 /// What follows the linear part of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,11 @@ impl Dense {
     ) {
         let weight = &parameters[self.weight()];
         match input {
+            Incoming::Whole(input) if self.is_tiled() => {
+                let terms = Terms::in_one_loop(Walk { count: self.inputs, a: 1, b: self.outputs });
+                let block = Block { rows: input.nrows(), row: self.outputs, columns: self.outputs };
+                multiply(terms, self.inputs, end_to_end(&input), weight, block, output);
+            }
             Incoming::Whole(input) => {
                 let weight = matrix(weight, self.inputs, self.outputs);
                 let output = &mut matrix_mut(output, input.nrows(), self.outputs);
@@ -128,6 +139,12 @@ impl Dense {
     ) {
         let weight = &mut gradient[self.weight()];
         match input {
+            Incoming::Whole(input) if self.is_tiled() && accumulate == Accumulate::Replace => {
+                let terms =
+                    Terms::in_one_loop(Walk { count: input.nrows(), a: self.inputs, b: self.outputs });
+                let block = Block { rows: self.inputs, row: self.outputs, columns: self.outputs };
+                multiply(terms, 1, end_to_end(&input), delta, block, weight);
+            }
             Incoming::Whole(input) => {
                 let weight = &mut matrix_mut(weight, self.inputs, self.outputs);
                 let delta = matrix(delta, input.nrows(), self.outputs);
@@ -144,12 +161,32 @@ impl Dense {
         }
     }
 
-    /// Gradient of the input, [examples, inputs].
-    pub(super) fn input_gradient(&self, parameters: &[f32], delta: &[f32], output: &mut [f32]) {
+    /// Gradient of the input, [examples, inputs]. `turned` is memory for the weight with rows and columns exchanged.
+    pub(super) fn input_gradient(
+        &self,
+        parameters: &[f32],
+        delta: &[f32],
+        turned: &mut Floats,
+        output: &mut [f32],
+    ) {
         let examples = delta.len() / self.outputs;
+        if self.is_tiled() {
+            turned.make(self.inputs * self.outputs);
+            transpose(&parameters[self.weight()], self.outputs, self.inputs, turned);
+            let terms = Terms::in_one_loop(Walk { count: self.outputs, a: 1, b: self.inputs });
+            let block = Block { rows: examples, row: self.inputs, columns: self.inputs };
+            multiply(terms, self.outputs, delta, turned, block, output);
+            return;
+        }
         let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);
         let delta = matrix(delta, examples, self.outputs);
         general_mat_mul(1.0, &delta, &weight.t(), 0.0, &mut matrix_mut(output, examples, self.inputs));
+    }
+
+    /// Whether its products are made where the matrices lie. They are in the nearer caches then; of larger ones a library copies parts
+    /// that are, and so few outputs are no tiles.
+    fn is_tiled(&self) -> bool {
+        TILED.contains(&self.outputs) && self.inputs < TILED.end
     }
 
     fn weight(&self) -> Range<usize> {
@@ -160,6 +197,10 @@ impl Dense {
         let start = self.weight().end;
         start..start + self.outputs
     }
+}
+
+fn end_to_end<'a>(values: &ArrayView2<'a, f32>) -> &'a [f32] {
+    values.to_slice().expect("rows of examples lie end to end")
 }
 
 /// The gradient passes where the activation is not 0. An activation that is not a number lets it pass as well.

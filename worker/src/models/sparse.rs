@@ -14,6 +14,9 @@ const SHARE_MAX: f32 = 0.4;
 /// Terms of each sum that are added before others get theirs, so that what they are multiplied by stays in the nearest cache.
 const TERMS: usize = 128;
 
+/// Values that are looked at together, which are some of those of one part.
+const WORD: usize = u64::BITS as usize;
+
 /// A value that is not 0.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
@@ -29,6 +32,8 @@ pub(super) struct Sparse {
     starts: Vec<usize>,
     /// In the order of rows and columns. There may be more, so that nothing is allocated again.
     entries: Vec<Entry>,
+    /// Of the values of a row, which are not 0: 1 for those, and 0 up to a whole number of words.
+    are_not: Vec<u8>,
 }
 
 impl Sparse {
@@ -38,27 +43,36 @@ impl Sparse {
         let (Some(values), false) = (matrix.to_slice(), matrix.is_empty()) else { return false };
         let most = (values.len() as f32 * SHARE_MAX) as usize;
         self.columns = columns;
-        self.entries.resize(self.entries.len().max(most + TERMS + 1), Entry::default());
+        self.entries.resize(self.entries.len().max(most), Entry::default());
         self.starts.clear();
         let mut len = 0;
+        self.are_not.clear();
+        self.are_not.resize(columns.next_multiple_of(WORD), 0);
         for row in values.chunks_exact(columns) {
-            for (columns, part) in (0..).step_by(TERMS).zip(row.chunks(TERMS)) {
-                self.starts.push(len);
-                if len > most {
+            for (is_not, value) in self.are_not.iter_mut().zip(row) {
+                // What is not a number counts; 0 has two signs.
+                *is_not = u8::from(value.to_bits() << 1 != 0);
+            }
+            for (word, values) in row.chunks(WORD).enumerate() {
+                let column = word * WORD;
+                if column.is_multiple_of(TERMS) {
+                    self.starts.push(len);
+                }
+                let mut bits = bits(self.are_not[column..].first_chunk().expect("words are whole"));
+                let until = len + bits.count_ones() as usize;
+                if until > most {
                     return false;
                 }
-                let entries = &mut self.entries[len..][..TERMS + 1];
-                let mut more = 0;
-                for (column, &value) in (columns..).zip(part) {
-                    entries[more] = Entry { column, value };
-                    // What is not a number counts; 0 has two signs.
-                    more += usize::from(value.to_bits() << 1 != 0);
+                for entry in &mut self.entries[len..until] {
+                    let at = bits.trailing_zeros() as usize;
+                    *entry = Entry { column: (column + at) as u32, value: values[at % WORD] };
+                    bits &= bits - 1;
                 }
-                len += more;
+                len = until;
             }
         }
         self.starts.push(len);
-        len <= most
+        true
     }
 
     /// Becomes another with rows and columns exchanged.
@@ -99,6 +113,17 @@ impl Sparse {
     pub(super) fn multiply(&self, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
         multiply(self, right, width, accumulate, results);
     }
+}
+
+/// A bit for each of these bytes that is 1; the others are 0.
+fn bits(bytes: &[u8; WORD]) -> u64 {
+    let mut bits = 0;
+    for (i, eight) in bytes.as_chunks().0.iter().enumerate() {
+        // Byte i is moved to bit 56 + i, and nothing else there.
+        let byte = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits |= byte << (8 * i);
+    }
+    bits
 }
 
 fn parts(columns: usize) -> usize {

@@ -21,6 +21,13 @@ pub(super) struct Terms {
     pub(super) inner: Walk,
 }
 
+impl Terms {
+    /// Those of the inner loop alone.
+    pub(super) fn in_one_loop(inner: Walk) -> Self {
+        Self { outer: Walk { count: 1, a: 0, b: 0 }, inner }
+    }
+}
+
 /// One of the loops over the terms: how often, and how far each turn moves in either matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Walk {
@@ -139,16 +146,15 @@ fn each_tile<M: MultiplyAdd, const P: usize, const W: usize>(
     while column < block.columns {
         let (b, left) = (&b[column..], block.columns - column);
         let results = &mut results[column..];
-        if left >= W {
-            each_row::<M, P, W>(terms, stride, a, b, block, results, write);
-            column += W;
-        } else {
-            each_row::<M, 1, 1>(terms, stride, a, b, block, results, write);
-            column += 1;
-        }
+        column += match left {
+            _ if left >= W => each_row::<M, P, W>(terms, stride, a, b, block, results, write),
+            8.. => each_row::<M, P, 8>(terms, stride, a, b, block, results, write),
+            _ => each_row::<M, P, 1>(terms, stride, a, b, block, results, write),
+        };
     }
 }
 
+/// All rows of W columns; returns their number.
 #[inline(always)]
 fn each_row<M: MultiplyAdd, const P: usize, const W: usize>(
     terms: Terms,
@@ -158,17 +164,20 @@ fn each_row<M: MultiplyAdd, const P: usize, const W: usize>(
     block: Block,
     results: &mut [f32],
     write: impl Fn(&mut f32, f32) + Copy,
-) {
+) -> usize {
     let mut row = 0;
     while row < block.rows {
         let (a, results) = (&a[row * stride..], &mut results[row * block.row..]);
         let left = block.rows - row;
         row += match left {
             _ if left >= P => tile::<M, P, W>(terms, stride, a, b, block, results, write),
+            // Ten are twice five.
+            8 | 9 | 11.. => tile::<M, 8, W>(terms, stride, a, b, block, results, write),
             5.. => tile::<M, 5, W>(terms, stride, a, b, block, results, write),
             _ => tile::<M, 1, W>(terms, stride, a, b, block, results, write),
         };
     }
+    W
 }
 
 /// One tile; returns its rows.
@@ -258,7 +267,7 @@ mod tests {
     #[test]
     fn every_result_is_the_sum_of_its_terms_and_no_other_value_is_touched() {
         // Whole tiles, parts of them in either direction, and less than one; strides known and unknown beforehand.
-        for (rows, columns) in [(14, 32), (28, 64), (10, 32), (19, 40), (33, 5), (4, 3), (1, 1), (16, 33)] {
+        for (rows, columns) in [(14, 32), (28, 64), (10, 32), (19, 40), (33, 5), (4, 3), (1, 1), (16, 33), (22, 44)] {
             for (stride, (multiply, multiply_add)) in
                 [1, 32, 64, 3].into_iter().flat_map(|stride| KERNELS.map(|kernels| (stride, kernels)))
             {

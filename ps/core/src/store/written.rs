@@ -133,7 +133,7 @@ impl Earlier {
         drop(own.bytes.take());
         let memory = own.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
         if memory.is_none() {
-            let free = self.buffers.iter_mut().position(|bytes| Arc::get_mut(bytes).is_some());
+            let free = self.buffers.iter_mut().rposition(|bytes| Arc::get_mut(bytes).is_some());
             *memory = free.map(|free| self.buffers.swap_remove(free));
         }
         self.buffers.truncate(BUFFERS_MAX);
