@@ -94,7 +94,8 @@ pub fn together(plan: &Plan, cores: usize) -> anyhow::Result<f64> {
     let servers = bare::serve(&server, &windlass_ps::limits(), payload, workers)?;
     let took = |times| {
         bare::at_once(workers, times, |worker| {
-            let (mut computing, mut gradient) = (Computing::new(plan, &examples)?, Floats::zeros(values.len()));
+            let (mut computing, mut gradient) =
+                (Computing::new(plan, &examples)?, Floats::zeros(values.len()));
             let mut applying = Applying::new(plan, &layout, &values)?;
             let server = servers[worker % servers.len()];
             let mut client = bare::Client::connect(server, &identities[worker], payload)?;
@@ -157,12 +158,7 @@ impl<'a> Computing<'a> {
 }
 
 /// Processor seconds of a gradient, and one.
-fn gradient(
-    plan: &Plan,
-    cores: usize,
-    values: &[f32],
-    examples: &Examples,
-) -> anyhow::Result<(f64, Floats)> {
+fn gradient(plan: &Plan, cores: usize, values: &[f32], examples: &Examples) -> anyhow::Result<(f64, Floats)> {
     let (mut computing, mut one) = (Computing::new(plan, examples)?, Floats::zeros(values.len()));
     let begun = Instant::now();
     computing.once(values, &mut one);

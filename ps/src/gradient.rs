@@ -1,38 +1,106 @@
 //! Reads pushes into memory that is used again: decoded, and where a standby may be told of them also as they were written.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use bytemuck::cast_slice_mut;
+use bytemuck::{cast_slice, cast_slice_mut};
 use bytes::Bytes;
 use windlass_common::codec::CodecError;
 use windlass_common::wire::{Codec, Push};
-use windlass_ps_core::store::Shape;
+use windlass_ps_core::store::{Pushed, Shape, Source, Undecoded};
 use windlass_transport::{FrameError, FrameReceiver, Pool, PooledFloats, bytes_of};
 
 /// A gradient, which the shard and the way to its standby share.
 #[derive(Clone, Debug)]
-pub(crate) struct Gradient {
-    floats: Arc<PooledFloats>,
-    /// Its push as it was written, if that is kept and not the floats themselves.
-    written: Option<Bytes>,
+pub(crate) enum Gradient {
+    Floats {
+        floats: Arc<PooledFloats>,
+        /// Its push as it was written, if that is kept and not the floats themselves.
+        written: Option<Bytes>,
+    },
+    Undecoded(Arc<Decodable>),
+}
+
+/// A gradient that is decoded when it is needed.
+#[derive(Debug)]
+pub(crate) struct Decodable {
+    written: Undecoded<Memory>,
+    /// Once somebody has needed all of it at once.
+    floats: OnceLock<PooledFloats>,
+    pool: Pool,
+}
+
+/// Bytes in memory for floats.
+#[derive(Debug)]
+struct Memory {
+    floats: PooledFloats,
+    bytes: usize,
+}
+
+impl Memory {
+    fn new(pool: &Pool, bytes: usize) -> Self {
+        Self { floats: pool.take(bytes.div_ceil(size_of::<f32>())), bytes }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut cast_slice_mut(&mut self.floats)[..self.bytes]
+    }
+}
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        &cast_slice(&self.floats)[..self.bytes]
+    }
 }
 
 impl From<PooledFloats> for Gradient {
     fn from(floats: PooledFloats) -> Self {
-        Self { floats: Arc::new(floats), written: None }
+        Self::Floats { floats: Arc::new(floats), written: None }
     }
 }
 
-impl AsRef<[f32]> for Gradient {
-    fn as_ref(&self) -> &[f32] {
-        &self.floats
+impl Pushed for Gradient {
+    fn floats(&self) -> &[f32] {
+        match self {
+            Self::Floats { floats, .. } => floats,
+            Self::Undecoded(of) => of.floats.get_or_init(|| {
+                let mut floats = of.pool.take(of.written.values());
+                of.written.decode(&mut floats);
+                floats
+            }),
+        }
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Floats { floats, .. } => floats.len(),
+            Self::Undecoded(of) => of.written.values(),
+        }
+    }
+
+    fn source(&self) -> Option<&dyn Source> {
+        match self {
+            Self::Floats { .. } => None,
+            Self::Undecoded(of) => Some(&of.written),
+        }
+    }
+}
+
+/// The bytes of a gradient that is not decoded, on their way.
+struct Sent(Arc<Decodable>);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.written.bytes()
     }
 }
 
 impl Gradient {
     /// The payload of its push.
     pub(crate) fn into_written(self) -> Bytes {
-        self.written.unwrap_or_else(|| bytes_of(self.floats))
+        match self {
+            Self::Floats { floats, written } => written.unwrap_or_else(|| bytes_of(floats)),
+            Self::Undecoded(of) => Bytes::from_owner(Sent(of)),
+        }
     }
 }
 
@@ -42,6 +110,8 @@ pub(crate) struct Intake {
     pub(crate) shape: Arc<Shape>,
     /// Whether they are kept as they were written.
     pub(crate) keeps: bool,
+    /// Whether their values are needed once, so that they are decoded then.
+    pub(crate) once: bool,
 }
 
 impl Intake {
@@ -57,9 +127,17 @@ impl Intake {
         push: &mut Push,
     ) -> Result<Result<Gradient, CodecError>, FrameError> {
         let values = usize::try_from(self.shape.values()).expect("a shard's values are in memory");
-        let mut floats = pool.take(values);
         let in_order = push.parts == self.shape.parts;
         let places = || self.shape.places(&push.parts).expect("the push has been checked");
+        if self.once && push.codec != Codec::F32 && push.codec.pieces(0).is_some() {
+            let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
+            let mut memory = Memory::new(pool, bytes);
+            receiver.payload(memory.bytes_mut()).await?;
+            let (floats, pool) = (OnceLock::new(), pool.clone());
+            let of = |written| Gradient::Undecoded(Arc::new(Decodable { written, floats, pool }));
+            return Ok(Undecoded::new(push.codec, places(), memory).map(of));
+        }
+        let mut floats = pool.take(values);
         if push.codec == Codec::F32 {
             if in_order {
                 receiver.payload(cast_slice_mut(&mut floats)).await?;
@@ -76,8 +154,8 @@ impl Intake {
             return Ok(decoded.map(|()| floats.into()));
         }
         let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
-        let mut written = pool.take(bytes.div_ceil(size_of::<f32>()));
-        let into = &mut cast_slice_mut(&mut written)[..bytes];
+        let mut written = Memory::new(pool, bytes);
+        let into = written.bytes_mut();
         let decoded = if in_order {
             receiver.payload(into).await?;
             let lengths = push.parts.iter().map(|part| part.values as usize);
@@ -89,8 +167,8 @@ impl Intake {
             receiver.payload(into).await?;
             push.codec.decode_places(places(), into, &mut floats)
         };
-        let written = self.keeps.then(|| bytes_of(Arc::new(written)).slice(..bytes));
-        Ok(decoded.map(|()| Gradient { floats: Arc::new(floats), written }))
+        let written = self.keeps.then(|| Bytes::from_owner(written));
+        Ok(decoded.map(|()| Gradient::Floats { floats: Arc::new(floats), written }))
     }
 }
 
@@ -163,11 +241,11 @@ mod tests {
     const LENGTHS: [usize; 3] = [40_000, 64, 100];
 
     /// A shard of three slices, each a variable.
-    fn intake(codec: Codec, keeps: bool) -> Intake {
+    fn intake(codec: Codec, keeps: bool, once: bool) -> Intake {
         let parts = LENGTHS.iter().enumerate();
         let parts = parts.map(|(i, &len)| Part { slice: i as u32, values: len as u64 }).collect();
         let codecs = Codecs { push: codec, pull: Codec::F32 };
-        Intake { shape: Arc::new(Shape { shard: ShardId(0), parts, codecs }), keeps }
+        Intake { shape: Arc::new(Shape { shard: ShardId(0), parts, codecs }), keeps, once }
     }
 
     /// A push of slices in this order, its payload, and what that is read as.
@@ -224,18 +302,36 @@ mod tests {
         let pool = Pool::new(1 << 20);
         for codec in ["f32", "bf16", "f16", "int8", "int8-stochastic", "topk:5%", "sign"] {
             let codec: Codec = codec.parse().unwrap();
-            for order in [[0, 1, 2], [2, 0, 1]] {
+            for (order, once) in
+                [([0, 1, 2], false), ([2, 0, 1], false), ([0, 1, 2], true), ([2, 0, 1], true)]
+            {
                 let (mut told, payload, expected) = push(codec, &order);
-                let primary = intake(codec, true);
+                let primary = intake(codec, true, once);
                 primary.shape.check_push(&told).unwrap();
                 let mut sent = vec![payload];
                 // The standby is told what the primary then says of the push.
-                for reads in [primary, intake(codec, false)] {
+                for reads in [primary, intake(codec, false, once)] {
                     let payload = Bytes::from(sent.pop().unwrap());
                     sender.send(b"push", [payload.clone()]).await.unwrap();
                     receiver.header(16, &mut AlignedVec::new()).await.unwrap();
                     let read = reads.read(&mut receiver, &pool, &mut told).await.unwrap().unwrap();
-                    assert_eq!(read.as_ref(), expected, "{codec} in order {order:?}");
+                    let is_source = once && codec != Codec::F32 && codec.pieces(0).is_some();
+                    assert_eq!(read.source().is_some(), is_source, "{codec}");
+                    if let Some(source) = read.source() {
+                        // A block of each slice, and the last values.
+                        for of_shard in
+                            [64..1000, 39_936..40_000, 40_000..40_064, 40_064..40_164, 40_128..40_164]
+                        {
+                            let mut block = vec![f32::NAN; of_shard.len()];
+                            source.write(of_shard.clone(), &mut block);
+                            assert_eq!(block, expected[of_shard], "{codec} in order {order:?}");
+                        }
+                    }
+                    assert_eq!(
+                        (read.count(), read.floats()),
+                        (expected.len(), &expected[..]),
+                        "{codec} in order {order:?}"
+                    );
                     reads.shape.check_push(&told).unwrap();
                     let is_as_it_came = codec != Codec::F32 || order == [0, 1, 2];
                     if reads.keeps {
@@ -253,7 +349,14 @@ mod tests {
     async fn a_push_that_cannot_be_decoded_is_read_to_its_end() {
         let (mut sender, mut receiver, _endpoints) = stream().await;
         let (pool, codec) = (Pool::new(1 << 20), Codec::Int8 { rounding: Rounding::Nearest });
-        for (order, keeps) in [([0, 1, 2], true), ([2, 0, 1], true), ([0, 1, 2], false), ([2, 0, 1], false)] {
+        for (order, keeps, once) in [
+            ([0, 1, 2], true, false),
+            ([2, 0, 1], true, false),
+            ([0, 1, 2], false, false),
+            ([2, 0, 1], false, false),
+            ([0, 1, 2], false, true),
+            ([2, 0, 1], true, true),
+        ] {
             let (mut told, mut payload, _) = push(codec, &order);
             // A scale that is no number that one can be.
             payload[..4].copy_from_slice(&(-1.0_f32).to_le_bytes());
@@ -261,7 +364,7 @@ mod tests {
                 sender.send(b"push", [Bytes::from(bytes)]).await.unwrap();
             }
             receiver.header(16, &mut AlignedVec::new()).await.unwrap();
-            let read = intake(codec, keeps).read(&mut receiver, &pool, &mut told).await.unwrap();
+            let read = intake(codec, keeps, once).read(&mut receiver, &pool, &mut told).await.unwrap();
             assert!(matches!(read, Err(CodecError::Scale { index: 0, .. })), "{read:?}");
             let mut next = AlignedVec::new();
             assert_eq!(receiver.header(16, &mut next).await.unwrap(), Some(&b"push"[..]));

@@ -12,6 +12,7 @@ use windlass_common::ids::ShardId;
 use windlass_common::plan::{Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Feed, HEADER_BYTES_MAX, Header, Reject};
 use windlass_ps_core::replica::{Refused, Standby};
+use windlass_ps_core::rules::rules;
 use windlass_ps_core::store::Shape;
 use windlass_transport::{Connection, FrameReceiver, FrameSender, Pool};
 
@@ -49,7 +50,8 @@ impl StandbyLink {
         let shape = Arc::new(Shape::new(&plan.placement()?, shard, plan.codecs));
         let copy = Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 }));
         // If it goes on in the primary's place it has a standby of its own.
-        Ok(Self { plan, copy, intake: Intake { shape, keeps: true } })
+        let once = rules(&plan).0.needs_values_once();
+        Ok(Self { plan, copy, intake: Intake { shape, keeps: true, once } })
     }
 
     /// Gives the copy back, and takes nothing more.

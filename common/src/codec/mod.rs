@@ -180,16 +180,30 @@ impl Codec {
         for start in (0..values).step_by(DECODED_TOGETHER) {
             let block = &mut block[..(values - start).min(DECODED_TOGETHER)];
             match self {
-                Self::F32 => plain::part(bytes, start, block),
-                Self::Bf16 => bf16::part(bytes, start, block),
-                Self::F16 => f16::part(bytes, start, block),
-                Self::Int8 { .. } => int8::part(bytes, values, start, block),
                 Self::TopK { .. } => cursor.iter_mut().for_each(|cursor| cursor.fill(block)),
-                Self::Sign => sign::part(bytes, start, block),
+                _ => self.decode_part(bytes, values, start, block),
             }
             each(start, block);
         }
         Ok(())
+    }
+
+    /// Decodes values from number `start` of a slice of so many into `out`, of bytes that have passed [`check`](Self::check).
+    ///
+    /// # Panics
+    /// If this codec does not have a place for each value (top-k), `start` is not a multiple of 64, or there are not as many
+    /// values.
+    pub fn decode_part(self, bytes: &[u8], values: usize, start: usize, out: &mut [f32]) {
+        assert!(start.is_multiple_of(BLOCK as usize), "parts of a slice start at multiples of {BLOCK}");
+        assert!(start + out.len() <= values, "a part of {values} values");
+        match self {
+            Self::F32 => plain::part(bytes, start, out),
+            Self::Bf16 => bf16::part(bytes, start, out),
+            Self::F16 => f16::part(bytes, start, out),
+            Self::Int8 { .. } => int8::part(bytes, values, start, out),
+            Self::Sign => sign::part(bytes, start, out),
+            Self::TopK { .. } => unreachable!("values in {self} have no places of their own"),
+        }
     }
 
     /// Decodes a slice and adds it to `sum`, value by value.

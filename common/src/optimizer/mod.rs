@@ -51,7 +51,7 @@ pub use fedadam::{FedAdam, FedFactors, fedadam};
 pub use fedyogi::{FedYogi, fedyogi};
 pub use momentum::{Momentum, momentum};
 pub use nesterov::{Nesterov, nesterov};
-pub use pass::{Gradient, Make, Pass};
+pub use pass::{Gradient, Make, Pass, Together};
 pub use rmsprop::{Rmsprop, RmspropFactors, rmsprop};
 pub use sgd::{Sgd, sgd};
 pub use text::OptimizerError;

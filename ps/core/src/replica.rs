@@ -13,6 +13,7 @@ use windlass_common::wire::{Feed, Report};
 
 use crate::SessionId;
 use crate::shard::{Effect, FeedError, Reply, Shard};
+use crate::store::Pushed;
 
 /// What a standby may be told before what was told before it: no more than sessions have ways of their own to it.
 const EARLY_MAX: usize = 1024;
@@ -173,7 +174,7 @@ pub struct Standby<B> {
     early: BTreeMap<u64, (Feed, B)>,
 }
 
-impl<B: AsRef<[f32]> + Clone> Standby<B> {
+impl<B: Pushed> Standby<B> {
     /// One that has nothing yet.
     pub fn new(run: RunId, lineage: Lineage, id: ShardId) -> Self {
         Self { run, lineage, id, shard: None, confirmed: 0, is_full: false, early: BTreeMap::new() }
@@ -223,7 +224,7 @@ impl<B: AsRef<[f32]> + Clone> Standby<B> {
                 self.is_full = false;
                 self.early.clear();
                 let of = (self.run, self.lineage, self.id);
-                self.shard = Some(Shard::copied(plan, of, *whole, floats.as_ref())?);
+                self.shard = Some(Shard::copied(plan, of, *whole, floats.floats())?);
             }
             (Feed::Full, Some(_)) => self.is_full = true,
             (feed, Some(shard)) => {

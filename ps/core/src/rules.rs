@@ -131,6 +131,11 @@ pub fn versions_kept(plan: &Plan) -> usize {
 }
 
 impl Apply {
+    /// Whether a push is applied as soon as it comes and is not needed after that, so that its values need not all be there at once.
+    pub fn needs_values_once(self) -> bool {
+        matches!(self, Self::Immediate { compensation: None, .. })
+    }
+
     /// Whether a push is applied by the values that it was computed on, too.
     pub fn keeps_bases(self) -> bool {
         matches!(self, Self::Mix { .. } | Self::Immediate { compensation: Some(_), .. })

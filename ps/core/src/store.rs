@@ -8,6 +8,7 @@
 
 mod combined;
 mod hands;
+mod pushed;
 mod reference;
 mod shape;
 mod stored;
@@ -23,13 +24,14 @@ use windlass_common::codec::Patch;
 use windlass_common::ids::{Examples, ShardId, Step, Version};
 use windlass_common::layout::Layout;
 use windlass_common::mix::{mix, mix_in_place};
-use windlass_common::optimizer::{Gradient, Optimizer, Pass, State, Update};
+use windlass_common::optimizer::{Gradient, Optimizer, Pass, State, Together, Update};
 use windlass_common::placement::{Placement, Slice};
 use windlass_common::plan::Every;
 use windlass_common::wire::{Codec, Part};
 
 pub use combined::{Combined, Compensated};
 pub use hands::Hands;
+pub use pushed::{Pushed, Source, Undecoded};
 pub use reference::{PATCHES_MAX, Sent};
 pub use shape::Shape;
 pub use written::OnWire;
@@ -343,7 +345,7 @@ impl Store {
         let (optimizer, hands) = (self.optimizer, self.hands.clone());
         let mut bases = match pushes {
             Combined::Compensated(push) => Some(push.pulled.values()),
-            Combined::Mean(_) | Combined::Sum(..) => None,
+            Combined::Mean(_) | Combined::Sum(..) | Combined::Alone(_) => None,
         };
         self.next_version(|change| {
             let Change { offset: from, current, next, state, spares, place } = change;
@@ -356,7 +358,8 @@ impl Store {
             let gradient = match pushes {
                 // The mean of one is that one; there is nothing to combine.
                 Combined::Mean([only]) => Gradient::Whole(&only.values[from..from + len]),
-                _ => Gradient::Made(&combine),
+                Combined::Alone(_) => Gradient::Made { make: &combine, together: Together::Many },
+                _ => Gradient::Made { make: &combine, together: Together::Few },
             };
             if state.is_shared() {
                 let apart = state.vectors.iter().map(|vector| spare(spares, vector.len())).collect();

@@ -5,7 +5,7 @@ mod computing;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use windlass_common::codec::Patch;
+use windlass_common::codec::{Codec, Patch};
 use windlass_common::ids::{
     ClientId, Incarnation, Lineage, RunId, Sequence, ShardId, Step, Term, Version, WorkerId,
 };
@@ -13,11 +13,13 @@ use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::{Codecs, Mode, Plan};
 use windlass_common::wire::{Body, Part, Pull, Push, Reject, Resume};
+use windlass_ps_core::rules::rules;
 use windlass_ps_core::shard::{Given, Reply, Request};
 use windlass_ps_core::store::{OnWire, Sent};
 use windlass_ps_core::{SessionId, shard};
 use windlass_worker_core::{AsOf, Effect, Encoder, Event, Taken, Until, Work, Worker};
 
+use super::brought::Brought;
 use computing::{Computed, Computing};
 
 /// A gradient that was pushed, and what it was computed on.
@@ -46,7 +48,7 @@ pub type Gradients = BTreeMap<(WorkerId, Incarnation, Sequence), Pushed>;
 #[derive(Debug)]
 pub(crate) enum Wish {
     /// Send a request to a shard.
-    Request(ShardId, Request<Vec<f32>>),
+    Request(ShardId, Request<Brought>),
     /// Give a shard something for a checkpoint.
     Give(ShardId, Given),
     /// Let it compute for a while, and then call [`Driver::compute`].
@@ -110,7 +112,10 @@ pub(crate) struct Driver {
     sent: Vec<f32>,
     codecs: Codecs,
     encoder: Encoder,
-    payload_bytes: Vec<u64>,
+    /// As they were written; empty where the payload is the values.
+    payloads: Vec<Vec<u8>>,
+    /// Whether shards need the values of a push once.
+    once: bool,
     way: Way,
     /// Clients that are yet to be trained in this round.
     rest: VecDeque<ClientId>,
@@ -164,7 +169,8 @@ impl Driver {
             sent: vec![0.0; total],
             codecs: plan.codecs,
             encoder,
-            payload_bytes: vec![0; shards],
+            payloads: vec![Vec::new(); shards],
+            once: rules(plan).0.needs_values_once(),
             way,
             rest: VecDeque::new(),
             steps: 0,
@@ -341,15 +347,10 @@ impl Driver {
     fn encode(&mut self, client: ClientId) {
         let Some(payloads) = self.encoder.encode(&mut self.gradient, client, self.core.step()) else {
             self.sent.copy_from_slice(&self.gradient);
-            self.payload_bytes = (0..)
-                .map(ShardId)
-                .map(|id| 4 * self.cut(id).1.len() as u64)
-                .take(self.payload_bytes.len())
-                .collect();
             return;
         };
         for (shard, payload) in (0..).map(ShardId).zip(payloads) {
-            self.payload_bytes[shard.index()] = payload.len() as u64;
+            self.payloads[shard.index()].clone_from(&payload);
             let slices = self.placement.of_shard(shard).to_vec();
             let lengths: Vec<usize> = slices.iter().map(|slice| slice.len as usize).collect();
             let mut decoded = vec![0.0; lengths.iter().sum()];
@@ -414,13 +415,17 @@ impl Driver {
         let id = ShardId(shard as u32);
         let push = push.map(|push| {
             let (parts, floats) = self.cut(id);
-            let payload_bytes = self.payload_bytes[shard];
             let windlass_worker_core::Push { sequence, step, base, work } = push;
             let Work { client, examples, work, loss } = work;
-            let codec = self.codecs.push;
+            let (codec, payload) = (self.codecs.push, &self.payloads[shard]);
+            let payload_bytes = if codec == Codec::F32 { 4 * floats.len() } else { payload.len() } as u64;
+            let brought = match self.once && codec != Codec::F32 && codec.pieces(0).is_some() {
+                true => Brought::undecoded(codec, &parts, payload.clone()),
+                false => Brought::Floats(floats),
+            };
             let push =
                 Push { sequence, step, base, client, examples, work, loss, codec, parts, payload_bytes };
-            (push, floats)
+            (push, brought)
         });
         let pull =
             pull.map(|p| Pull { step: p.step, have: p.have, slices: Vec::new(), codec: self.codecs.pull });

@@ -7,6 +7,7 @@ use windlass_common::rng::{Purpose, Rng};
 use windlass_common::wire::Body;
 use windlass_ps_core::{coordinator, shard};
 
+use super::brought::Brought;
 use crate::sim::Told;
 
 /// Who takes part.
@@ -37,7 +38,7 @@ pub(crate) enum Message {
     /// To the coordinator.
     Coordinator(coordinator::Event),
     /// To a shard.
-    Shard(shard::Event<Vec<f32>>),
+    Shard(shard::Event<Brought>),
     /// From the coordinator to a worker, with the incarnation it has issued, in its lineage.
     Control(Body, Incarnation, Lineage),
     /// From a shard to a worker.

@@ -3,6 +3,7 @@
 //! A [`Config`] says what takes part and [`run`] plays it to its end. What goes wrong on the way is decided here and
 //! nowhere in the cores: a new kind of fault is a field of [`Config`] and a branch between delivery and handling.
 
+mod brought;
 mod config;
 pub(crate) mod driver;
 mod faults;
@@ -23,6 +24,7 @@ use windlass_ps_core::shard::{self, Shard};
 use windlass_ps_core::store::Snapshot;
 use windlass_ps_core::{SessionId, Time};
 
+pub use brought::Brought;
 pub use config::{Config, JOIN_DEADLINE_S, Kill, REJOIN_DEADLINE_S, constant, fedavg, local};
 pub use driver::{Gradients, Pushed};
 pub use history::{Asked, Entry, History, Source, Told};
@@ -95,7 +97,7 @@ struct Cluster<'a> {
     losses: u64,
     links: Links,
     coordinator: Coordinator,
-    shards: Vec<Shard<Vec<f32>>>,
+    shards: Vec<Shard<Brought>>,
     histories: Vec<History>,
     /// Records that the coordinator has not been told of.
     unreported: Vec<Vec<Record>>,
@@ -273,7 +275,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn shard(&mut self, id: ShardId, event: shard::Event<Vec<f32>>) {
+    fn shard(&mut self, id: ShardId, event: shard::Event<Brought>) {
         let mut effects = Vec::new();
         self.histories[id.index()].begin(&event);
         self.shards[id.index()].handle(self.now, event, &mut effects);

@@ -5,6 +5,7 @@ use windlass_ps_core::{Time, shard};
 
 use super::network::Place;
 use super::replicas::Told;
+use crate::cluster::Brought;
 
 /// Something that is going to happen.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ pub(super) enum Happening {
     /// The coordinator is told that a worker's process has ended.
     Exited { worker: WorkerId, life: u32 },
     /// A request is delivered a second time.
-    Again(ServerId, ShardId, Box<shard::Request<Vec<f32>>>),
+    Again(ServerId, ShardId, Box<shard::Request<Brought>>),
     /// A primary tries to reach its standby, or finds that it has.
     Dial { server: ServerId, shard: ShardId, lineage: Lineage, is_done: bool },
     /// What a primary has told a standby is delivered again.

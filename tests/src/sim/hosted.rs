@@ -12,6 +12,7 @@ use windlass_ps_core::shard::{self, Effect, Reply, Shard};
 use super::network::{DOWN, Place, UP};
 use super::replicas::Line;
 use super::{Happening, STRAY, World};
+use crate::cluster::Brought;
 use crate::cluster::links::Message;
 
 /// Records that are told at once.
@@ -20,7 +21,7 @@ const RECORDS_MAX: usize = 256;
 /// The primary's copy of a shard, on its server.
 #[derive(Debug)]
 pub(super) struct Hosted {
-    pub(super) shard: Shard<Vec<f32>>,
+    pub(super) shard: Shard<Brought>,
     pub(super) lineage: Lineage,
     pub(super) gate: Gate,
     /// Of each effect that waits, how much the standby had been told before it.
@@ -37,7 +38,7 @@ pub(super) struct Hosted {
 }
 
 impl Hosted {
-    pub(super) fn new(shard: Shard<Vec<f32>>, lineage: Lineage, line: Option<Line>) -> Self {
+    pub(super) fn new(shard: Shard<Brought>, lineage: Lineage, line: Option<Line>) -> Self {
         Self {
             shard,
             lineage,
@@ -84,7 +85,7 @@ impl World<'_> {
     }
 
     /// Something happens to a shard, where its server has it.
-    pub(super) fn shard(&mut self, server: ServerId, id: ShardId, event: shard::Event<Vec<f32>>) {
+    pub(super) fn shard(&mut self, server: ServerId, id: ShardId, event: shard::Event<Brought>) {
         let place = Place::Server(server);
         if !self.is_running(place) {
             return;

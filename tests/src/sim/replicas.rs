@@ -11,6 +11,7 @@ use windlass_ps_core::shard::Floats;
 use super::delivery::How;
 use super::network::{DOWN, Kind, Place, UP};
 use super::{Happening, World};
+use crate::cluster::Brought;
 use crate::cluster::links::Message;
 
 /// Between two attempts to reach the server of a standby.
@@ -45,7 +46,7 @@ pub(crate) struct Told {
     pub(crate) lineage: Lineage,
     pub(crate) number: u64,
     pub(crate) feed: Feed,
-    pub(crate) floats: Vec<f32>,
+    pub(crate) floats: Brought,
     /// How much the standby was told in this lineage, over all streams.
     pub(crate) count: u64,
     /// The digest of the primary when it had done this, where that is known.
@@ -55,7 +56,7 @@ pub(crate) struct Told {
 /// A copy on a server that is not the primary's.
 #[derive(Debug)]
 pub(super) struct Second {
-    pub(super) standby: Standby<Vec<f32>>,
+    pub(super) standby: Standby<Brought>,
     /// Over which connection it is told.
     connection: Option<usize>,
     /// How much it has done of what was told in its lineage.
@@ -64,11 +65,13 @@ pub(super) struct Second {
     heard: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
-fn end_to_end(floats: Floats<Vec<f32>>) -> Vec<f32> {
+fn end_to_end(floats: Floats<Brought>) -> Brought {
     match floats {
-        Floats::None => Vec::new(),
+        Floats::None => Brought::Floats(Vec::new()),
         Floats::Gradient(gradient) => gradient,
-        Floats::Pieces(pieces) => pieces.iter().flat_map(|piece| piece.iter().copied()).collect(),
+        Floats::Pieces(pieces) => {
+            Brought::Floats(pieces.iter().flat_map(|piece| piece.iter().copied()).collect())
+        }
     }
 }
 
@@ -336,7 +339,7 @@ fn copy(
     shard: ShardId,
     lineage: Lineage,
     is_primary: bool,
-    of: &windlass_ps_core::shard::Shard<Vec<f32>>,
+    of: &windlass_ps_core::shard::Shard<Brought>,
 ) -> Copy {
     let (state, concluded, closed) = (of.state(), of.is_concluded(), of.closed().to_vec());
     Copy { shard, lineage, is_primary, state, concluded, closed }

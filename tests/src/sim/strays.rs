@@ -6,10 +6,11 @@ use windlass_ps_core::shard::{self, Request};
 
 use super::network::{DOWN, Place};
 use super::{FORGED, Happening, STRAY, World};
+use crate::cluster::Brought;
 
 impl World<'_> {
     /// A worker's request has arrived; now and then it comes again, or is followed by one that must be refused.
-    pub(super) fn requested(&mut self, server: ServerId, shard: ShardId, request: Request<Vec<f32>>) {
+    pub(super) fn requested(&mut self, server: ServerId, shard: ShardId, request: Request<Brought>) {
         if self.net.below(1_000_000) < self.config.probes {
             // An observer asks as well, for a point that has been or is about to be.
             let session = self.next_stray(STRAY);
@@ -45,7 +46,7 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn again(&mut self, server: ServerId, shard: ShardId, request: Request<Vec<f32>>) {
+    pub(super) fn again(&mut self, server: ServerId, shard: ShardId, request: Request<Brought>) {
         let place = Place::Server(server);
         if self.is_running(place) {
             self.counts.add("duplicates", 1);
@@ -86,7 +87,7 @@ impl World<'_> {
     }
 
     /// Sends what must have no effect.
-    fn probe(&mut self, server: ServerId, shard: ShardId, mut request: Request<Vec<f32>>) {
+    fn probe(&mut self, server: ServerId, shard: ShardId, mut request: Request<Brought>) {
         let place = Place::Server(server);
         if !self.is_running(place) {
             return;

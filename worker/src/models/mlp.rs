@@ -80,7 +80,14 @@ impl Mlp {
         }
         let outputs = vec![Floats::default(); layers.len()];
         let input = Input { features, classes };
-        Self { layers, input, features: Features::default(), outputs, deltas: Default::default(), turned: Floats::default() }
+        Self {
+            layers,
+            input,
+            features: Features::default(),
+            outputs,
+            deltas: Default::default(),
+            turned: Floats::default(),
+        }
     }
 
     /// Computes the outputs of all layers for at most `EXAMPLES_AT_ONCE` examples, unless values do not come.

@@ -267,7 +267,9 @@ mod tests {
     #[test]
     fn every_result_is_the_sum_of_its_terms_and_no_other_value_is_touched() {
         // Whole tiles, parts of them in either direction, and less than one; strides known and unknown beforehand.
-        for (rows, columns) in [(14, 32), (28, 64), (10, 32), (19, 40), (33, 5), (4, 3), (1, 1), (16, 33), (22, 44)] {
+        for (rows, columns) in
+            [(14, 32), (28, 64), (10, 32), (19, 40), (33, 5), (4, 3), (1, 1), (16, 33), (22, 44)]
+        {
             for (stride, (multiply, multiply_add)) in
                 [1, 32, 64, 3].into_iter().flat_map(|stride| KERNELS.map(|kernels| (stride, kernels)))
             {

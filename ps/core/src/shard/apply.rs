@@ -10,9 +10,9 @@ use windlass_common::wire::{Entry, Outcome, Record};
 use super::{Effect, Held, Reply, Shard};
 use crate::Time;
 use crate::rules::{self, Apply};
-use crate::store::Combined;
+use crate::store::{Combined, Pushed};
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     /// Applies the open step with the pushes of this cohort. Of the others, those that were for this step alone are late.
     pub(super) fn close(&mut self, now: Time, cohort: &[Entry], out: &mut Vec<Effect>) {
         let held = std::mem::take(&mut self.held);

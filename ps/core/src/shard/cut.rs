@@ -19,7 +19,7 @@ use crate::Time;
 use crate::ledger::{Ledger, Row};
 use crate::residuals::Residuals;
 use crate::rules::{self, Apply};
-use crate::store::{Made, SliceState};
+use crate::store::{Made, Pushed, SliceState};
 
 /// A shard's part of a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +62,7 @@ pub(super) enum Cut {
     Until { checkpoint: u64, before: BTreeMap<WorkerId, Sequence> },
 }
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     /// A shard as it was at a checkpoint, of this run or of one with other numbers of shards and workers.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use super::{Effect, Held, NOBODY, Shard};
 use crate::Time;
 use crate::ledger::Ledger;
 use crate::rules;
-use crate::store::{Combined, Compensated, Made, SliceState, SliceValues, Store, spare};
+use crate::store::{Combined, Compensated, Made, Pushed, SliceState, SliceValues, Store, spare};
 
 /// The digests of primary and standby are compared each time so many versions have been made.
 pub const DIGEST_EVERY: u64 = 1000;
@@ -89,7 +89,7 @@ impl<B> Feeding<B> {
     }
 }
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     /// What the standby is told next; one for each [`Effect::Fed`].
     pub fn next_feed(&mut self) -> Option<(Feed, Floats<B>)> {
         self.feeding.untold.pop_front()
@@ -385,7 +385,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     .map_err(|reason| FeedError::Refused(reason.to_string()))?;
             }
             Feed::Step { at_us, pushes, .. } => {
-                let (expected, found) = (self.shape.values(), floats.as_ref().len() as u64);
+                let (expected, found) = (self.shape.values(), floats.count() as u64);
                 if expected != found {
                     return Err(FeedError::Length { expected, found });
                 }
@@ -404,7 +404,7 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                     }
                     members.insert(entry, Held::of(fed, None));
                 }
-                self.close_with(Time(at_us), members, BTreeMap::new(), Some(floats.as_ref()), &mut unheard);
+                self.close_with(Time(at_us), members, BTreeMap::new(), Some(floats.floats()), &mut unheard);
             }
             Feed::Order { at_us, order } => self.order(Time(at_us), order, &mut unheard),
             Feed::Digest { version, digest: expected } => {

@@ -13,6 +13,7 @@ use windlass_common::wire::{Reject, Report, Resume};
 
 use super::{Effect, Given, Image, Part, Reply, Shard};
 use crate::residuals::{Residual, Residuals, Table};
+use crate::store::Pushed;
 use crate::{SessionId, Time};
 
 /// A part of a checkpoint that waits for a worker so many seconds comes to nothing. A worker answers when it asks for
@@ -98,7 +99,7 @@ impl LeftOut {
     }
 }
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     /// A part of a checkpoint has been taken; it is whole at once where workers have nothing to give.
     pub(super) fn keep(&mut self, now: Time, checkpoint: u64, mut image: Box<Image>, out: &mut Vec<Effect>) {
         let Some(left) = &mut self.left else {

@@ -39,7 +39,7 @@ pub use standing::{BLOCKED_MAX, STANDING_EVERY_S};
 use crate::ledger::Ledger;
 use crate::residuals::Residuals;
 use crate::rules::{self, Apply, Rejoin, Release};
-use crate::store::{Hands, Made, Shape, SliceState, SliceValues, Snapshot, Store};
+use crate::store::{Hands, Made, Pushed, Shape, SliceState, SliceValues, Snapshot, Source, Store};
 use crate::{SessionId, Time};
 
 /// Memory for the values at evaluation points, in bytes; but room for [`SNAPSHOTS_MIN`] there always is.
@@ -108,7 +108,7 @@ struct Held<B> {
     gradient: Option<B>,
 }
 
-impl<B: AsRef<[f32]>> Held<B> {
+impl<B: Pushed> Held<B> {
     fn contribution(&self, weights: Weights) -> Contribution<'_> {
         let count = match weights {
             Weights::Examples => self.push.examples.into(),
@@ -118,7 +118,11 @@ impl<B: AsRef<[f32]>> Held<B> {
     }
 
     fn values(&self) -> &[f32] {
-        self.gradient.as_ref().map(AsRef::as_ref).unwrap_or_default()
+        self.gradient.as_ref().map(Pushed::floats).unwrap_or_default()
+    }
+
+    fn source(&self) -> Option<&dyn Source> {
+        self.gradient.as_ref().and_then(Pushed::source)
     }
 
     fn of(fed: Fed, gradient: Option<B>) -> Self {
@@ -138,7 +142,7 @@ struct Parked {
     told: Time,
 }
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     /// A shard of a run, with its initial values.
     ///
     /// # Errors

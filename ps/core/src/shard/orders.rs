@@ -8,8 +8,9 @@ use windlass_common::wire::{Member, Order, Outcome, Record, Report, Resume, Task
 use super::{Effect, Shard};
 use crate::Time;
 use crate::rules::{Apply, Rejoin};
+use crate::store::Pushed;
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     pub(super) fn order(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
         let is_of_checkpoints = matches!(order, Order::Pause { .. } | Order::Cut { .. } | Order::GoOn { .. });
         if !is_of_checkpoints && order != Order::Finalize {

@@ -5,10 +5,10 @@ use windlass_common::wire::{Pull, Reject, Task, Wait};
 
 use super::{Effect, Parked, Reply, Shard};
 use crate::rules::{self, Apply};
-use crate::store::Snapshot;
+use crate::store::{Pushed, Snapshot};
 use crate::{SessionId, Time};
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     pub(super) fn release_parked(&mut self, now: Time, out: &mut Vec<Effect>) {
         for (worker, parked) in std::mem::take(&mut self.parked) {
             self.answer(now, worker, parked, out);

@@ -8,9 +8,9 @@ use super::{Effect, Held, Reply, Shard};
 use crate::Time;
 use crate::ledger::Admission;
 use crate::rules::{self, Apply};
-use crate::store::{Combined, Compensated, Snapshot};
+use crate::store::{Combined, Compensated, Pushed, Snapshot};
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     pub(super) fn push(
         &mut self,
         now: Time,
@@ -24,8 +24,9 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
             return Err(Reject::NotStarted);
         }
         self.shape.check_push(&held.push)?;
-        if held.values().len() as u64 != self.shape.values() {
-            let found = held.values().len() as u64 * 4;
+        let count = held.gradient.as_ref().map_or(0, Pushed::count) as u64;
+        if count != self.shape.values() {
+            let found = count * 4;
             return Err(Reject::WrongPayload { expected: held.push.payload_bytes, found });
         }
         if !self.by_client && client.0 != worker.0 {
@@ -60,16 +61,23 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
                 self.check_own_step(worker, step)?;
                 let rate = rules::scaled_rate(scaling, self.rate(), newest.0 - base.0);
                 let pulled = compensation.and_then(|_| self.pulled(worker, base));
-                let (gradient, lambda) = (held.values(), compensation.unwrap_or_default());
-                let combined = match &pulled {
-                    Some(pulled) => {
+                let alone;
+                let combined = match (&pulled, held.source()) {
+                    (Some(pulled), _) => {
+                        let (gradient, lambda) = (held.values(), compensation.unwrap_or_default());
                         let push = Compensated { gradient, pulled, lambda };
                         self.feed_compensated(now, &held, worker, push, out);
                         Combined::Compensated(push)
                     }
-                    None => {
+                    (None, source) => {
                         self.feed_push(now, &held, worker, out);
-                        Combined::Mean(&[held.contribution(Weights::Examples)])
+                        match source {
+                            Some(source) => Combined::Alone(source),
+                            None => {
+                                alone = [held.contribution(Weights::Examples)];
+                                Combined::Mean(&alone)
+                            }
+                        }
                     }
                 };
                 self.take(worker, client, sequence, step.next());
@@ -119,6 +127,11 @@ impl<B: AsRef<[f32]> + Clone> Shard<B> {
         self.made.at = now;
         self.settle_applied(now, held, worker, held.push.step.next(), out);
         self.after_apply(now, out);
+    }
+
+    /// Whether a push is applied as soon as it comes and is not needed after that, so that its values need not all be there at once.
+    pub fn needs_values_once(&self) -> bool {
+        self.apply.needs_values_once()
     }
 
     /// Whether a worker goes on when it has the receipts of a push. In sync it waits for the outcome, and takes no notice of them.

@@ -6,13 +6,14 @@ use windlass_common::wire::{Codec, Report, Standing};
 
 use super::{Effect, Shard};
 use crate::Time;
+use crate::store::Pushed;
 
 /// How it stands is told each time this many seconds have passed.
 pub const STANDING_EVERY_S: u64 = 1;
 /// Parked pulls of which it is told whom they wait for.
 pub const BLOCKED_MAX: usize = 16;
 
-impl<B: AsRef<[f32]> + Clone> Shard<B> {
+impl<B: Pushed> Shard<B> {
     pub(super) fn tell_standing_if_due(&mut self, now: Time, out: &mut Vec<Effect>) {
         if now.seconds_since(self.told) >= STANDING_EVERY_S {
             self.told = now;

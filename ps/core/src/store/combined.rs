@@ -5,7 +5,7 @@ use std::ops::Range;
 use windlass_common::compensate::compensate;
 use windlass_common::reduce::{self, Contribution, Scaled};
 
-use super::Snapshot;
+use super::{Snapshot, Source};
 
 /// Pushes that make one step, in order. Each holds the shard's slices end to end.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub enum Combined<'a> {
     Sum(&'a [Scaled<'a>], f32),
     /// One, made up for what has changed since its values.
     Compensated(Compensated<'a>),
+    /// One whose values are made when they are needed.
+    Alone(&'a dyn Source),
 }
 
 /// A push that is made up for what has changed since its values.
@@ -49,6 +51,7 @@ impl Combined<'_> {
                 reduce::scaled_mean(parts, divisor, block)
             }
             Self::Compensated(push) => return push.write(of_shard, current, pulled, block),
+            Self::Alone(source) => return source.write(of_shard, block),
         };
         written.expect("pushes are checked when they arrive");
     }

@@ -89,6 +89,39 @@ fn a_checkpoint_under_way_changes_no_bits() {
     }
 }
 
+#[test]
+fn a_push_that_is_decoded_while_it_is_applied_has_the_bits_of_one_that_was_before() {
+    for optimizer in optimizers() {
+        for codec in ["bf16", "int8"] {
+            let codec: Codec = codec.parse().unwrap();
+            let (mut before, mut while_applied) =
+                (store(optimizer, Every::Never), store(optimizer, Every::Never));
+            while_applied.send_in(codec);
+            for update in 0..8 {
+                let [one, other] = LENGTHS.map(|len| len as usize);
+                let (mut bytes, floats) = (Vec::new(), gradient(update));
+                let (mut first, mut second) = (Vec::new(), Vec::new());
+                codec.encode_alone(&floats[..one], &mut first);
+                codec.encode_alone(&floats[one..], &mut second);
+                bytes.extend(second.iter().chain(&first));
+                let undecoded = Undecoded::new(codec, vec![one..one + other, 0..one], &bytes).unwrap();
+                let mut decoded = vec![f32::NAN; one + other];
+                undecoded.decode(&mut decoded);
+                before.apply(Combined::Mean(&[Contribution { values: &decoded, count: 3 }]), 0.01);
+                // Now and then somebody reads the values, which then do not change in place, or asks for their bytes.
+                let shown = while_applied.snapshot(Step(0), Made::default());
+                if update % 3 == 0 {
+                    assert!(shown.on_wire_since(None, &[], codec).count() > 0);
+                }
+                let shown = (update % 4 == 0).then_some(shown);
+                while_applied.apply(Combined::Alone(&undecoded), 0.01);
+                drop(shown);
+                assert_eq!(bits(&while_applied.slices()), bits(&before.slices()), "{optimizer}, {codec}");
+            }
+        }
+    }
+}
+
 /// Where the first slice's values and vectors are.
 fn places(slices: &[SliceState]) -> impl Iterator<Item = *const f32> {
     [&slices[0].values].into_iter().chain(&slices[0].state.vectors).map(|v| v.as_ptr())
