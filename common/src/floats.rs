@@ -1,7 +1,9 @@
-//! Holds floats that begin where a cache line does.
+//! Holds floats that begin where a cache line does, and adds them.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+
+use multiversion::multiversion;
 
 /// Floats in a cache line, which is also the widest vector: one that lies across two lines is read as two.
 const LINE: usize = 16;
@@ -81,6 +83,18 @@ impl Clone for Floats {
 impl fmt::Debug for Floats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Floats({})", self.len)
+    }
+}
+
+/// sum += values, one by one.
+///
+/// # Panics
+/// If they are not as many.
+#[multiversion(targets("x86_64+avx2"))]
+pub fn add(sum: &mut [f32], values: &[f32]) {
+    assert_eq!(sum.len(), values.len(), "what is added up has one length");
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
     }
 }
 

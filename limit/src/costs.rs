@@ -2,20 +2,23 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use windlass_common::codec::{Patch, Scratch};
-use windlass_common::floats::Floats;
+use windlass_common::floats::{Floats, add};
 use windlass_common::ids::{ClientId, ServerId, ShardId, VariableId, WorkerId};
 use windlass_common::layout::Layout;
+use windlass_common::placement::{Placement, Slice};
 use windlass_common::plan::{Every, Mode, Plan};
 use windlass_common::reduce::Contribution;
 use windlass_common::rng::Purpose;
 use windlass_common::wire::Codec;
-use windlass_ps_core::store::{Combined, Store};
+use windlass_ps_core::rules::rules;
+use windlass_ps_core::store::{Combined, Store, Undecoded};
 use windlass_transport::{Role, RunAuthority};
 use windlass_worker::data;
 use windlass_worker::models::{self, Batch, Model};
@@ -200,6 +203,8 @@ struct Applying<'a> {
     layout: &'a Layout,
     stores: Vec<Store>,
     parts: Vec<Vec<f32>>,
+    /// Where pushes are decoded while they are applied.
+    pieces: Option<Pieces>,
     up: Travel,
     down: Travel,
     patches: Option<Patches>,
@@ -214,24 +219,105 @@ impl<'a> Applying<'a> {
             .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
             .collect();
         let parts = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
+        let pieces = Pieces::of(plan, layout, &placement);
         let (up, down) = (Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false));
         let patches = Patch::of(plan.codecs.pull).map(|patch| Patches::new(patch, plan, layout, values));
         if let Some(Patches { patch, .. }) = &patches {
             stores.iter_mut().for_each(|store| store.refer(*patch, None));
         }
-        Ok(Self { layout, stores, parts, up, down, patches })
+        Ok(Self { layout, stores, parts, pieces, up, down, patches })
     }
 
     /// One push and the pull for it; returns their bytes.
     fn once(&mut self, gradient: &[f32], values: &[f32]) -> anyhow::Result<[usize; 2]> {
-        let up = self.up.there(self.layout, gradient)?;
-        for (store, part) in self.stores.iter_mut().zip(&self.parts) {
-            store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), 1e-9);
-        }
+        let up = match &mut self.pieces {
+            Some(pieces) => pieces.push(gradient, &mut self.stores)?,
+            None => {
+                for (store, part) in self.stores.iter_mut().zip(&self.parts) {
+                    store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), RATE);
+                }
+                self.up.there(self.layout, gradient)?
+            }
+        };
         Ok(match &mut self.patches {
             Some(patches) => [up, patches.apply()?],
             None => [up, self.down.there(self.layout, values)?],
         })
+    }
+}
+
+/// So small that values stay what they are.
+const RATE: f32 = 1e-9;
+
+/// A push that is written as a worker does, a piece at a time, and decoded as a shard does, while it is applied.
+struct Pieces {
+    codec: Codec,
+    seed: u64,
+    /// For each shard its slices, in order: their variable, where they begin in it, and where they lie among all values.
+    shards: Vec<Vec<(u32, u64, Range<usize>)>>,
+    bytes: Vec<u8>,
+    /// A piece with what was left out of it before.
+    sum: Floats,
+    /// What was left out, and is now, where the codec leaves something out.
+    before: Floats,
+    left: Floats,
+}
+
+impl Pieces {
+    /// Values of a piece, as a worker's encoder takes them.
+    const LEN: usize = 2048;
+
+    fn of(plan: &Plan, layout: &Layout, placement: &Placement) -> Option<Self> {
+        let codec = plan.codecs.push;
+        if !rules(plan).0.decodes(codec) {
+            return None;
+        }
+        let slice = |slice: &Slice| {
+            let from = layout.range(slice.variable).start + slice.start as usize;
+            (slice.variable.0, slice.start, from..from + slice.len as usize)
+        };
+        let shards = (0..placement.shards()).map(ShardId);
+        let shards = shards.map(|id| placement.of_shard(id).iter().map(slice).collect()).collect();
+        let len = if codec.is_biased() { layout.total() as usize } else { 0 };
+        let [sum, before, left] = [Self::LEN, len, len].map(Floats::zeros);
+        Some(Self { codec, seed: plan.seed, shards, bytes: Vec::new(), sum, before, left })
+    }
+
+    /// Writes a gradient for each shard and applies it; returns the bytes of all.
+    fn push(&mut self, gradient: &[f32], stores: &mut [Store]) -> anyhow::Result<usize> {
+        let Self { codec, seed, shards, bytes, sum, before, left } = self;
+        let mut all = 0;
+        for (slices, store) in shards.iter().zip(stores) {
+            let (needed, _) = codec.payload_bytes(slices.iter().map(|(.., place)| place.len() as u64));
+            bytes.resize(usize::try_from(needed)?, 0);
+            let (mut rest, mut end) = (bytes.as_mut_slice(), 0);
+            let mut places = Vec::with_capacity(slices.len());
+            for (variable, start, place) in slices {
+                let purpose = Purpose::PushRounding { source: 0, variable: *variable, step: 0 };
+                let chosen = codec.prepare(&[], *seed, purpose, &mut Scratch::default());
+                let len = codec.fixed_bytes(place.len() as u64).context("pieces have a known length")?;
+                let (slice, after) = rest.split_at_mut(usize::try_from(len)?);
+                for at in (0..place.len()).step_by(Self::LEN) {
+                    let range = place.start + at..place.end.min(place.start + at + Self::LEN);
+                    let of_slice = (*start, place.len());
+                    if left.is_empty() {
+                        chosen.encode_piece(of_slice, at, &gradient[range], None, slice);
+                        continue;
+                    }
+                    let sum = &mut sum[..range.len()];
+                    sum.copy_from_slice(&gradient[range.clone()]);
+                    add(sum, &before[range.clone()]);
+                    chosen.encode_piece(of_slice, at, sum, Some(&mut left[range]), slice);
+                }
+                rest = after;
+                places.push(end..end + place.len());
+                end += place.len();
+            }
+            store.apply(Combined::Alone(&Undecoded::new(*codec, places, &*bytes)?), RATE);
+            all += bytes.len();
+        }
+        std::mem::swap(before, left);
+        Ok(all)
     }
 }
 

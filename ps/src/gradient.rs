@@ -110,8 +110,8 @@ pub(crate) struct Intake {
     pub(crate) shape: Arc<Shape>,
     /// Whether they are kept as they were written.
     pub(crate) keeps: bool,
-    /// Whether their values are needed once, so that they are decoded then.
-    pub(crate) once: bool,
+    /// Whether the shard decodes them while it applies them.
+    pub(crate) decodes: bool,
 }
 
 impl Intake {
@@ -129,7 +129,7 @@ impl Intake {
         let values = usize::try_from(self.shape.values()).expect("a shard's values are in memory");
         let in_order = push.parts == self.shape.parts;
         let places = || self.shape.places(&push.parts).expect("the push has been checked");
-        if self.once && push.codec != Codec::F32 && push.codec.pieces(0).is_some() {
+        if self.decodes {
             let bytes = usize::try_from(push.payload_bytes).expect("an encoded shard is in memory");
             let mut memory = Memory::new(pool, bytes);
             receiver.payload(memory.bytes_mut()).await?;
@@ -241,11 +241,11 @@ mod tests {
     const LENGTHS: [usize; 3] = [40_000, 64, 100];
 
     /// A shard of three slices, each a variable.
-    fn intake(codec: Codec, keeps: bool, once: bool) -> Intake {
+    fn intake(codec: Codec, keeps: bool, decodes: bool) -> Intake {
         let parts = LENGTHS.iter().enumerate();
         let parts = parts.map(|(i, &len)| Part { slice: i as u32, values: len as u64 }).collect();
         let codecs = Codecs { push: codec, pull: Codec::F32 };
-        Intake { shape: Arc::new(Shape { shard: ShardId(0), parts, codecs }), keeps, once }
+        Intake { shape: Arc::new(Shape { shard: ShardId(0), parts, codecs }), keeps, decodes }
     }
 
     /// A push of slices in this order, its payload, and what that is read as.
@@ -306,17 +306,17 @@ mod tests {
                 [([0, 1, 2], false), ([2, 0, 1], false), ([0, 1, 2], true), ([2, 0, 1], true)]
             {
                 let (mut told, payload, expected) = push(codec, &order);
-                let primary = intake(codec, true, once);
+                let decodes = once && codec != Codec::F32 && codec.pieces(0).is_some();
+                let primary = intake(codec, true, decodes);
                 primary.shape.check_push(&told).unwrap();
                 let mut sent = vec![payload];
                 // The standby is told what the primary then says of the push.
-                for reads in [primary, intake(codec, false, once)] {
+                for reads in [primary, intake(codec, false, decodes)] {
                     let payload = Bytes::from(sent.pop().unwrap());
                     sender.send(b"push", [payload.clone()]).await.unwrap();
                     receiver.header(16, &mut AlignedVec::new()).await.unwrap();
                     let read = reads.read(&mut receiver, &pool, &mut told).await.unwrap().unwrap();
-                    let is_source = once && codec != Codec::F32 && codec.pieces(0).is_some();
-                    assert_eq!(read.source().is_some(), is_source, "{codec}");
+                    assert_eq!(read.source().is_some(), decodes, "{codec}");
                     if let Some(source) = read.source() {
                         // A block of each slice, and the last values.
                         for of_shard in
@@ -349,7 +349,7 @@ mod tests {
     async fn a_push_that_cannot_be_decoded_is_read_to_its_end() {
         let (mut sender, mut receiver, _endpoints) = stream().await;
         let (pool, codec) = (Pool::new(1 << 20), Codec::Int8 { rounding: Rounding::Nearest });
-        for (order, keeps, once) in [
+        for (order, keeps, decodes) in [
             ([0, 1, 2], true, false),
             ([2, 0, 1], true, false),
             ([0, 1, 2], false, false),
@@ -364,7 +364,7 @@ mod tests {
                 sender.send(b"push", [Bytes::from(bytes)]).await.unwrap();
             }
             receiver.header(16, &mut AlignedVec::new()).await.unwrap();
-            let read = intake(codec, keeps, once).read(&mut receiver, &pool, &mut told).await.unwrap();
+            let read = intake(codec, keeps, decodes).read(&mut receiver, &pool, &mut told).await.unwrap();
             assert!(matches!(read, Err(CodecError::Scale { index: 0, .. })), "{read:?}");
             let mut next = AlignedVec::new();
             assert_eq!(receiver.header(16, &mut next).await.unwrap(), Some(&b"push"[..]));

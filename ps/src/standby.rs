@@ -50,8 +50,8 @@ impl StandbyLink {
         let shape = Arc::new(Shape::new(&plan.placement()?, shard, plan.codecs));
         let copy = Arc::new(Mutex::new(Copy { standby: Some(standby), feed: 0 }));
         // If it goes on in the primary's place it has a standby of its own.
-        let once = rules(&plan).0.needs_values_once();
-        Ok(Self { plan, copy, intake: Intake { shape, keeps: true, once } })
+        let decodes = rules(&plan).0.decodes(plan.codecs.push);
+        Ok(Self { plan, copy, intake: Intake { shape, keeps: true, decodes } })
     }
 
     /// Gives the copy back, and takes nothing more.

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use windlass_common::codec::Patch;
+use windlass_common::floats::Floats;
 use windlass_common::ids::{Examples, Sequence, ShardId, Step, Version};
 use windlass_common::wire::{Body, Outcome, Pull, Resume, Values};
 use windlass_transport::{Connection, Endpoint, Limits};
@@ -118,7 +119,7 @@ fn scene() -> (Scene, Endpoint) {
     (scene, endpoint)
 }
 
-async fn begun(scene: &Scene) -> (Client, Vec<f32>) {
+async fn begun(scene: &Scene) -> (Client, Floats) {
     let mut client = Client::join(scene.join(Patience::default())).await.unwrap();
     let mut values = client.values();
     assert_eq!(client.pull(&mut values).await.unwrap(), Next::Step(Step(0)));
@@ -164,7 +165,7 @@ async fn patches_bring_the_values_at_hand_to_the_version_of_the_answer() {
         values
     };
     let ((_life, expected), found) = both(server, worker).await;
-    assert!(found == expected, "the values are those of the reference");
+    assert!(*found == *expected, "the values are those of the reference");
     assert!(found.contains(&1.0) && found.iter().any(|&v| v != 1.0), "some have changed");
 }
 
@@ -201,7 +202,7 @@ async fn after_a_break_amid_patches_all_is_asked_for_and_what_was_whole_is_not()
         values
     };
     let ((_life, expected), found) = both(server, worker).await;
-    assert!(found == expected, "the values are those of the reference");
+    assert!(*found == *expected, "the values are those of the reference");
 }
 
 #[tokio::test]

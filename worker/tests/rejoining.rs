@@ -6,6 +6,7 @@ mod scripted;
 use std::future::Future;
 use std::time::Duration;
 
+use windlass_common::floats::Floats;
 use windlass_common::ids::{Incarnation, Sequence, ShardId, Step, Version};
 use windlass_common::wire::{Body, Header, Outcome, Pull, Push, Reject, Resume, Stop, Wait};
 use windlass_transport::{Connection, Endpoint, Limits};
@@ -98,7 +99,7 @@ fn stale(found: u32, current: u32) -> Body {
 }
 
 /// A worker that has the values for step 0.
-async fn begun(scene: &Scene) -> (Client, Vec<f32>) {
+async fn begun(scene: &Scene) -> (Client, Floats) {
     let mut client = Client::join(scene.join(Patience::default())).await.unwrap();
     let mut values = client.values();
     assert_eq!(client.pull(&mut values).await.unwrap(), Next::Step(Step(0)));

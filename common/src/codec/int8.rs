@@ -71,15 +71,25 @@ fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut
     fill(values, start, dither, residual, scales.as_chunks_mut().0, codes);
 }
 
-/// Writes values from number `at` on, rounded to nearest, where they belong among the bytes of a slice of `of` values.
+/// Writes values from number `at` on where they belong among the bytes of a slice of `of` values that begins at value `start` of its
+/// variable, and what is lost of each into `residual`, if there is one.
 ///
 /// # Panics
-/// If `at` is not a multiple of 64, or `out` is not as long as the slice's bytes.
-pub(super) fn write(values: &[f32], at: usize, of: usize, out: &mut [u8]) {
+/// If `at` is not a multiple of 64, `residual` is not as long as `values`, or `out` is not as long as the slice's bytes.
+pub(super) fn write(
+    values: &[f32],
+    (start, of): (u64, usize),
+    at: usize,
+    dither: Option<Dither>,
+    residual: Option<&mut [f32]>,
+    out: &mut [u8],
+) {
     assert!(at.is_multiple_of(BLOCK), "parts of a slice start at multiples of {BLOCK}");
+    let left = residual.as_ref().map_or(values.len(), |residual| residual.len());
+    assert_eq!(values.len(), left, "values and their residuals");
     let (scales, codes) = out.split_at_mut(scale_bytes(of));
     let scales = &mut scales.as_chunks_mut().0[at / BLOCK..];
-    fill(values, 0, None, None, scales, &mut codes[at..at + values.len()]);
+    fill(values, start + at as u64, dither, residual, scales, &mut codes[at..at + values.len()]);
 }
 
 /// Writes the scales and the bytes of values, the first of which has the number `start` where random numbers are drawn.

@@ -58,17 +58,17 @@ impl Codec {
     /// If this codec does not write values by themselves, `at` is not a multiple of 64, or `out` is not as long as the
     /// slice's bytes.
     pub fn encode_piece(self, values: &[f32], at: usize, of: usize, out: &mut [u8]) {
-        assert!(at.is_multiple_of(BLOCK as usize), "parts of a slice start at multiples of {BLOCK}");
         assert_eq!(Some(out.len() as u64), self.fixed_bytes(of as u64), "bytes of {of} values in {self}");
-        match self {
-            Self::F32 => plain::write(values, words::place(out, at, values.len())),
-            Self::Bf16 => bf16::narrow_all(values, words::place(out, at, values.len())),
-            Self::F16 => f16::write(values, words::place(out, at, values.len())),
-            Self::Int8 { rounding: Rounding::Nearest } => int8::write(values, at, of, out),
+        let chosen = match self {
+            Self::F32 => Chosen::F32,
+            Self::Bf16 => Chosen::Bf16,
+            Self::F16 => Chosen::F16,
+            Self::Int8 { rounding: Rounding::Nearest } => Chosen::Int8 { dither: None },
             Self::Int8 { rounding: Rounding::Stochastic } | Self::TopK { .. } | Self::Sign => {
                 unreachable!("{ALONE}")
             }
-        }
+        };
+        chosen.encode_piece((0, of), at, values, None, out);
     }
 
     /// Bytes of a payload of slices with so many values each: the fewest and the most.
@@ -184,6 +184,33 @@ impl Codec {
 }
 
 impl Chosen {
+    /// Writes values from number `at` on where they belong among the bytes of a slice of `of` values that begins at value `start` of
+    /// its variable. With `residual`, which codecs without bias have no use for, it writes there what is lost of each value.
+    ///
+    /// # Panics
+    /// If slices in this codec have no [`pieces`](Codec::pieces), `start` or `at` is not a multiple of 64, a residual is not as long
+    /// as `values` or nothing is to be left out, or the values have no room in `out`.
+    pub fn encode_piece(
+        &self,
+        (start, of): (u64, usize),
+        at: usize,
+        values: &[f32],
+        residual: Option<&mut [f32]>,
+        out: &mut [u8],
+    ) {
+        assert!(start.is_multiple_of(BLOCK), "slices start at multiples of {BLOCK}");
+        assert!(at.is_multiple_of(BLOCK as usize), "parts of a slice start at multiples of {BLOCK}");
+        let has_residual = residual.is_some();
+        match *self {
+            Self::Int8 { dither } => return int8::write(values, (start, of), at, dither, residual, out),
+            Self::F32 => plain::write(values, words::place(out, at, values.len())),
+            Self::Bf16 => bf16::narrow_all(values, words::place(out, at, values.len())),
+            Self::F16 => f16::write(values, words::place(out, at, values.len())),
+            Self::TopK { .. } | Self::Sign { .. } => unreachable!("slices in this codec have no pieces"),
+        }
+        assert!(!has_residual, "a codec without bias leaves nothing out for the next time");
+    }
+
     /// Appends to a payload the slice that begins at value `start` of its variable; with `residual`, writes there each
     /// value minus what is decoded of it. `codec` is the one that this was chosen for.
     ///

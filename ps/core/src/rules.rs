@@ -4,7 +4,7 @@
 
 use windlass_common::ids::{Step, WorkerId};
 use windlass_common::plan::{Fedavg, Membership, Mode, Plan, Stale, StalenessScaling, Weights};
-use windlass_common::wire::Wait;
+use windlass_common::wire::{Codec, Wait};
 
 use crate::ledger::{Ledger, OUTCOMES_MAX};
 
@@ -131,9 +131,11 @@ pub fn versions_kept(plan: &Plan) -> usize {
 }
 
 impl Apply {
-    /// Whether a push is applied as soon as it comes and is not needed after that, so that its values need not all be there at once.
-    pub fn needs_values_once(self) -> bool {
-        matches!(self, Self::Immediate { compensation: None, .. })
+    /// Whether a push in this codec is decoded while it is applied, a block at a time: where it is applied as soon as it comes, and
+    /// none of its values is needed a second time.
+    pub fn decodes(self, codec: Codec) -> bool {
+        let needs_values_once = matches!(self, Self::Immediate { compensation: None, .. });
+        needs_values_once && codec != Codec::F32 && codec.pieces(0).is_some()
     }
 
     /// Whether a push is applied by the values that it was computed on, too.

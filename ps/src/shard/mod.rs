@@ -196,8 +196,8 @@ pub(crate) fn spawn(
     tell: impl FnMut(ShardMessage) + Send + 'static,
 ) -> std::io::Result<(ShardLink, JoinHandle<Shard<Gradient>>)> {
     let (inputs, receiver) = channel::bounded(REQUESTS_MAX + ORDERS_MAX);
-    let (keeps, once) = (shard.is_replicated(), shard.needs_values_once());
-    let intake = Intake { shape: Arc::new(shard.shape().clone()), keeps, once };
+    let (keeps, decodes) = (shard.is_replicated(), shard.decodes());
+    let intake = Intake { shape: Arc::new(shard.shape().clone()), keeps, decodes };
     let way = Arc::default();
     let told = (receiver.clone(), Arc::clone(&way));
     let desk = Arc::new(Mutex::new(Some(Desk::new(shard, early, told, (meters, has_links)))));

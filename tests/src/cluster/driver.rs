@@ -114,8 +114,8 @@ pub(crate) struct Driver {
     encoder: Encoder,
     /// As they were written; empty where the payload is the values.
     payloads: Vec<Vec<u8>>,
-    /// Whether shards need the values of a push once.
-    once: bool,
+    /// Whether shards decode pushes while they apply them.
+    decode: bool,
     way: Way,
     /// Clients that are yet to be trained in this round.
     rest: VecDeque<ClientId>,
@@ -170,7 +170,7 @@ impl Driver {
             codecs: plan.codecs,
             encoder,
             payloads: vec![Vec::new(); shards],
-            once: rules(plan).0.needs_values_once(),
+            decode: rules(plan).0.decodes(plan.codecs.push),
             way,
             rest: VecDeque::new(),
             steps: 0,
@@ -419,7 +419,7 @@ impl Driver {
             let Work { client, examples, work, loss } = work;
             let (codec, payload) = (self.codecs.push, &self.payloads[shard]);
             let payload_bytes = if codec == Codec::F32 { 4 * floats.len() } else { payload.len() } as u64;
-            let brought = match self.once && codec != Codec::F32 && codec.pieces(0).is_some() {
+            let brought = match self.decode {
                 true => Brought::undecoded(codec, &parts, payload.clone()),
                 false => Brought::Floats(floats),
             };

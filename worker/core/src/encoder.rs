@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use windlass_common::codec::{Chosen, Codec, Scratch};
-use windlass_common::floats::Floats;
+use windlass_common::floats::{Floats, add};
 use windlass_common::ids::{ClientId, ShardId, Step, VariableId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
@@ -26,6 +26,9 @@ pub type Payload = Arc<Vec<u8>>;
 
 /// Payloads of one shard that may be on their way at once; beyond that, memory is given back.
 const LENT_MAX: usize = 4;
+
+/// Values that what was left out before is added to before they are encoded: few enough for the nearest cache, and whole blocks.
+const PIECE: usize = 2048;
 
 /// One slice of a shard.
 #[derive(Clone, Debug)]
@@ -133,6 +136,12 @@ impl Encoder {
             return None;
         }
         self.begin(client, step);
+        if self.codec.pieces(0).is_some() {
+            self.prepare(None, client, step);
+            return Some(
+                (0..self.shards.len()).map(|shard| self.payload_by_pieces(shard, gradient)).collect(),
+            );
+        }
         self.add_residual(gradient);
         self.prepare(Some(gradient), client, step);
         Some((0..self.shards.len()).map(|shard| self.payload(shard, gradient)).collect())
@@ -159,7 +168,7 @@ impl Encoder {
         assert_eq!(values.len(), flat.len(), "the values of a slice");
         let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
         if let Some(residual) = residual {
-            values.iter_mut().zip(&residual.values[flat.clone()]).for_each(|(g, e)| *g += e);
+            add(values, &residual.values[flat.clone()]);
         }
         let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
         self.chosen[*variable].append(self.codec, (*start, values), left, out);
@@ -193,7 +202,7 @@ impl Encoder {
         let Some((client, _)) = self.pending else { return };
         assert_eq!(gradient.len(), self.left.len(), "a gradient has a value for each of the model");
         if let Some(residual) = self.residuals.get(&client) {
-            gradient.iter_mut().zip(&residual.values).for_each(|(g, e)| *g += e);
+            add(gradient, &residual.values);
         }
     }
 
@@ -207,9 +216,48 @@ impl Encoder {
         }
     }
 
-    fn payload(&mut self, shard: usize, gradient: &[f32]) -> Payload {
+    /// The payload of a gradient to which what was left out before is added here, piece by piece, so that memory is gone through once.
+    fn payload_by_pieces(&mut self, shard: usize, gradient: &mut [f32]) -> Payload {
+        let mut lent = self.memory();
+        let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
+        let (needed, _) =
+            self.codec.payload_bytes(self.shards[shard].iter().map(|piece| piece.flat.len() as u64));
+        bytes.resize(usize::try_from(needed).expect("encoded values are in memory"), 0);
+        let mut rest = bytes.as_mut_slice();
+        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
+        for Piece { variable, start, flat } in &self.shards[shard] {
+            let len = self.codec.fixed_bytes(flat.len() as u64).expect("pieces have a known length");
+            let (slice, after) = rest.split_at_mut(usize::try_from(len).expect("it is part of a payload"));
+            for at in (0..flat.len()).step_by(PIECE) {
+                let range = flat.start + at..flat.end.min(flat.start + at + PIECE);
+                let values = &mut gradient[range.clone()];
+                if let Some(residual) = residual {
+                    add(values, &residual.values[range.clone()]);
+                }
+                let left = if self.codec.is_biased() { Some(&mut self.left[range]) } else { None };
+                self.chosen[*variable].encode_piece((*start, flat.len()), at, values, left, slice);
+            }
+            rest = after;
+        }
+        self.lend(&lent);
+        lent
+    }
+
+    /// Memory for a payload, of one that nobody reads any more if there is such.
+    fn memory(&mut self) -> Payload {
         let free = self.lent.iter_mut().rposition(|bytes| Arc::get_mut(bytes).is_some());
-        let mut lent = free.map(|i| self.lent.swap_remove(i)).unwrap_or_default();
+        free.map(|i| self.lent.swap_remove(i)).unwrap_or_default()
+    }
+
+    /// Keeps it for use when nobody reads it any more.
+    fn lend(&mut self, payload: &Payload) {
+        if self.lent.len() < LENT_MAX * self.shards.len() {
+            self.lent.push(Arc::clone(payload));
+        }
+    }
+
+    fn payload(&mut self, shard: usize, gradient: &[f32]) -> Payload {
+        let mut lent = self.memory();
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         bytes.clear();
         for Piece { variable, start, flat } in &self.shards[shard] {
@@ -217,9 +265,7 @@ impl Encoder {
             let slice = (*start, &gradient[flat.clone()]);
             self.chosen[*variable].append(self.codec, slice, left, bytes);
         }
-        if self.lent.len() < LENT_MAX * self.shards.len() {
-            self.lent.push(Arc::clone(&lent));
-        }
+        self.lend(&lent);
         lent
     }
 

@@ -129,9 +129,9 @@ impl<B: Pushed> Shard<B> {
         self.after_apply(now, out);
     }
 
-    /// Whether a push is applied as soon as it comes and is not needed after that, so that its values need not all be there at once.
-    pub fn needs_values_once(&self) -> bool {
-        self.apply.needs_values_once()
+    /// Whether pushes are decoded while they are applied, and should come as they were written.
+    pub fn decodes(&self) -> bool {
+        self.apply.decodes(self.shape.codecs.push)
     }
 
     /// Whether a worker goes on when it has the receipts of a push. In sync it waits for the outcome, and takes no notice of them.
