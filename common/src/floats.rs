@@ -114,7 +114,7 @@ mod tests {
             reused.make(len);
             assert_eq!(reused.len(), len);
             for floats in [&floats, &other, &reused] {
-                assert!(floats.is_empty() || floats.as_ptr() as usize % 64 == 0, "{len}");
+                assert!(floats.is_empty() || (floats.as_ptr() as usize).is_multiple_of(64), "{len}");
             }
         }
     }

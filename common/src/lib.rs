@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a socket, a thread, a clock, a file or the environment.
 
+pub mod bits;
 pub mod codec;
 pub mod cohort;
 pub mod compensate;

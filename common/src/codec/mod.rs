@@ -56,6 +56,7 @@ pub use patch::Patch;
 pub use payload::Pieces;
 pub use select::{Kept, select};
 
+use crate::bits::packed;
 use crate::placement::BLOCK;
 use crate::rng::Purpose;
 
@@ -268,11 +269,5 @@ fn is_scale(scale: f32, most: f32) -> bool {
 /// A bit for each value, the first lowest: whether `is` says yes.
 #[inline]
 fn mask<T: Copy>(group: &[T; 64], is: impl Fn(T) -> bool) -> u64 {
-    let answers = group.map(|value| u8::from(is(value)));
-    let mut mask = 0;
-    for (i, eight) in answers.as_chunks::<8>().0.iter().enumerate() {
-        // The product's highest byte has bit i from byte i: the factor moves each by 7 bits less than the one before it.
-        mask |= (u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
-    }
-    mask
+    packed(&group.map(|value| u8::from(is(value))))
 }

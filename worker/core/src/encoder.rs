@@ -135,16 +135,17 @@ impl Encoder {
         if self.codec == Codec::F32 {
             return None;
         }
+        let values = self.variables.last().map_or(0, |variable| variable.end);
+        assert_eq!(gradient.len(), values, "a gradient has a value for each of the model");
         self.begin(client, step);
+        let shards = 0..self.shards.len();
         if self.codec.pieces(0).is_some() {
             self.prepare(None, client, step);
-            return Some(
-                (0..self.shards.len()).map(|shard| self.payload_by_pieces(shard, gradient)).collect(),
-            );
+            return Some(shards.map(|shard| self.payload_by_pieces(shard, gradient)).collect());
         }
         self.add_residual(gradient);
         self.prepare(Some(gradient), client, step);
-        Some((0..self.shards.len()).map(|shard| self.payload(shard, gradient)).collect())
+        Some(shards.map(|shard| self.payload(shard, gradient)).collect())
     }
 
     /// Begins a push that is encoded slice by slice, in any order, as its values become known: with
@@ -200,7 +201,6 @@ impl Encoder {
 
     fn add_residual(&self, gradient: &mut [f32]) {
         let Some((client, _)) = self.pending else { return };
-        assert_eq!(gradient.len(), self.left.len(), "a gradient has a value for each of the model");
         if let Some(residual) = self.residuals.get(&client) {
             add(gradient, &residual.values);
         }

@@ -108,16 +108,18 @@ impl Dense {
     ) {
         let weight = &parameters[self.weight()];
         match input {
-            Incoming::Whole(input) if self.is_tiled() => {
-                let terms = Terms::in_one_loop(Walk { count: self.inputs, a: 1, b: self.outputs });
-                let block = Block { rows: input.nrows(), row: self.outputs, columns: self.outputs };
-                multiply(terms, self.inputs, end_to_end(&input), weight, block, output);
-            }
-            Incoming::Whole(input) => {
-                let weight = matrix(weight, self.inputs, self.outputs);
-                let output = &mut matrix_mut(output, input.nrows(), self.outputs);
-                general_mat_mul(1.0, &input, &weight, 0.0, output);
-            }
+            Incoming::Whole(input) => match input.to_slice().filter(|_| self.is_tiled()) {
+                Some(values) => {
+                    let terms = Terms::in_one_loop(Walk { count: self.inputs, a: 1, b: self.outputs });
+                    let block = Block { rows: input.nrows(), row: self.outputs, columns: self.outputs };
+                    multiply(terms, self.inputs, values, weight, block, output);
+                }
+                None => {
+                    let weight = matrix(weight, self.inputs, self.outputs);
+                    let output = &mut matrix_mut(output, input.nrows(), self.outputs);
+                    general_mat_mul(1.0, &input, &weight, 0.0, output);
+                }
+            },
             Incoming::Sparse(input) => input.multiply(weight, self.outputs, Accumulate::Replace, output),
         }
         let bias = &parameters[self.bias()];
@@ -139,17 +141,18 @@ impl Dense {
     ) {
         let weight = &mut gradient[self.weight()];
         match input {
-            Incoming::Whole(input) if self.is_tiled() && accumulate == Accumulate::Replace => {
-                let terms =
-                    Terms::in_one_loop(Walk { count: input.nrows(), a: self.inputs, b: self.outputs });
-                let block = Block { rows: self.inputs, row: self.outputs, columns: self.outputs };
-                multiply(terms, 1, end_to_end(&input), delta, block, weight);
-            }
-            Incoming::Whole(input) => {
-                let weight = &mut matrix_mut(weight, self.inputs, self.outputs);
-                let delta = matrix(delta, input.nrows(), self.outputs);
-                general_mat_mul(1.0, &input.t(), &delta, accumulate.beta(), weight);
-            }
+            Incoming::Whole(input) => match input.to_slice() {
+                Some(values) if self.is_tiled() && accumulate == Accumulate::Replace => {
+                    let walk = Walk { count: input.nrows(), a: self.inputs, b: self.outputs };
+                    let block = Block { rows: self.inputs, row: self.outputs, columns: self.outputs };
+                    multiply(Terms::in_one_loop(walk), 1, values, delta, block, weight);
+                }
+                _ => {
+                    let weight = &mut matrix_mut(weight, self.inputs, self.outputs);
+                    let delta = matrix(delta, input.nrows(), self.outputs);
+                    general_mat_mul(1.0, &input.t(), &delta, accumulate.beta(), weight);
+                }
+            },
             Incoming::Sparse(input) => input.multiply(delta, self.outputs, accumulate, weight),
         }
         let bias = &mut gradient[self.bias()];
@@ -183,8 +186,8 @@ impl Dense {
         general_mat_mul(1.0, &delta, &weight.t(), 0.0, &mut matrix_mut(output, examples, self.inputs));
     }
 
-    /// Whether its products are made where the matrices lie. They are in the nearer caches then; of larger ones a library copies parts
-    /// that are, and so few outputs are no tiles.
+    /// Whether its products are made in tiles, from the matrices as they lie: not of larger ones, parts of which a library copies into
+    /// the nearer caches, nor with so few outputs that they are hardly a tile.
     fn is_tiled(&self) -> bool {
         TILED.contains(&self.outputs) && self.inputs < TILED.end
     }
@@ -197,10 +200,6 @@ impl Dense {
         let start = self.weight().end;
         start..start + self.outputs
     }
-}
-
-fn end_to_end<'a>(values: &ArrayView2<'a, f32>) -> &'a [f32] {
-    values.to_slice().expect("rows of examples lie end to end")
 }
 
 /// The gradient passes where the activation is not 0. An activation that is not a number lets it pass as well.

@@ -281,6 +281,21 @@ mod tests {
     }
 
     #[test]
+    fn features_may_lie_in_any_order() {
+        // The first layer is one of those that are made in tiles.
+        let mut model = Mlp::new(&[12, 40, 3]);
+        let values = oracle::parameters(&model, 3);
+        let (features, labels) = oracle::examples(model.input(), 9);
+        let batch = Batch::new(&features, &labels);
+        let (mut expected, mut found) = (vec![f32::NAN; values.len()], vec![f32::NAN; values.len()]);
+        let loss = model.gradient(&values, batch, &mut expected);
+        let turned = batch.features.t().as_standard_layout().into_owned();
+        let batch = Batch { features: turned.t(), labels: &labels };
+        assert!((model.gradient(&values, batch, &mut found) - loss).abs() < 1e-6);
+        oracle::close(&found, &expected.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), "gradient");
+    }
+
+    #[test]
     fn divergence_is_not_hidden() {
         oracle::check_divergence(&mut Mlp::new(&[4, 3]));
         oracle::check_divergence(&mut Mlp::new(&[4, 6, 5, 3]));

@@ -4,6 +4,7 @@
 use multiversion::multiversion;
 use multiversion::target::match_target;
 use ndarray::ArrayView2;
+use windlass_common::bits::packed;
 
 use super::dense::Accumulate;
 use super::tiles::{Apart, Fused, MultiplyAdd};
@@ -58,7 +59,7 @@ impl Sparse {
                 if column.is_multiple_of(TERMS) {
                     self.starts.push(len);
                 }
-                let mut bits = bits(self.are_not[column..].first_chunk().expect("words are whole"));
+                let mut bits = packed(self.are_not[column..].first_chunk().expect("words are whole"));
                 let until = len + bits.count_ones() as usize;
                 if until > most {
                     return false;
@@ -113,17 +114,6 @@ impl Sparse {
     pub(super) fn multiply(&self, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
         multiply(self, right, width, accumulate, results);
     }
-}
-
-/// A bit for each of these bytes that is 1; the others are 0.
-fn bits(bytes: &[u8; WORD]) -> u64 {
-    let mut bits = 0;
-    for (i, eight) in bytes.as_chunks().0.iter().enumerate() {
-        // Byte i is moved to bit 56 + i, and nothing else there.
-        let byte = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        bits |= byte << (8 * i);
-    }
-    bits
 }
 
 fn parts(columns: usize) -> usize {
