@@ -51,7 +51,8 @@ pub struct Encoder {
     shards: Vec<Vec<Piece>>,
     chosen: Vec<Chosen>,
     scratch: Scratch,
-    lent: Vec<Payload>,
+    /// Of each shard.
+    lent: Vec<Vec<Payload>>,
     /// What the pushes of each client have left out so far.
     residuals: BTreeMap<ClientId, Residual>,
     /// The same before the pushes for a round that may not be over, of clients that have pushed for it.
@@ -92,6 +93,7 @@ impl Encoder {
         let shards = shards.map(|id| placement.of_shard(id).iter().map(piece).collect()).collect();
         let left = Floats::zeros(if codec.is_biased() { layout.total() as usize } else { 0 });
         let given = vec![BTreeMap::new(); placement.shards() as usize];
+        let lent = vec![Vec::new(); placement.shards() as usize];
         Self {
             codec,
             seed,
@@ -99,7 +101,7 @@ impl Encoder {
             shards,
             chosen: Vec::new(),
             scratch: Scratch::default(),
-            lent: Vec::new(),
+            lent,
             residuals: BTreeMap::new(),
             before: BTreeMap::new(),
             keeps_before: false,
@@ -218,7 +220,7 @@ impl Encoder {
 
     /// The payload of a gradient to which what was left out before is added here, piece by piece, so that memory is gone through once.
     fn payload_by_pieces(&mut self, shard: usize, gradient: &mut [f32]) -> Payload {
-        let mut lent = self.memory();
+        let mut lent = self.memory(shard);
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         let (needed, _) =
             self.codec.payload_bytes(self.shards[shard].iter().map(|piece| piece.flat.len() as u64));
@@ -239,25 +241,27 @@ impl Encoder {
             }
             rest = after;
         }
-        self.lend(&lent);
+        self.lend(shard, &lent);
         lent
     }
 
     /// Memory for a payload, of one that nobody reads any more if there is such.
-    fn memory(&mut self) -> Payload {
-        let free = self.lent.iter_mut().rposition(|bytes| Arc::get_mut(bytes).is_some());
-        free.map(|i| self.lent.swap_remove(i)).unwrap_or_default()
+    fn memory(&mut self, shard: usize) -> Payload {
+        let lent = &mut self.lent[shard];
+        let free = lent.iter_mut().rposition(|bytes| Arc::get_mut(bytes).is_some());
+        free.map(|i| lent.swap_remove(i)).unwrap_or_default()
     }
 
     /// Keeps it for use when nobody reads it any more.
-    fn lend(&mut self, payload: &Payload) {
-        if self.lent.len() < LENT_MAX * self.shards.len() {
-            self.lent.push(Arc::clone(payload));
+    fn lend(&mut self, shard: usize, payload: &Payload) {
+        let lent = &mut self.lent[shard];
+        if lent.len() < LENT_MAX {
+            lent.push(Arc::clone(payload));
         }
     }
 
     fn payload(&mut self, shard: usize, gradient: &[f32]) -> Payload {
-        let mut lent = self.memory();
+        let mut lent = self.memory(shard);
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         bytes.clear();
         for Piece { variable, start, flat } in &self.shards[shard] {
@@ -265,7 +269,7 @@ impl Encoder {
             let slice = (*start, &gradient[flat.clone()]);
             self.chosen[*variable].append(self.codec, slice, left, bytes);
         }
-        self.lend(&lent);
+        self.lend(shard, &lent);
         lent
     }
 
