@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use windlass_common::exit::Exit;
 use windlass_common::plan::Plan;
+use windlass_worker::client::ClientError;
 use windlass_worker::models::Score;
 use windlass_worker::observer::{SnapshotReader, SnapshotSeen};
 
@@ -143,6 +144,8 @@ impl Evaluator {
                         (Judged::Skipped { examples }, Some(next.max(point + 1)))
                     }
                     Ok(SnapshotSeen::Skipped { next: None }) => return last,
+                    // Other servers, or these once more, would say the same.
+                    Err(error @ ClientError::Protocol { .. }) => (Judged::Failed(error.to_string()), None),
                     Err(error) => (Judged::Lost(error.to_string()), None),
                 };
                 let (Ok(()), Some(next)) = (sender.send(judged), next) else { return last };
