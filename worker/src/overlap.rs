@@ -1,12 +1,15 @@
-//! Computes a gradient while its values still come, and lets what is made of it leave meanwhile.
+//! Computes a gradient while its values still come, and lets what is made of it be encoded or leave meanwhile.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
+use windlass_common::floats::Floats;
 use windlass_common::ids::{ClientId, Step, VariableId};
 use windlass_common::plan::Plan;
 use windlass_transport::Pool;
+use windlass_worker_core::Encoder;
 
 use crate::client::overlap::{Coming, Made};
 use crate::client::{BlockingClient, ClientError, Gradient, Next, POOLED_MODELS, SILENCE_MAX};
@@ -28,6 +31,10 @@ pub(crate) struct Overlap {
     /// Where the variables begin in the flat buffer.
     starts: Vec<usize>,
     pool: Pool,
+    /// Whether it can write one as soon as it is made, so that a gradient never lies in memory as a whole.
+    takes_parts: bool,
+    /// Where a part lies until it is written.
+    part: Floats,
     /// How long the last gradient took.
     computed: Option<Duration>,
     times: Times,
@@ -57,6 +64,8 @@ impl Overlap {
             goes_in_parts: plan.codecs.push.is_elementwise(),
             starts: variables.map(|variable| layout.range(variable).start).collect(),
             pool: Pool::new(POOLED_MODELS * 4 * values),
+            takes_parts: Encoder::takes_parts(plan.codecs.push),
+            part: Floats::default(),
             computed: None,
             times: Times::default(),
             in_parts: 0,
@@ -137,11 +146,28 @@ pub(crate) struct Passing<'a> {
     /// The values, if they are still on their way.
     coming: Option<Coming>,
     is_in_parts: bool,
+    /// All of the gradient, unless it is encoded part by part.
+    gradient: Option<Gradient>,
+    /// Where in its memory there is room for what is made next.
+    room: Range<usize>,
+    /// From here on it is final.
+    from: usize,
     /// Whether layers have to take their time where a step's time is emulated.
     is_layered: bool,
     pushing: Option<Pushing>,
     /// Why the gradient is of no use.
     ended: Option<Result<Next, ClientError>>,
+}
+
+/// A gradient that is done.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
+pub(crate) enum Computed {
+    Whole(Gradient),
+    /// It is encoded already.
+    Encoded,
+    /// Some of it may be on its way already.
+    Pushing(Pushing, Gradient),
 }
 
 /// A push that has begun.
@@ -166,7 +192,8 @@ impl<'a> Passing<'a> {
         let is_in_parts = overlap.is_worth_it();
         let is_layered = is_in_parts || coming.is_some();
         let hosted = Arc::clone(client.hosted());
-        let (pushing, ended) = (None, None);
+        let (pushing, ended, from) = (None, None, values.len());
+        let gradient = (is_in_parts || !overlap.takes_parts).then(|| client.gradient());
         Self {
             overlap,
             client,
@@ -177,6 +204,9 @@ impl<'a> Passing<'a> {
             examples,
             coming,
             is_in_parts,
+            gradient,
+            room: 0..0,
+            from,
             is_layered,
             pushing,
             ended,
@@ -196,10 +226,15 @@ impl<'a> Passing<'a> {
         next
     }
 
-    /// The gradient is done: the step, to be ended, and its push, if that has begun.
-    pub(crate) fn done(mut self, gradient: &[f32]) -> (Begun, Option<Pushing>) {
-        self.hand_over(0, gradient);
-        (self.begun, self.pushing)
+    /// The gradient is done: the step, to be ended, and what is to be pushed.
+    pub(crate) fn done(self) -> (Begun, Computed) {
+        assert_eq!(self.from, 0, "every part of the gradient was told");
+        let computed = match (self.gradient, self.pushing) {
+            (Some(gradient), Some(pushing)) => Computed::Pushing(pushing, gradient),
+            (Some(gradient), None) => Computed::Whole(gradient),
+            (None, _) => Computed::Encoded,
+        };
+        (self.begun, computed)
     }
 
     fn reach(&mut self, done: f64) {
@@ -215,8 +250,9 @@ impl<'a> Passing<'a> {
     }
 
     /// Hands over what is not yet, from the first variable on that begins at `from` or behind it.
-    fn hand_over(&mut self, from: usize, gradient: &[f32]) {
+    fn hand_over(&mut self, from: usize) {
         let Some(pushing) = self.pushing.as_mut().filter(|_| self.overlap.goes_in_parts) else { return };
+        let Some(gradient) = &self.gradient else { return };
         let starts = &self.overlap.starts;
         let from = starts.get(starts.partition_point(|&start| start < from)).copied();
         let Some(from) = from.filter(|&from| from < pushing.from) else { return };
@@ -232,6 +268,10 @@ impl<'a> Passing<'a> {
 }
 
 impl Passes for Passing<'_> {
+    fn total(&self) -> usize {
+        self.values.len()
+    }
+
     fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
         self.reach(done);
         if let Some(coming) = &mut self.coming {
@@ -274,8 +314,33 @@ impl Passes for Passing<'_> {
         Some(())
     }
 
-    fn made(&mut self, from: usize, gradient: &[f32], done: f64) {
+    fn room(&mut self, range: Range<usize>, is_cut: bool) -> (&[f32], &mut [f32]) {
+        let room = match &mut self.gradient {
+            Some(gradient) => &mut gradient[range],
+            None => {
+                let (len, room) = match is_cut {
+                    true => (self.values.len(), range),
+                    false => (range.len(), 0..range.len()),
+                };
+                self.overlap.part.make(len);
+                self.room = room.clone();
+                &mut self.overlap.part[room]
+            }
+        };
+        (self.values, room)
+    }
+
+    fn made(&mut self, from: usize, done: f64) {
         self.reach(done);
-        self.hand_over(from, gradient);
+        let until = std::mem::replace(&mut self.from, from);
+        if self.gradient.is_some() {
+            return self.hand_over(from);
+        }
+        let encoding = Instant::now();
+        let (is_first, part) = (until == self.values.len(), &mut self.overlap.part[self.room.clone()]);
+        assert_eq!(part.len(), until - from, "what there was room for has been made");
+        // Where there is no client any more, whoever pushes next is told so.
+        let _ = self.client.encode_part(is_first, from, part);
+        self.begun.set_aside(encoding.elapsed());
     }
 }

@@ -19,7 +19,7 @@ use crate::data::{self, Early, ExampleStream, Owned};
 use crate::emulation::Emulation;
 use crate::federated;
 use crate::models::{self, Batch, Model};
-use crate::overlap::{Overlap, Passing};
+use crate::overlap::{Computed, Overlap, Passing};
 
 /// What a training worker is told at its start; everything else is in the plan.
 #[derive(Debug)]
@@ -117,26 +117,26 @@ fn steps(
     while let Next::Step(step) = next {
         let begun = emulation.begin();
         let (batch, examples) = batches.of(step, client.hosted())?;
-        let mut gradient = client.gradient();
         let of = (step, begun, examples);
         let mut passing = Passing::new(&mut overlap, client, &mut values, of, coming.take());
-        let loss = model.gradient_with(&mut passing, batch, &mut gradient);
-        let Some(loss) = loss else {
+        let Some(loss) = model.gradient_with(&mut passing, batch) else {
             next = passing.give_up().map_err(failure)?;
             continue;
         };
-        let (begun, pushing) = passing.done(&gradient);
+        let (begun, computed) = passing.done();
         overlap.computed(emulation.end(begun).or_exit(Exit::Run)?);
         check_loss(loss, step)?;
         report.steps += 1;
         report.work += u64::from(examples);
-        (next, coming) = match pushing {
-            Some(pushing) => overlap.push(pushing, gradient, client, &mut values).map_err(failure)?,
-            None => {
-                let work = client.batch(examples, loss);
-                (client.push_pull(gradient, work, &mut values).map_err(failure)?, None)
+        let work = client.batch(examples, loss);
+        let pushed = match computed {
+            Computed::Pushing(pushing, gradient) => overlap.push(pushing, gradient, client, &mut values),
+            Computed::Whole(gradient) => {
+                client.push_pull(gradient, work, &mut values).map(|next| (next, None))
             }
+            Computed::Encoded => client.push_pull_encoded(work, &mut values).map(|next| (next, None)),
         };
+        (next, coming) = pushed.map_err(failure)?;
     }
     report.finished = true;
     report.compute_us = microseconds(emulation.computing());

@@ -1,5 +1,7 @@
 //! How much of the communication of a step is hidden behind its computation, with steps of emulated length on emulated links.
 
+use std::ops::Range;
+
 use anyhow::{Context, ensure};
 use clap::Parser;
 use windlass_benches::machine::{median, spread, stolen, stolen_share};
@@ -49,6 +51,7 @@ struct Step {
 #[derive(Default)]
 struct Schedule {
     values: Vec<f32>,
+    gradient: Vec<f32>,
     /// Values up to here are read from this share on.
     read: Vec<(usize, f64)>,
     /// The gradient is final from here on at this share.
@@ -56,6 +59,10 @@ struct Schedule {
 }
 
 impl Passes for Schedule {
+    fn total(&self) -> usize {
+        self.values.len()
+    }
+
     fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
         if self.read.last().is_none_or(|(last, _)| end > *last) {
             self.read.push((end, done));
@@ -67,7 +74,11 @@ impl Passes for Schedule {
         Some(())
     }
 
-    fn made(&mut self, from: usize, _: &[f32], done: f64) {
+    fn room(&mut self, range: Range<usize>, _: bool) -> (&[f32], &mut [f32]) {
+        (&self.values, &mut self.gradient[range])
+    }
+
+    fn made(&mut self, from: usize, done: f64) {
         self.made.push((from, done));
     }
 }
@@ -77,10 +88,9 @@ impl Schedule {
         let values = Layout::new(model.variables())?.initial_values(1);
         let input = model.input();
         let (features, labels) = (vec![0.5; batch * input.features], vec![0; batch]);
-        let mut gradient = vec![0.0; values.len()];
-        let mut schedule = Self { values, ..Self::default() };
+        let mut schedule = Self { gradient: vec![0.0; values.len()], values, ..Self::default() };
         model
-            .gradient_with(&mut schedule, Batch::new(&features, &labels), &mut gradient)
+            .gradient_with(&mut schedule, Batch::new(&features, &labels))
             .context("the gradient was not given up")?;
         Ok(schedule)
     }

@@ -368,7 +368,7 @@ impl Driver {
 
     fn carry_out(&mut self, effect: Effect, wishes: &mut Vec<Wish>) {
         match effect {
-            Effect::Feedback(feedback) => self.encoder.settle(feedback, &self.gradient),
+            Effect::Feedback(feedback) => self.encoder.settle(feedback),
             Effect::Send { shard, push, pull } => wishes.push(self.request(shard, push, pull)),
             Effect::Give { shard, checkpoint, of, all } => self.give(shard, checkpoint, of, all, wishes),
             Effect::Ready { .. } | Effect::Taken(_) => {}

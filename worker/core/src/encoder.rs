@@ -2,8 +2,10 @@
 //!
 //! Error feedback (Karimireddy et al. 2019, algorithm 1): to the gradient g what was left out so far, e, is added; the sum
 //! p = g + e is sent as C(p), and p - C(p) is left out for the next time. Both are in the unit of the gradient, so that
-//! what is left out takes the rate of the step in which it is sent. Of a push that does not count all of p is left out.
+//! what is left out takes the rate of the step in which it is sent. Of a push that does not count all of p is left out, which is
+//! what was left out of it and what was sent: neither g nor p has to be kept.
 
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -13,13 +15,14 @@ use std::sync::Arc;
 
 use windlass_common::codec::{Chosen, Codec, Scratch};
 use windlass_common::floats::{Floats, add};
-use windlass_common::ids::{ClientId, ShardId, Step, VariableId};
+use windlass_common::ids::{ClientId, Step, VariableId};
 use windlass_common::layout::Layout;
 use windlass_common::placement::Placement;
 use windlass_common::plan::Plan;
 use windlass_common::rng::Purpose;
 
 use crate::event::{AsOf, Feedback, Until};
+use places::{Piece, Places};
 
 /// The encoded slices of one shard. When nobody reads them any more, their memory is used again.
 pub type Payload = Arc<Vec<u8>>;
@@ -28,17 +31,7 @@ pub type Payload = Arc<Vec<u8>>;
 const LENT_MAX: usize = 4;
 
 /// Values that what was left out before is added to before they are encoded: few enough for the nearest cache, and whole blocks.
-const PIECE: usize = 2048;
-
-/// One slice of a shard.
-#[derive(Clone, Debug)]
-struct Piece {
-    variable: usize,
-    /// Where it begins within the variable.
-    start: u64,
-    /// Where it lies in the flat buffer of the model.
-    flat: Range<usize>,
-}
+const AT_ONCE: usize = 2048;
 
 /// Encodes the gradients of one worker.
 #[derive(Clone, Debug)]
@@ -47,12 +40,15 @@ pub struct Encoder {
     seed: u64,
     /// Where each variable lies in the flat buffer.
     variables: Vec<Range<usize>>,
-    /// For each shard its slices, in the order of a payload.
-    shards: Vec<Vec<Piece>>,
+    places: Places,
     chosen: Vec<Chosen>,
     scratch: Scratch,
     /// Of each shard.
     lent: Vec<Vec<Payload>>,
+    /// The payloads of a push that is encoded in parts, until all of them are there.
+    parts: Vec<Payload>,
+    /// What was encoded for each shard of the push that is on its way, with the slices that it is of.
+    sent: Vec<Vec<(Range<usize>, Payload)>>,
     /// What the pushes of each client have left out so far.
     residuals: BTreeMap<ClientId, Residual>,
     /// The same before the pushes for a round that may not be over, of clients that have pushed for it.
@@ -84,24 +80,20 @@ impl Encoder {
     pub fn new(codec: Codec, seed: u64, layout: &Layout, placement: &Placement) -> Self {
         let variables = (0..).map(VariableId).take(layout.variables().len());
         let variables: Vec<_> = variables.map(|variable| layout.range(variable)).collect();
-        let piece = |slice: &windlass_common::placement::Slice| {
-            let variable = slice.variable.index();
-            let from = variables[variable].start + slice.start as usize;
-            Piece { variable, start: slice.start, flat: from..from + slice.len as usize }
-        };
-        let shards = (0..placement.shards()).map(ShardId);
-        let shards = shards.map(|id| placement.of_shard(id).iter().map(piece).collect()).collect();
+        let places = Places::new(codec, &variables, placement);
         let left = Floats::zeros(if codec.is_biased() { layout.total() as usize } else { 0 });
         let given = vec![BTreeMap::new(); placement.shards() as usize];
-        let lent = vec![Vec::new(); placement.shards() as usize];
+        let (lent, sent) = (vec![Vec::new(); given.len()], vec![Vec::new(); given.len()]);
         Self {
             codec,
             seed,
             variables,
-            shards,
+            places,
             chosen: Vec::new(),
             scratch: Scratch::default(),
             lent,
+            parts: Vec::new(),
+            sent,
             residuals: BTreeMap::new(),
             before: BTreeMap::new(),
             keeps_before: false,
@@ -127,9 +119,8 @@ impl Encoder {
         if Until::of(plan) == Until::HeldInRound { encoder.in_rounds() } else { encoder }
     }
 
-    /// Encodes a gradient of the whole model, or a client's pseudo-gradient, into a payload for each shard. It has what
-    /// was left out before added to it, and must be kept as it then is until the push is taken. `None` if there is nothing to
-    /// encode: the payload is the values.
+    /// Encodes a gradient of the whole model, or a client's pseudo-gradient, into a payload for each shard. It has what was left out
+    /// before added to it. `None` if there is nothing to encode: the payload is the values.
     ///
     /// # Panics
     /// If the gradient is not as long as the model.
@@ -139,19 +130,75 @@ impl Encoder {
         }
         let values = self.variables.last().map_or(0, |variable| variable.end);
         assert_eq!(gradient.len(), values, "a gradient has a value for each of the model");
-        self.begin(client, step);
-        let shards = 0..self.shards.len();
-        if self.codec.pieces(0).is_some() {
-            self.prepare(None, client, step);
-            return Some(shards.map(|shard| self.payload_by_pieces(shard, gradient)).collect());
+        if Self::takes_parts(self.codec) {
+            self.begin_parts(client, step);
+            self.encode_part(0, gradient);
+            return Some(self.end_parts());
         }
-        self.add_residual(gradient);
+        self.begin(client, step);
+        self.add_residual(0, gradient);
         self.prepare(Some(gradient), client, step);
-        Some(shards.map(|shard| self.payload(shard, gradient)).collect())
+        let all = (0..self.places.shards()).map(|shard| self.payload(shard, gradient)).collect();
+        Some(self.keep(all))
+    }
+
+    /// Whether parts of a gradient can be encoded as it is made, by [`encode_part`](Self::encode_part).
+    pub fn takes_parts(codec: Codec) -> bool {
+        codec != Codec::F32 && codec.pieces(0).is_some()
+    }
+
+    /// Begins a push that is encoded part by part, in any order, as its values become known. Payloads that were begun before and not
+    /// ended are void.
+    ///
+    /// # Panics
+    /// If this codec [takes no parts](Self::takes_parts).
+    pub fn begin_parts(&mut self, client: ClientId, step: Step) {
+        assert!(Self::takes_parts(self.codec), "a part can be encoded by itself");
+        self.begin(client, step);
+        self.prepare(None, client, step);
+        self.parts.clear();
+        for shard in 0..self.places.shards() {
+            let mut payload = self.memory(shard);
+            Arc::get_mut(&mut payload).expect("nobody reads it").resize(self.places.bytes(shard), 0);
+            self.parts.push(payload);
+        }
+    }
+
+    /// Encodes the values from number `from` of the flat buffer on. They have what was left out before added to them.
+    ///
+    /// # Panics
+    /// If a variable's values are cut at another number than a multiple of 64.
+    pub fn encode_part(&mut self, from: usize, values: &mut [f32]) {
+        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
+        for (shard, Piece { variable, start, flat, bytes }, within) in
+            self.places.within(from..from + values.len())
+        {
+            let payload = Arc::get_mut(&mut self.parts[shard]).expect("nobody reads it yet");
+            let slice = &mut payload[bytes.clone()];
+            for at in within.clone().step_by(AT_ONCE) {
+                let range = at..within.end.min(at + AT_ONCE);
+                let values = &mut values[range.start - from..range.end - from];
+                if let Some(residual) = residual {
+                    add(values, &residual.values[range.clone()]);
+                }
+                let left = if self.codec.is_biased() { Some(&mut self.left[range]) } else { None };
+                let of_slice = (*start, flat.len());
+                self.chosen[*variable].encode_piece(of_slice, at - flat.start, values, left, slice);
+            }
+        }
+    }
+
+    /// The payloads of a push of which every part has been encoded.
+    pub fn end_parts(&mut self) -> Vec<Payload> {
+        let parts = std::mem::take(&mut self.parts);
+        for (shard, payload) in parts.iter().enumerate() {
+            self.lend(shard, payload);
+        }
+        self.keep(parts)
     }
 
     /// Begins a push that is encoded slice by slice, in any order, as its values become known: with
-    /// [`encode_slice`](Self::encode_slice), and [`whole`](Self::whole) when all of them are.
+    /// [`encode_slice`](Self::encode_slice).
     ///
     /// # Panics
     /// If this codec must know a whole variable in order to encode a slice ([`Codec::is_elementwise`]).
@@ -161,26 +208,23 @@ impl Encoder {
         self.prepare(None, client, step);
     }
 
-    /// Appends one slice of a shard, the `index`-th of its payload, to `out`. Its values have what was left out before added
-    /// to them.
+    /// Encodes one slice of a shard, the `index`-th of its payload. Its values have what was left out before added to them.
     ///
     /// # Panics
     /// If the values are not as many as the slice has.
-    pub fn encode_slice(&mut self, shard: usize, index: usize, values: &mut [f32], out: &mut Vec<u8>) {
-        let Piece { variable, start, flat } = &self.shards[shard][index];
+    pub fn encode_slice(&mut self, shard: usize, index: usize, values: &mut [f32]) -> Payload {
+        let Piece { variable, start, flat, .. } = self.places.of(shard)[index].clone();
         assert_eq!(values.len(), flat.len(), "the values of a slice");
-        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
-        if let Some(residual) = residual {
-            add(values, &residual.values[flat.clone()]);
+        self.add_residual(flat.start, values);
+        let mut out =
+            Vec::with_capacity(self.codec.fixed_bytes(flat.len() as u64).unwrap_or_default() as usize);
+        let left = if self.codec.is_biased() { Some(&mut self.left[flat]) } else { None };
+        self.chosen[variable].append(self.codec, (start, values), left, &mut out);
+        let encoded = Payload::new(out);
+        if self.codec.is_biased() {
+            self.sent[shard].push((index..index + 1, Arc::clone(&encoded)));
         }
-        let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
-        self.chosen[*variable].append(self.codec, (*start, values), left, out);
-    }
-
-    /// Adds to a gradient that was encoded slice by slice what was left out before, as to the slices. It must be kept as it
-    /// then is until the push is taken.
-    pub fn whole(&self, gradient: &mut [f32]) {
-        self.add_residual(gradient);
+        encoded
     }
 
     fn begin(&mut self, client: ClientId, step: Step) {
@@ -188,6 +232,7 @@ impl Encoder {
             return;
         }
         self.pending = Some((client, step));
+        self.sent.iter_mut().for_each(Vec::clear);
         self.recalled.remove(&client);
         // A later step is known only when the rounds before it are over.
         for (_, (_, residual)) in self.before.extract_if(.., |_, (of, _)| *of < step) {
@@ -201,10 +246,11 @@ impl Encoder {
         }
     }
 
-    fn add_residual(&self, gradient: &mut [f32]) {
-        let Some((client, _)) = self.pending else { return };
-        if let Some(residual) = self.residuals.get(&client) {
-            add(gradient, &residual.values);
+    /// Adds what was left out before to values from number `from` of the flat buffer on.
+    fn add_residual(&self, from: usize, values: &mut [f32]) {
+        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
+        if let Some(residual) = residual {
+            add(values, &residual.values[from..from + values.len()]);
         }
     }
 
@@ -216,33 +262,6 @@ impl Encoder {
             let values = gradient.map_or(&[][..], |gradient| &gradient[range.clone()]);
             self.chosen.push(self.codec.prepare(values, self.seed, purpose, &mut self.scratch));
         }
-    }
-
-    /// The payload of a gradient to which what was left out before is added here, piece by piece, so that memory is gone through once.
-    fn payload_by_pieces(&mut self, shard: usize, gradient: &mut [f32]) -> Payload {
-        let mut lent = self.memory(shard);
-        let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
-        let (needed, _) =
-            self.codec.payload_bytes(self.shards[shard].iter().map(|piece| piece.flat.len() as u64));
-        bytes.resize(usize::try_from(needed).expect("encoded values are in memory"), 0);
-        let mut rest = bytes.as_mut_slice();
-        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
-        for Piece { variable, start, flat } in &self.shards[shard] {
-            let len = self.codec.fixed_bytes(flat.len() as u64).expect("pieces have a known length");
-            let (slice, after) = rest.split_at_mut(usize::try_from(len).expect("it is part of a payload"));
-            for at in (0..flat.len()).step_by(PIECE) {
-                let range = flat.start + at..flat.end.min(flat.start + at + PIECE);
-                let values = &mut gradient[range.clone()];
-                if let Some(residual) = residual {
-                    add(values, &residual.values[range.clone()]);
-                }
-                let left = if self.codec.is_biased() { Some(&mut self.left[range]) } else { None };
-                self.chosen[*variable].encode_piece((*start, flat.len()), at, values, left, slice);
-            }
-            rest = after;
-        }
-        self.lend(shard, &lent);
-        lent
     }
 
     /// Memory for a payload, of one that nobody reads any more if there is such.
@@ -264,7 +283,7 @@ impl Encoder {
         let mut lent = self.memory(shard);
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         bytes.clear();
-        for Piece { variable, start, flat } in &self.shards[shard] {
+        for Piece { variable, start, flat, .. } in self.places.of(shard) {
             let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
             let slice = (*start, &gradient[flat.clone()]);
             self.chosen[*variable].append(self.codec, slice, left, bytes);
@@ -273,12 +292,23 @@ impl Encoder {
         lent
     }
 
-    /// Takes in what has become of the push that was encoded last; `gradient` is what it was encoded from.
-    pub fn settle(&mut self, feedback: Feedback, gradient: &[f32]) {
+    /// Keeps what was encoded for each shard until it is known what has become of it.
+    fn keep(&mut self, payloads: Vec<Payload>) -> Vec<Payload> {
+        if self.codec.is_biased() {
+            for (shard, payload) in payloads.iter().enumerate() {
+                self.sent[shard].push((0..self.places.of(shard).len(), Arc::clone(payload)));
+            }
+        }
+        payloads
+    }
+
+    /// Takes in what has become of the push that was encoded last.
+    pub fn settle(&mut self, feedback: Feedback) {
         match feedback {
             Feedback::Unused { shard } if self.pending.is_some() => {
-                for Piece { flat, .. } in &self.shards[shard] {
-                    self.left[flat.clone()].copy_from_slice(&gradient[flat.clone()]);
+                // Said twice it is so once.
+                for (slices, payload) in std::mem::take(&mut self.sent[shard]) {
+                    self.leave_out(shard, slices, &payload);
                 }
             }
             Feedback::Unused { .. } => {}
@@ -294,6 +324,20 @@ impl Encoder {
                 self.before.clear();
                 self.recalled.clear();
             }
+        }
+    }
+
+    /// Adds what was sent of these slices of a shard to what was left out of them.
+    fn leave_out(&mut self, shard: usize, slices: Range<usize>, payload: &[u8]) {
+        let slices = &self.places.of(shard)[slices];
+        let lengths = || slices.iter().map(|piece| piece.flat.len());
+        let mut values = vec![0.0; lengths().sum()];
+        self.codec.decode_payload(lengths(), payload, &mut values).expect("it was encoded here");
+        let mut rest = values.as_slice();
+        for Piece { flat, .. } in slices {
+            let (now, later) = rest.split_at(flat.len());
+            add(&mut self.left[flat.clone()], now);
+            rest = later;
         }
     }
 
@@ -318,7 +362,7 @@ impl Encoder {
     /// # Errors
     /// If they are not as many values as the shard has, which it says.
     pub fn recall(&mut self, shard: usize, client: ClientId, values: &[f32]) -> Result<(), usize> {
-        let expected = self.shards[shard].iter().map(|piece| piece.flat.len()).sum();
+        let expected = self.places.of(shard).iter().map(|piece| piece.flat.len()).sum();
         if values.len() != expected || self.left.is_empty() {
             return Err(expected);
         }
@@ -332,7 +376,7 @@ impl Encoder {
         let residual =
             self.residuals.entry(client).or_insert_with(|| Residual { number, values: Floats::zeros(len) });
         let mut rest = values;
-        for Piece { flat, .. } in &self.shards[shard] {
+        for Piece { flat, .. } in self.places.of(shard) {
             let (now, later) = rest.split_at(flat.len());
             residual.values[flat.clone()].copy_from_slice(now);
             rest = later;
@@ -361,7 +405,7 @@ impl Encoder {
             if self.given[shard].insert(client, *number) == Some(*number) {
                 continue;
             }
-            let pieces = self.shards[shard].iter().flat_map(|piece| &values[piece.flat.clone()]);
+            let pieces = self.places.of(shard).iter().flat_map(|piece| &values[piece.flat.clone()]);
             gives.push((client, pieces.copied().collect()));
         }
         gives

@@ -204,6 +204,26 @@ impl BlockingClient {
         next
     }
 
+    /// As [`Client::encode_part`].
+    pub(crate) fn encode_part(
+        &mut self,
+        is_first: bool,
+        from: usize,
+        values: &mut [f32],
+    ) -> Result<(), ClientError> {
+        let client = ClientId(self.worker.0);
+        here(&mut self.place, &self.driver)?.client.encode_part(is_first.then_some(client), from, values);
+        Ok(())
+    }
+
+    /// As [`Client::push_pull_encoded`].
+    pub(crate) fn push_pull_encoded(&mut self, work: Work, values: &mut [f32]) -> Result<Next, ClientError> {
+        let inner = here(&mut self.place, &self.driver)?;
+        let next = self.driver.drive(inner.interrupted.or(inner.client.push_pull_encoded(work, values)));
+        self.take_stock();
+        next
+    }
+
     /// As [`Client::drop_out`].
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use windlass_worker_core::{AsOf, Effect, Encoder, Event, Feedback, Pull, Push};
 
 use super::error::ClientError;
 use super::link::{Cuts, Gift, Heard, Landing};
-use super::outgoing::{Going, Outgoing};
+use super::outgoing::Going;
 use super::overlap::{Arrival, Arrivals};
 use super::session::{COORDINATOR, Session};
 use super::{Client, Next, connect, joining};
@@ -56,7 +56,7 @@ impl Client {
                     going.complete(&mut self.gradients, &mut self.encoder, &self.cuts).await?;
                     for effect in told {
                         match effect {
-                            Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
+                            Effect::Feedback(feedback) => self.encoder.settle(feedback),
                             Effect::Taken(taken) => self.taken = taken,
                             Effect::Send { .. } | Effect::Ready { .. } | Effect::Give { .. } => {}
                             Effect::Finished | Effect::Failed(_) => {}
@@ -84,7 +84,7 @@ impl Client {
                 Effect::Finished => return Ok(Some(Next::Finished)),
                 Effect::Failed(reason) => return Err(ClientError::Rejected(reason)),
                 Effect::Taken(taken) => self.taken = taken,
-                Effect::Feedback(feedback) => self.settle(feedback, going.outgoing()),
+                Effect::Feedback(feedback) => self.encoder.settle(feedback),
                 // Who has joined again is asked again.
                 Effect::Give { .. } => {}
             }
@@ -106,11 +106,7 @@ impl Client {
             }
         };
         // What a push leaves out on a shard that does not use it is known when all of the gradient is.
-        let gradient = match (outgoing, &making) {
-            (Some(outgoing), _) => Some(outgoing.gradient()),
-            (None, Some(_)) => None,
-            (None, None) => Some(&[][..]),
-        };
+        let is_whole = making.is_none();
         let encoder = Mutex::new(&mut self.encoder);
         let feeding = async {
             match making {
@@ -164,7 +160,7 @@ impl Client {
                             };
                             let (core, effects) = &mut *core.lock();
                             core.handle(Event::Reply { shard, reply }, effects);
-                            keep_up(effects, &mut encoder.lock(), gradient, &gifts);
+                            keep_up(effects, &mut encoder.lock(), is_whole, &gifts);
                             // A shard that turns out to be a step behind is asked again when all have answered; until
                             // then it owes nothing.
                             let again =
@@ -194,7 +190,7 @@ impl Client {
                 Effect::Ready { step } => last = Some(Next::Step(*step)),
                 Effect::Finished => last = Some(Next::Finished),
                 Effect::Taken(taken) => self.taken = *taken,
-                Effect::Feedback(feedback) => self.settle(*feedback, going.outgoing()),
+                Effect::Feedback(feedback) => self.encoder.settle(*feedback),
                 &Effect::Give { shard, checkpoint, of, all } => {
                     let gift = gift(&mut self.encoder, shard, checkpoint, of, all);
                     let (outbound, _) = self.links[shard].ways();
@@ -205,10 +201,6 @@ impl Client {
         }
         effects.retain(|effect| !matches!(effect, Effect::Feedback(_) | Effect::Give { .. }));
         Ok(last)
-    }
-
-    fn settle(&mut self, feedback: Feedback, outgoing: Option<&Outgoing>) {
-        self.encoder.settle(feedback, outgoing.map(Outgoing::gradient).unwrap_or_default());
     }
 
     /// Joins again, and once more where the network breaks meanwhile, as long as [`REJOINS_MAX`] allows.
@@ -266,15 +258,15 @@ impl Client {
 fn keep_up(
     effects: &mut Vec<Effect>,
     encoder: &mut Encoder,
-    gradient: Option<&[f32]>,
+    is_whole: bool,
     gifts: &[UnboundedSender<Gift>],
 ) {
     let mut waits = false;
     effects.retain(|effect| {
-        waits |= gradient.is_none() && matches!(effect, Effect::Feedback(Feedback::Unused { .. }));
+        waits |= !is_whole && matches!(effect, Effect::Feedback(Feedback::Unused { .. }));
         match *effect {
             Effect::Feedback(feedback) if !waits => {
-                encoder.settle(feedback, gradient.unwrap_or_default());
+                encoder.settle(feedback);
                 false
             }
             Effect::Give { shard, checkpoint, of, all } if !waits => {

@@ -12,7 +12,7 @@ use windlass_worker_core::Encoder;
 use super::error::ClientError;
 use super::gradient::{Gradient, Gradients};
 use super::link::Cuts;
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, Shared};
 use super::overlap::Made;
 
 /// A gradient of which parts go to the wire while others are still being made: from its end to its front.
@@ -73,11 +73,8 @@ impl Making {
             return;
         }
         for (range, shard, index) in cuts.within(from..until).rev() {
-            let bytes = self.codec.bytes_max(range.len() as u64);
-            let mut encoded = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
             let values = &mut values[range.start - from..range.end - from];
-            encoder.encode_slice(shard, index, values, &mut encoded);
-            let encoded = Bytes::from(encoded);
+            let encoded = Bytes::from_owner(Shared(encoder.encode_slice(shard, index, values)));
             self.encoded[shard].push(encoded.clone());
             let _ = self.queues[shard].send(encoded);
         }
@@ -87,17 +84,17 @@ impl Making {
     ///
     /// # Panics
     /// If it is not complete.
-    pub(crate) fn into_outgoing(self, gradients: &mut Gradients, encoder: &Encoder, cuts: &Cuts) -> Outgoing {
-        let mut gradient = self.whole.expect("the gradient is complete");
+    pub(crate) fn into_outgoing(self, gradients: &mut Gradients, cuts: &Cuts) -> Outgoing {
+        let gradient = self.whole.expect("the gradient is complete");
         assert_eq!(self.from, 0, "every part of the gradient was told");
+        let gradient = gradients.lend(gradient);
         if self.codec == Codec::F32 {
-            return Outgoing::new(gradients.lend(gradient), None, cuts);
+            return Outgoing::as_it_is(gradient, cuts);
         }
-        encoder.whole(&mut gradient);
         let in_order = |mut slices: Vec<Bytes>| {
             slices.reverse();
             slices
         };
-        Outgoing::in_slices(gradients.lend(gradient), self.encoded.into_iter().map(in_order).collect())
+        Outgoing::in_slices(self.encoded.into_iter().map(in_order).collect())
     }
 }

@@ -76,6 +76,14 @@ impl JoinOptions {
     }
 }
 
+/// What is to be pushed.
+#[derive(Debug)]
+enum Pushed {
+    Gradient(Gradient),
+    /// What has been encoded part by part.
+    Encoded,
+}
+
 /// What comes after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -254,7 +262,7 @@ impl Client {
     /// # Errors
     /// As [`pull`](Self::pull).
     pub async fn push(&mut self, gradient: Gradient, work: Work) -> Result<Taken, ClientError> {
-        self.exchange(Event::Push { work, pull: false }, Some(gradient), None).await?;
+        self.exchange(Event::Push { work, pull: false }, Some(Pushed::Gradient(gradient)), None).await?;
         Ok(self.taken)
     }
 
@@ -268,7 +276,7 @@ impl Client {
         work: Work,
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
-        self.exchange(Event::Push { work, pull: true }, Some(gradient), Some(values)).await
+        self.exchange(Event::Push { work, pull: true }, Some(Pushed::Gradient(gradient)), Some(values)).await
     }
 
     /// Says that a client will not push in this round, so that nobody waits for it.
@@ -316,7 +324,7 @@ impl Client {
     async fn exchange(
         &mut self,
         event: Event,
-        gradient: Option<Gradient>,
+        gradient: Option<Pushed>,
         values: Option<&mut [f32]>,
     ) -> Result<Next, ClientError> {
         let (begun, encoded) = (Instant::now(), self.encoding);
@@ -329,19 +337,47 @@ impl Client {
     async fn exchange_all(
         &mut self,
         event: Event,
-        gradient: Option<Gradient>,
+        gradient: Option<Pushed>,
         values: Option<&mut [f32]>,
     ) -> Result<Next, ClientError> {
         let expected = self.layout.total() as usize;
-        let lengths = [gradient.as_ref().map(|g| g.len()), values.as_ref().map(|v| v.len())];
+        let of_gradient = |pushed: &Pushed| match pushed {
+            Pushed::Gradient(gradient) => Some(gradient.len()),
+            Pushed::Encoded => None,
+        };
+        let lengths = [gradient.as_ref().and_then(of_gradient), values.as_ref().map(|v| v.len())];
         if let Some(found) = lengths.into_iter().flatten().find(|&l| l != expected) {
             return Err(ClientError::Length { expected, found });
         }
         let going = match (gradient, &event) {
-            (Some(gradient), Event::Push { work, .. }) => self.outgoing(gradient, *work),
+            (Some(Pushed::Gradient(gradient)), Event::Push { work, .. }) => self.outgoing(gradient, *work),
+            (Some(Pushed::Encoded), Event::Push { .. }) => {
+                Going::Whole(Outgoing::encoded(self.encoder.end_parts()))
+            }
             _ => Going::Nothing,
         };
         self.until_answered(event, going, values.map_or(Sink::Nowhere, Sink::Buffer)).await
+    }
+
+    /// Encodes a part of the next push's gradient, from number `from` of the flat buffer on, as it is made; with the first part comes
+    /// whose gradient it is. Its memory is free then, and when all parts are encoded,
+    /// [`push_pull_encoded`](Self::push_pull_encoded) pushes them.
+    pub(crate) fn encode_part(&mut self, first_of: Option<ClientId>, from: usize, values: &mut [f32]) {
+        let begun = Instant::now();
+        if let Some(client) = first_of {
+            self.encoder.begin_parts(client, self.core.step());
+        }
+        self.encoder.encode_part(from, values);
+        self.encoding += begun.elapsed();
+    }
+
+    /// As [`push_pull`](Self::push_pull), of a gradient that has been encoded.
+    pub(crate) async fn push_pull_encoded(
+        &mut self,
+        work: Work,
+        values: &mut [f32],
+    ) -> Result<Next, ClientError> {
+        self.exchange(Event::Push { work, pull: true }, Some(Pushed::Encoded), Some(values)).await
     }
 
     /// A gradient that is all there, encoded.
@@ -349,7 +385,11 @@ impl Client {
         let begun = Instant::now();
         let encoded = self.encoder.encode(&mut gradient, work.client, self.core.step());
         self.encoding += begun.elapsed();
-        Going::Whole(Outgoing::new(self.gradients.lend(gradient), encoded, &self.cuts))
+        let gradient = self.gradients.lend(gradient);
+        Going::Whole(match encoded {
+            Some(encoded) => Outgoing::encoded(encoded),
+            None => Outgoing::as_it_is(gradient, &self.cuts),
+        })
     }
 
     /// Pushes a gradient that is still being made, as it is made, and fetches the values for the next step, which are handed
@@ -396,7 +436,9 @@ impl Client {
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
         let encoding = self.encoding;
-        let next = self.exchange_all(Event::Push { work, pull: true }, Some(gradient), Some(values)).await;
+        let next = self
+            .exchange_all(Event::Push { work, pull: true }, Some(Pushed::Gradient(gradient)), Some(values))
+            .await;
         self.encoding = encoding;
         next
     }

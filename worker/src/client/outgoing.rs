@@ -1,4 +1,4 @@
-//! Holds a gradient on its way, and what of it goes to each shard.
+//! Holds what of a gradient on its way goes to each shard.
 
 use std::sync::Arc;
 
@@ -17,32 +17,25 @@ use super::making::Making;
 /// A gradient on its way.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    gradient: Arc<Floats>,
     payloads: Vec<Vec<Bytes>>,
 }
 
 impl Outgoing {
-    /// A gradient and its encoding for each shard; without one it goes as it is, and is not copied.
-    pub(crate) fn new(gradient: Arc<Floats>, encoded: Option<Vec<Payload>>, cuts: &Cuts) -> Self {
-        let payloads = match encoded {
-            Some(encoded) => {
-                encoded.into_iter().map(|bytes| vec![Bytes::from_owner(Shared(bytes))]).collect()
-            }
-            None => {
-                let bytes = bytes_of(Arc::clone(&gradient));
-                cuts.ranges(|range| bytes.slice(range.start * 4..range.end * 4))
-            }
-        };
-        Self { gradient, payloads }
+    /// A gradient that goes as it is, and is not copied.
+    pub(crate) fn as_it_is(gradient: Arc<Floats>, cuts: &Cuts) -> Self {
+        let bytes = bytes_of(gradient);
+        Self { payloads: cuts.ranges(|range| bytes.slice(range.start * 4..range.end * 4)) }
+    }
+
+    /// The encoding of a gradient for each shard.
+    pub(crate) fn encoded(payloads: Vec<Payload>) -> Self {
+        let bytes = |payload| vec![Bytes::from_owner(Shared(payload))];
+        Self { payloads: payloads.into_iter().map(bytes).collect() }
     }
 
     /// A gradient whose slices have been encoded one by one, for each shard in order.
-    pub(crate) fn in_slices(gradient: Arc<Floats>, payloads: Vec<Vec<Bytes>>) -> Self {
-        Self { gradient, payloads }
-    }
-
-    pub(crate) fn gradient(&self) -> &[f32] {
-        &self.gradient
+    pub(crate) fn in_slices(payloads: Vec<Vec<Bytes>>) -> Self {
+        Self { payloads }
     }
 
     /// What goes to one shard, in pieces.
@@ -62,13 +55,6 @@ pub(crate) enum Going {
 }
 
 impl Going {
-    pub(crate) fn outgoing(&self) -> Option<&Outgoing> {
-        match self {
-            Self::Whole(outgoing) => Some(outgoing),
-            Self::Nothing | Self::Making(..) => None,
-        }
-    }
-
     /// Waits until a gradient that is being made is all there.
     ///
     /// # Errors
@@ -83,7 +69,7 @@ impl Going {
             making.complete(&Mutex::new(&mut *encoder), cuts).await?;
         }
         *self = match std::mem::replace(self, Self::Nothing) {
-            Self::Making(making, _) => Self::Whole(making.into_outgoing(gradients, encoder, cuts)),
+            Self::Making(making, _) => Self::Whole(making.into_outgoing(gradients, cuts)),
             going => going,
         };
         Ok(())
@@ -91,7 +77,7 @@ impl Going {
 }
 
 /// An encoding that goes to the wire, and comes back when nobody reads it any more.
-struct Shared(Payload);
+pub(crate) struct Shared(pub(crate) Payload);
 
 impl AsRef<[u8]> for Shared {
     fn as_ref(&self) -> &[u8] {

@@ -155,15 +155,15 @@ impl Cnn {
         batch: Batch<'_>,
         part: &Part,
         progress: &mut Progress,
-        gradient: &mut [f32],
     ) -> Option<()> {
         let (examples, all) = (batch.len(), self.values());
         let [dense1, dense2] = &self.dense;
         let hidden = Incoming::whole(&self.hidden, dense1.outputs());
-        dense2.parameter_gradient(hidden, &self.logits, part.accumulate(), gradient);
+        let (_, room) = passes.room(dense2.start()..all, part.is_cut());
+        dense2.parameter_gradient(hidden, &self.logits, &dense2.rows(), part.accumulate(), room);
         progress.add(dense2.multiplications(), examples);
         if part.is_last {
-            passes.made(dense2.start(), gradient, progress.share());
+            passes.made(dense2.start(), progress.share());
         }
         self.hidden_delta.resize(self.hidden.len(), 0.0);
         let parameters = passes.values(all, progress.share())?;
@@ -172,18 +172,20 @@ impl Cnn {
         progress.add(dense2.multiplications(), examples);
         let [first, second] = &mut self.stages;
         let flat = Incoming::whole(&self.flat, second.pool.values());
-        dense1.parameter_gradient(flat, &self.hidden_delta, part.accumulate(), gradient);
+        let (_, room) = passes.room(dense1.start()..dense2.start(), part.is_cut());
+        dense1.parameter_gradient(flat, &self.hidden_delta, &dense1.rows(), part.accumulate(), room);
         progress.add(dense1.multiplications(), examples);
         if part.is_last {
-            passes.made(dense1.start(), gradient, progress.share());
+            passes.made(dense1.start(), progress.share());
         }
         self.flat_delta.resize(self.flat.len(), 0.0);
         let parameters = passes.values(all, progress.share())?;
         dense1.input_gradient(parameters, &self.hidden_delta, &mut self.turned, &mut self.flat_delta);
         progress.add(dense1.multiplications(), examples);
 
+        let (parameters, gradient) = passes.room(0..dense1.start(), part.is_cut());
         if part.accumulate() == Accumulate::Replace {
-            gradient[..second.bias().end].fill(0.0);
+            gradient.fill(0.0);
         }
         let [filters1, filters2] = self.sizes.filters;
         turn_around(&parameters[second.kernel()], (filters1, filters2), &mut self.turned_kernel);
@@ -200,7 +202,7 @@ impl Cnn {
         progress.add(2 * second.convolution.multiplications(), examples);
         if part.is_last {
             // Image by image, both convolutions are done at the same time.
-            passes.made(0, gradient, progress.share());
+            passes.made(0, progress.share());
         }
         Some(())
     }
@@ -294,18 +296,13 @@ impl Model for Cnn {
 
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
-        self.gradient_with(&mut Whole(parameters), batch, gradient).expect("all values are there")
+        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
+        self.gradient_with(&mut Whole { values: parameters, gradient }, batch).expect("all values are there")
     }
 
-    fn gradient_with(
-        &mut self,
-        passes: &mut dyn Passes,
-        batch: Batch<'_>,
-        gradient: &mut [f32],
-    ) -> Option<f32> {
+    fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
         batch.check(self.input());
         assert!(!batch.is_empty(), "the mean over no examples is not defined");
-        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
         let scale = 1.0 / batch.len() as f32;
         let mut progress = self.progress(batch.len());
         let (mut loss_sum, mut mean) = (0.0, f32::NAN);
@@ -318,7 +315,7 @@ impl Model for Cnn {
                 mean = (loss_sum / batch.len() as f64) as f32;
                 passes.loss(mean, progress.share())?;
             }
-            self.backward(passes, examples, &part, &mut progress, gradient)?;
+            self.backward(passes, examples, &part, &mut progress)?;
         }
         Some(mean)
     }
@@ -329,7 +326,8 @@ impl Model for Cnn {
         let mut score = Score::default();
         let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            self.forward(&mut Whole(parameters), part, &mut progress).expect("all values are there");
+            let passes = &mut Whole { values: parameters, gradient: &mut [] };
+            self.forward(passes, part, &mut progress).expect("all values are there");
             score += loss::score(&mut self.logits, part.labels, self.sizes.classes);
         }
         score

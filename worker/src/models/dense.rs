@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use windlass_common::floats::Floats;
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::placement::BLOCK;
 
 use super::convolution::transpose;
 use super::sparse::Sparse;
@@ -13,6 +14,10 @@ use super::tiles::{Block, Terms, Walk, multiply};
 
 /// Outputs of a layer, and inputs if they are not more, whose products are made in tiles.
 const TILED: Range<usize> = 32..513;
+
+/// Values of a gradient that are made together where that costs nothing: few enough to stay in a core's own cache until somebody
+/// takes them.
+const MADE_TOGETHER: usize = 32_768;
 
 /// What follows the linear part of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,32 @@ impl Dense {
         self.start
     }
 
+    /// All rows of the weight.
+    pub(super) fn rows(&self) -> Range<usize> {
+        0..self.inputs
+    }
+
+    /// Blocks of rows whose gradients can be made one by one; each begins at a multiple of 64 values.
+    pub(super) fn blocks(
+        &self,
+        input: Incoming<'_>,
+    ) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+        let all = self.inputs;
+        let together = match input {
+            Incoming::Sparse(_) => MADE_TOGETHER / self.outputs,
+            // A product's other factor would be laid out for each of them anew.
+            Incoming::Whole(_) => all,
+        };
+        let rows = together.next_multiple_of(BLOCK as usize).max(1);
+        (0..all).step_by(rows).map(move |row| row..all.min(row + rows))
+    }
+
+    /// Where these rows lie in the flat buffer, with the bias behind the last one.
+    pub(super) fn range(&self, rows: &Range<usize>) -> Range<usize> {
+        let end = if rows.end == self.inputs { self.end() } else { self.start + rows.end * self.outputs };
+        self.start + rows.start * self.outputs..end
+    }
+
     /// Multiplications of one example on its way forward.
     pub(super) fn multiplications(&self) -> u64 {
         self.inputs as u64 * self.outputs as u64
@@ -120,7 +151,9 @@ impl Dense {
                     general_mat_mul(1.0, &input, &weight, 0.0, output);
                 }
             },
-            Incoming::Sparse(input) => input.multiply(weight, self.outputs, Accumulate::Replace, output),
+            Incoming::Sparse(input) => {
+                input.all().multiply(weight, self.outputs, Accumulate::Replace, output)
+            }
         }
         let bias = &parameters[self.bias()];
         for row in output.chunks_exact_mut(self.outputs) {
@@ -131,31 +164,36 @@ impl Dense {
         }
     }
 
-    /// Gradients of weight and bias, from `delta`, the gradient of the linear part's output.
+    /// Gradients of these rows of the weight and, behind the last one, of the bias, from `delta`, the gradient of the linear part's
+    /// output.
     pub(super) fn parameter_gradient(
         &self,
         input: Incoming<'_>,
         delta: &[f32],
+        rows: &Range<usize>,
         accumulate: Accumulate,
         gradient: &mut [f32],
     ) {
-        let weight = &mut gradient[self.weight()];
+        let (weight, bias) = gradient.split_at_mut(rows.len() * self.outputs);
         match input {
             Incoming::Whole(input) => match input.to_slice() {
                 Some(values) if self.is_tiled() && accumulate == Accumulate::Replace => {
                     let walk = Walk { count: input.nrows(), a: self.inputs, b: self.outputs };
-                    let block = Block { rows: self.inputs, row: self.outputs, columns: self.outputs };
-                    multiply(Terms::in_one_loop(walk), 1, values, delta, block, weight);
+                    let block = Block { rows: rows.len(), row: self.outputs, columns: self.outputs };
+                    multiply(Terms::in_one_loop(walk), 1, &values[rows.start..], delta, block, weight);
                 }
                 _ => {
-                    let weight = &mut matrix_mut(weight, self.inputs, self.outputs);
+                    let weight = &mut matrix_mut(weight, rows.len(), self.outputs);
                     let delta = matrix(delta, input.nrows(), self.outputs);
+                    let input = input.slice_move(s![.., rows.clone()]);
                     general_mat_mul(1.0, &input.t(), &delta, accumulate.beta(), weight);
                 }
             },
-            Incoming::Sparse(input) => input.multiply(delta, self.outputs, accumulate, weight),
+            Incoming::Sparse(input) => input.rows(rows).multiply(delta, self.outputs, accumulate, weight),
         }
-        let bias = &mut gradient[self.bias()];
+        if bias.is_empty() {
+            return;
+        }
         if accumulate == Accumulate::Replace {
             bias.fill(0.0);
         }

@@ -116,7 +116,6 @@ impl Mlp {
         batch: Batch<'_>,
         part: &Part,
         progress: &mut Progress,
-        gradient: &mut [f32],
     ) -> Option<()> {
         let all = self.values();
         let (logits, activations) = self.outputs.split_last().expect("a network has at least one layer");
@@ -128,12 +127,17 @@ impl Mlp {
                 None => self.features.back(batch.features),
                 Some((before, values)) => Incoming::whole(values, self.layers[before].outputs()),
             };
-            layer.parameter_gradient(input, delta_here, part.accumulate(), gradient);
-            // Nobody needs the gradient of the examples.
-            let halves = if values.is_none() { 2 } else { 1 };
-            progress.add(halves * layer.multiplications(), batch.len());
-            if part.is_last {
-                passes.made(layer.start(), gradient, progress.share());
+            for rows in layer.blocks(input).rev() {
+                let (_, room) = passes.room(layer.range(&rows), part.is_cut());
+                layer.parameter_gradient(input, delta_here, &rows, part.accumulate(), room);
+                if rows.start == 0 {
+                    // Nobody needs the gradient of the examples.
+                    let halves = if values.is_none() { 2 } else { 1 };
+                    progress.add(halves * layer.multiplications(), batch.len());
+                }
+                if part.is_last {
+                    passes.made(layer.range(&rows).start, progress.share());
+                }
             }
             let Some((_, values)) = values else { break };
             delta_before.make(values.len());
@@ -177,18 +181,13 @@ impl Model for Mlp {
 
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
-        self.gradient_with(&mut Whole(parameters), batch, gradient).expect("all values are there")
+        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
+        self.gradient_with(&mut Whole { values: parameters, gradient }, batch).expect("all values are there")
     }
 
-    fn gradient_with(
-        &mut self,
-        passes: &mut dyn Passes,
-        batch: Batch<'_>,
-        gradient: &mut [f32],
-    ) -> Option<f32> {
+    fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
         batch.check(self.input);
         assert!(!batch.is_empty(), "the mean over no examples is not defined");
-        assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
         let scale = 1.0 / batch.len() as f32;
         let mut progress = self.progress(batch.len());
         let (mut loss_sum, mut mean) = (0.0, f32::NAN);
@@ -201,7 +200,7 @@ impl Model for Mlp {
                 mean = (loss_sum / batch.len() as f64) as f32;
                 passes.loss(mean, progress.share())?;
             }
-            self.backward(passes, examples, &part, &mut progress, gradient)?;
+            self.backward(passes, examples, &part, &mut progress)?;
         }
         Some(mean)
     }
@@ -212,7 +211,8 @@ impl Model for Mlp {
         let mut score = Score::default();
         let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            self.forward(&mut Whole(parameters), part, &mut progress).expect("all values are there");
+            let passes = &mut Whole { values: parameters, gradient: &mut [] };
+            self.forward(passes, part, &mut progress).expect("all values are there");
             let logits = self.outputs.last_mut().expect("a network has at least one layer");
             score += loss::score(logits, part.labels, self.input.classes);
         }

@@ -57,16 +57,13 @@ pub trait Model: Send + fmt::Debug {
     ///
     /// # Panics
     /// As [`gradient`](Self::gradient).
-    fn gradient_with(
-        &mut self,
-        passes: &mut dyn Passes,
-        batch: Batch<'_>,
-        gradient: &mut [f32],
-    ) -> Option<f32> {
-        let parameters = passes.values(gradient.len(), 0.0)?;
+    fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
+        let total = passes.total();
+        passes.values(total, 0.0)?;
+        let (parameters, gradient) = passes.room(0..total, false);
         let loss = self.gradient(parameters, batch, gradient);
         passes.loss(loss, 1.0)?;
-        passes.made(0, gradient, 1.0);
+        passes.made(0, 1.0);
         Some(loss)
     }
 
@@ -159,6 +156,11 @@ impl Part {
 
     fn of<'a>(&self, batch: Batch<'a>) -> Batch<'a> {
         batch.part(self.examples.clone())
+    }
+
+    /// Whether the batch has other parts.
+    fn is_cut(&self) -> bool {
+        self.examples.start > 0 || !self.is_last
     }
 
     /// Whether its gradient replaces what the buffer holds, or is added to it.

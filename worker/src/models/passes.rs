@@ -1,35 +1,58 @@
 //! What a model asks for and tells while it computes a gradient, layer by layer.
 
+use std::ops::Range;
+
 /// Whoever wants a gradient gives values as the forward pass comes to them, and takes the gradient as the backward pass
 /// makes it. Front layers lie at the front of the flat buffers.
 ///
 /// `done` is the share of the gradient's multiplications that are behind, from 0 to 1. By convention the forward pass is a
 /// third of them, and a layer has the same share of either pass.
 pub trait Passes {
+    /// Number of the model's values.
+    fn total(&self) -> usize;
+
     /// The values, of which those up to `end` are read next. `None` if they will not come: the gradient is given up.
     fn values(&mut self, end: usize, done: f64) -> Option<&[f32]>;
 
     /// The last forward pass is over, with this mean loss over the batch. `None` if the gradient is of no use any more.
     fn loss(&mut self, loss: f32, done: f64) -> Option<()>;
 
-    /// The gradient is final from here to its end. What was told before is part of that, and `gradient` is the whole buffer.
-    fn made(&mut self, from: usize, gradient: &[f32], done: f64);
+    /// The values that have been asked for, and memory for the gradient of those in `range`: it is to be written, and then told.
+    /// What it holds has no meaning, unless the batch is cut into parts whose gradients are added up: then it holds what was
+    /// written there for the part before, if there was one.
+    fn room(&mut self, range: Range<usize>, is_cut: bool) -> (&[f32], &mut [f32]);
+
+    /// The gradient is final from here to where it was before, at first its end: the range for which there was room last.
+    fn made(&mut self, from: usize, done: f64);
 }
 
-/// All values, for whoever wants the gradient when all of it is made.
-#[derive(Clone, Copy, Debug)]
-pub struct Whole<'a>(pub &'a [f32]);
+/// All values, and memory for all of the gradient, for whoever wants it when all of it is made.
+#[derive(Debug)]
+pub struct Whole<'a> {
+    /// Of all variables, end to end.
+    pub values: &'a [f32],
+    /// As many, if a gradient is computed.
+    pub gradient: &'a mut [f32],
+}
 
 impl Passes for Whole<'_> {
+    fn total(&self) -> usize {
+        self.values.len()
+    }
+
     fn values(&mut self, _: usize, _: f64) -> Option<&[f32]> {
-        Some(self.0)
+        Some(self.values)
     }
 
     fn loss(&mut self, _: f32, _: f64) -> Option<()> {
         Some(())
     }
 
-    fn made(&mut self, _: usize, _: &[f32], _: f64) {}
+    fn room(&mut self, range: Range<usize>, _: bool) -> (&[f32], &mut [f32]) {
+        (self.values, &mut self.gradient[range])
+    }
+
+    fn made(&mut self, _: usize, _: f64) {}
 }
 
 /// Counts multiplications, to tell which share of them is done.
@@ -58,8 +81,6 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -72,6 +93,9 @@ mod tests {
         shown: Vec<f32>,
         ends: Vec<usize>,
         losses: Vec<f32>,
+        /// Where there is room for what is made next: if a batch is not cut, the same for each part.
+        room: Vec<f32>,
+        place: Range<usize>,
         made: Vec<(Range<usize>, Vec<f32>)>,
         shares: Vec<f64>,
         /// So many times values are given, and then no more.
@@ -82,11 +106,16 @@ mod tests {
         fn new(all: &[f32], times: usize) -> Self {
             let (shown, all) = (vec![f32::NAN; all.len()], all.to_vec());
             let (ends, losses, made, shares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            Self { all, shown, ends, losses, made, shares, times }
+            let (room, place) = (Vec::new(), 0..0);
+            Self { all, shown, ends, losses, room, place, made, shares, times }
         }
     }
 
     impl Passes for Watch {
+        fn total(&self) -> usize {
+            self.all.len()
+        }
+
         fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
             self.times = self.times.checked_sub(1)?;
             self.shown[..end].copy_from_slice(&self.all[..end]);
@@ -101,9 +130,23 @@ mod tests {
             self.times.checked_sub(1).map(|times| self.times = times)
         }
 
-        fn made(&mut self, from: usize, gradient: &[f32], done: f64) {
-            let until = self.made.last().map_or(gradient.len(), |(range, _)| range.start);
-            self.made.push((from..until, gradient[from..until].to_vec()));
+        fn room(&mut self, range: Range<usize>, is_cut: bool) -> (&[f32], &mut [f32]) {
+            self.place = range.clone();
+            if is_cut {
+                self.room.resize(self.all.len(), f32::NAN);
+                return (&self.shown, &mut self.room[range]);
+            }
+            self.room.clear();
+            self.room.resize(range.len(), f32::NAN);
+            (&self.shown, &mut self.room)
+        }
+
+        fn made(&mut self, from: usize, done: f64) {
+            let until = self.made.last().map_or(self.all.len(), |(range, _)| range.start);
+            assert_eq!(self.place, from..until, "what there was room for");
+            let in_room =
+                if self.room.len() == self.all.len() { self.place.clone() } else { 0..until - from };
+            self.made.push((from..until, self.room[in_room].to_vec()));
             self.shares.push(done);
         }
     }
@@ -120,8 +163,8 @@ mod tests {
         let (mut expected, mut found) = (vec![f32::NAN; values.len()], vec![1e30; values.len()]);
         let loss = model.gradient(&values, batch, &mut expected);
         let mut watch = Watch::new(&values, usize::MAX);
-        let with = model.gradient_with(&mut watch, batch, &mut found).unwrap();
-        assert_eq!((with.to_bits(), bits(&found)), (loss.to_bits(), bits(&expected)));
+        let with = model.gradient_with(&mut watch, batch).unwrap();
+        assert_eq!(with.to_bits(), loss.to_bits());
         assert_eq!(watch.losses, [loss]);
 
         let first_time = watch.ends.iter().scan(0, |most, &end| {
@@ -143,7 +186,7 @@ mod tests {
         // Given up at every place, a model is as it was.
         for times in 0..watch.ends.len() + 1 {
             let mut given_up = Watch::new(&values, times);
-            assert_eq!(model.gradient_with(&mut given_up, batch, &mut found), None, "{times}");
+            assert_eq!(model.gradient_with(&mut given_up, batch), None, "{times}");
             assert!(given_up.ends.len() + given_up.losses.len() <= times + 1);
         }
         let again = model.gradient(&values, batch, &mut found);
@@ -220,9 +263,7 @@ mod tests {
         let values = oracle::parameters(&model, 3);
         let (features, labels) = oracle::examples(model.input(), 5);
         let mut watch = Watch::new(&values, usize::MAX);
-        model
-            .gradient_with(&mut watch, Batch::new(&features, &labels), &mut vec![0.0; values.len()])
-            .unwrap();
+        model.gradient_with(&mut watch, Batch::new(&features, &labels)).unwrap();
         // Both layers forward, the loss, the parameters of the second, its input, the first.
         let sixths = [0.0, 1.0, 2.0, 3.0, 3.0, 6.0].map(|sixths| sixths / 6.0);
         assert_eq!(watch.shares, sixths);

@@ -1,6 +1,8 @@
 //! Multiplies by matrices most of whose values are 0, as most pixels of a digit are, and leaves those terms out, also where the other
 //! factor is not finite.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 use multiversion::target::match_target;
 use ndarray::ArrayView2;
@@ -107,11 +109,33 @@ impl Sparse {
         self.starts.pop();
     }
 
+    /// All rows.
+    pub(super) fn all(&self) -> Rows<'_> {
+        let Self { columns, starts, entries, .. } = self;
+        Rows { columns: *columns, starts, entries }
+    }
+
+    /// Some rows.
+    pub(super) fn rows(&self, rows: &Range<usize>) -> Rows<'_> {
+        let parts = parts(self.columns);
+        Rows { starts: &self.starts[rows.start * parts..=rows.end * parts], ..self.all() }
+    }
+}
+
+/// Rows of a matrix that follow each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows<'a> {
+    columns: usize,
+    starts: &'a [usize],
+    entries: &'a [Entry],
+}
+
+impl Rows<'_> {
     /// Writes the product with `right`, [columns, width], to `results`, [rows, width], or adds it.
     ///
     /// Every sum is one chain of multiply-adds in the order of its terms, so that all machines that have them fused give the same
     /// bits.
-    pub(super) fn multiply(&self, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
+    pub(super) fn multiply(self, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
         multiply(self, right, width, accumulate, results);
     }
 }
@@ -121,7 +145,7 @@ fn parts(columns: usize) -> usize {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma"))]
-fn multiply(left: &Sparse, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
+fn multiply(left: Rows<'_>, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
     match_target! {
         "x86_64+avx512f" => multiply_in::<Fused>(left, right, width, accumulate, results),
         "x86_64+avx2+fma" => multiply_in::<Fused>(left, right, width, accumulate, results),
@@ -133,7 +157,7 @@ fn multiply(left: &Sparse, right: &[f32], width: usize, accumulate: Accumulate, 
 /// Cuts the results into blocks of columns whose sums stay in registers.
 #[inline(always)]
 fn multiply_in<M: MultiplyAdd>(
-    left: &Sparse,
+    left: Rows<'_>,
     right: &[f32],
     width: usize,
     accumulate: Accumulate,
@@ -156,7 +180,7 @@ fn multiply_in<M: MultiplyAdd>(
 /// All rows of W + V columns, apart since a register may hold a part of W as long as it is alone; returns their number.
 #[inline(always)]
 fn block<M: MultiplyAdd, const W: usize, const V: usize>(
-    left: &Sparse,
+    left: Rows<'_>,
     right: &[f32],
     width: usize,
     mut accumulate: Accumulate,
@@ -237,7 +261,7 @@ mod tests {
         whole
     }
 
-    type Multiply = fn(&Sparse, &[f32], usize, Accumulate, &mut [f32]);
+    type Multiply = fn(Rows<'_>, &[f32], usize, Accumulate, &mut [f32]);
 
     /// What this machine chooses, and what others would.
     const KERNELS: [Multiply; 3] = [multiply, multiply_in::<Fused>, multiply_in::<Apart>];
@@ -305,10 +329,17 @@ mod tests {
                     };
                     for multiply in KERNELS {
                         let mut results = vec![f32::NAN; matrix.nrows() * width];
-                        multiply(left, &right, width, Accumulate::Replace, &mut results);
+                        multiply(left.all(), &right, width, Accumulate::Replace, &mut results);
                         close(&results, &sum(0.0), "sums");
+                        let mut in_blocks = vec![f32::NAN; results.len()];
+                        let rows = matrix.nrows();
+                        for rows in [0..rows / 3, rows / 3..rows] {
+                            let results = &mut in_blocks[rows.start * width..rows.end * width];
+                            multiply(left.rows(&rows), &right, width, Accumulate::Replace, results);
+                        }
+                        assert_eq!(in_blocks, results, "in blocks of rows");
                         results.fill(0.5);
-                        multiply(left, &right, width, Accumulate::Add, &mut results);
+                        multiply(left.all(), &right, width, Accumulate::Add, &mut results);
                         close(&results, &sum(0.5), "what is added");
                     }
                 }
@@ -321,11 +352,11 @@ mod tests {
         let (matrix, width) = (matrix(9, TERMS + 20, 30), 241);
         let (sparse, right) = (sparse(&matrix), normal("right", matrix.ncols() * width));
         let mut all = vec![0.0; 9 * width];
-        multiply_in::<Fused>(&sparse, &right, width, Accumulate::Replace, &mut all);
+        multiply_in::<Fused>(sparse.all(), &right, width, Accumulate::Replace, &mut all);
         for column in 0..width {
             let alone: Vec<f32> = right[column..].iter().step_by(width).copied().collect();
             let mut one = vec![0.0; 9];
-            multiply_in::<Fused>(&sparse, &alone, 1, Accumulate::Replace, &mut one);
+            multiply_in::<Fused>(sparse.all(), &alone, 1, Accumulate::Replace, &mut one);
             assert!(one.iter().eq(all[column..].iter().step_by(width)), "column {column}");
         }
     }

@@ -1,5 +1,6 @@
 //! Tests of what is sent of gradients, and of what is left out until later.
 
+use windlass_common::ids::ShardId;
 use windlass_common::layout::{Initial, Variable};
 
 use super::*;
@@ -51,7 +52,7 @@ fn shards_decode_the_same_however_many_they_are() {
                 let mut gradient = gradient(step);
                 let payloads = encoder.encode(&mut gradient, CLIENT, Step(step));
                 let sent = payloads.map_or_else(|| gradient.clone(), |p| decoded(&p, &placement, codec));
-                encoder.settle(Feedback::Taken, &gradient);
+                encoder.settle(Feedback::Taken);
                 sent.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             });
             steps.collect::<Vec<_>>()
@@ -73,7 +74,7 @@ fn whatever_is_left_out_is_sent_later_or_still_there() {
         assert!(sent.iter().filter(|v| **v != 0.0).count() <= 81, "a hundredth of each variable is sent");
         if step % 3 == 2 {
             // Of a push that does not count on the second shard all is left out there.
-            encoder.settle(Feedback::Unused { shard: 1 }, &p);
+            encoder.settle(Feedback::Unused { shard: 1 });
             let of = placement.of_shard(ShardId(0));
             for slice in of {
                 let from = layout().range(slice.variable).start + slice.start as usize;
@@ -84,7 +85,7 @@ fn whatever_is_left_out_is_sent_later_or_still_there() {
         } else {
             owed.iter_mut().zip(&sent).for_each(|(owed, sent)| *owed -= sent);
         }
-        encoder.settle(Feedback::Taken, &p);
+        encoder.settle(Feedback::Taken);
     }
 }
 
@@ -94,7 +95,7 @@ fn what_is_left_out_belongs_to_the_client_and_to_the_history() {
     let push = |encoder: &mut Encoder, client, feedback| {
         let mut p = gradient(0);
         encoder.encode(&mut p, ClientId(client), Step(0));
-        encoder.settle(feedback, &p);
+        encoder.settle(feedback);
         p
     };
     let first = push(&mut encoder, 0, Feedback::Taken);
@@ -114,7 +115,7 @@ fn codecs_without_bias_add_nothing() {
         for step in 0..2 {
             let mut p = gradient(step);
             encoder.encode(&mut p, CLIENT, Step(step)).unwrap();
-            encoder.settle(Feedback::Taken, &p);
+            encoder.settle(Feedback::Taken);
             assert_eq!(p, gradient(step), "{codec}");
         }
     }
@@ -136,45 +137,91 @@ fn memory_of_payloads_is_used_again_when_nobody_reads_them() {
 /// Slices are encoded in any order, each from a copy of its values.
 fn slice_by_slice(encoder: &mut Encoder, gradient: &mut [f32], step: u64) -> Vec<Payload> {
     encoder.begin_slices(CLIENT, Step(step));
-    let pieces: Vec<Vec<Range<usize>>> =
-        encoder.shards.iter().map(|pieces| pieces.iter().map(|piece| piece.flat.clone()).collect()).collect();
+    let pieces: Vec<Vec<Range<usize>>> = (0..encoder.places.shards())
+        .map(|shard| encoder.places.of(shard).iter().map(|piece| piece.flat.clone()).collect())
+        .collect();
     let mut payloads = Vec::new();
     for (shard, pieces) in pieces.into_iter().enumerate().rev() {
         let mut slices: Vec<(usize, Vec<u8>)> = Vec::new();
         for (index, flat) in pieces.into_iter().enumerate().rev() {
-            let (mut values, mut bytes) = (gradient[flat].to_vec(), Vec::new());
-            encoder.encode_slice(shard, index, &mut values, &mut bytes);
-            slices.push((index, bytes));
+            let mut values = gradient[flat.clone()].to_vec();
+            slices.push((index, encoder.encode_slice(shard, index, &mut values).to_vec()));
+            gradient[flat].copy_from_slice(&values);
         }
         slices.reverse();
         payloads.push(Payload::new(slices.into_iter().flat_map(|(_, bytes)| bytes).collect()));
     }
-    encoder.whole(gradient);
     payloads.reverse();
     payloads
 }
 
+/// Parts are encoded from the last to the first, each from a copy of its values; variables begin at 0, 5000 and 5010.
+fn part_by_part(encoder: &mut Encoder, gradient: &mut [f32], step: u64) -> Vec<Payload> {
+    const CUTS: [&[usize]; 3] =
+        [&[0, 8010], &[0, 64, 2112, 5010, 5010 + 2944, 8010], &[0, 4992, 5000, 5010 + 64, 8010]];
+    encoder.begin_parts(CLIENT, Step(step));
+    for cut in CUTS[step as usize % CUTS.len()].windows(2).rev() {
+        encoder.encode_part(cut[0], &mut gradient[cut[0]..cut[1]]);
+    }
+    encoder.end_parts()
+}
+
 #[test]
-fn slice_by_slice_the_same_is_sent_and_left_out() {
+fn in_slices_and_in_parts_the_same_is_sent_and_left_out() {
     for codec in Codec::all().into_iter().filter(|codec| codec.is_elementwise() && *codec != Codec::F32) {
         for shards in SHARDS {
-            let [(mut whole, ..), (mut sliced, ..)] = [(); 2].map(|()| encoder(&codec.to_string(), shards));
+            let mut encoders = [(); 3].map(|()| encoder(&codec.to_string(), shards).0);
             for step in 0..8 {
-                let (mut one, mut other) = (gradient(step), gradient(step));
-                let expected = whole.encode(&mut one, CLIENT, Step(step)).unwrap();
-                // The two may follow each other.
-                let found = match step {
-                    5 => sliced.encode(&mut other, CLIENT, Step(step)).unwrap(),
-                    _ => slice_by_slice(&mut sliced, &mut other, step),
+                let mut gradients = [(); 3].map(|()| gradient(step));
+                let [whole, sliced, in_parts] = &mut encoders;
+                let [one, two, three] = &mut gradients;
+                assert!(Encoder::takes_parts(codec), "{codec}");
+                let expected = whole.encode(one, CLIENT, Step(step)).unwrap();
+                // The ways may follow each other.
+                let in_slices = match step {
+                    5 => sliced.encode(two, CLIENT, Step(step)).unwrap(),
+                    _ => slice_by_slice(sliced, two, step),
                 };
-                assert_eq!(found, expected, "{codec}, {shards} shards, step {step}");
-                assert_eq!(one, other, "{codec}: what was left out is added");
-                for encoder in [&mut whole, &mut sliced] {
-                    if step == 2 {
-                        encoder.settle(Feedback::Unused { shard: 0 }, &one);
-                    }
-                    encoder.settle(if step == 3 { Feedback::Undone } else { Feedback::Taken }, &one);
+                if step == 4 {
+                    // What was begun and not ended is void.
+                    in_parts.begin_parts(CLIENT, Step(step));
+                    in_parts.encode_part(5000, &mut [1e9; 10]);
                 }
+                let in_parts = part_by_part(in_parts, three, step);
+                for found in [in_slices, in_parts] {
+                    assert_eq!(found, expected, "{codec}, {shards} shards, step {step}");
+                }
+                assert!(
+                    gradients.iter().all(|of| *of == gradients[0]),
+                    "{codec}: what was left out is added"
+                );
+                for encoder in &mut encoders {
+                    if step == 2 {
+                        encoder.settle(Feedback::Unused { shard: 0 });
+                    }
+                    encoder.settle(if step == 3 { Feedback::Undone } else { Feedback::Taken });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn all_of_a_push_that_does_not_count_is_left_out() {
+    for codec in Codec::all().into_iter().filter(|codec| codec.is_biased()) {
+        for shards in SHARDS {
+            let (mut encoder, ..) = encoder(&codec.to_string(), shards);
+            taken(&mut encoder, 3, 0);
+            let mut p = gradient(1);
+            encoder.encode(&mut p, CLIENT, Step(1));
+            // Said once more, nothing comes of it.
+            for shard in (0..shards as usize).chain(0..shards as usize) {
+                encoder.settle(Feedback::Unused { shard });
+            }
+            encoder.settle(Feedback::Taken);
+            let left = &encoder.residuals[&CLIENT].values;
+            for (left, p) in left.iter().zip(&p) {
+                assert!((left - p).abs() <= f32::EPSILON * p.abs().max(1.0), "{codec}: {left} {p}");
             }
         }
     }
@@ -184,7 +231,7 @@ fn slice_by_slice_the_same_is_sent_and_left_out() {
 fn taken(encoder: &mut Encoder, client: u32, step: u64) -> Vec<f32> {
     let mut p = gradient(step);
     encoder.encode(&mut p, ClientId(client), Step(step));
-    encoder.settle(Feedback::Taken, &p);
+    encoder.settle(Feedback::Taken);
     p
 }
 
@@ -209,7 +256,7 @@ fn another_encoder_goes_on_with_what_was_given() {
         assert_eq!(encoder.give(0, AsOf::Now, false).len(), 1, "one has changed");
         // Who knows better takes no notice.
         let expected = taken(&mut encoder, 3, 4);
-        let zeros = vec![0.0; other.shards[0].iter().map(|piece| piece.flat.len()).sum()];
+        let zeros = vec![0.0; other.places.of(0).iter().map(|piece| piece.flat.len()).sum()];
         assert!(other.recall(0, CLIENT, &zeros).is_ok());
         assert_eq!(taken(&mut other, 3, 4), expected);
     }
