@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
 use windlass_benches::setting::plan;
-use windlass_worker::data;
+use windlass_worker::data::{self, Gathered};
 use windlass_worker::models::{self, Batch};
 
 /// A product of an m x k by a k x n matrix.
@@ -54,14 +54,17 @@ fn gradients(c: &mut Criterion) {
         let values =
             plan(name, 1, 1).and_then(|p| Ok(p.layout()?.initial_values(1))).expect("it is built in");
         let mut gradient = vec![0.0; values.len()];
-        let (mut features, mut labels) = (Vec::new(), Vec::new());
-        digits.gather(&(0..batch as u32).collect::<Vec<_>>(), &mut features, &mut labels);
+        let mut gathered = Gathered::default();
+        digits.gather(&(0..batch as u32).collect::<Vec<_>>(), &mut gathered);
+        let batch_of_digits = gathered.batch();
         group.bench_function(BenchmarkId::new(format!("{name}, digits"), batch), |b| {
-            b.iter(|| model.gradient(&values, Batch::new(&features, &labels), &mut gradient));
+            b.iter(|| model.gradient(&values, batch_of_digits, &mut gradient));
         });
-        features.iter_mut().zip(0..).for_each(|(feature, i)| *feature = (1 + i % 251) as f32 / 251.0);
+        let labels = batch_of_digits.labels;
+        let features: Vec<f32> =
+            (0..batch * model.input().features).map(|i| (1 + i % 251) as f32 / 251.0).collect();
         group.bench_function(BenchmarkId::new(format!("{name}, full"), batch), |b| {
-            b.iter(|| model.gradient(&values, Batch::new(&features, &labels), &mut gradient));
+            b.iter(|| model.gradient(&values, Batch::new(&features, labels), &mut gradient));
         });
 
         let mut matrices: Vec<[Array2<f32>; 3]> = list

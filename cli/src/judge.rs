@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fmt, thread};
 
-use windlass_worker::data::{Data, Dataset};
-use windlass_worker::models::{Batch, Model, ModelError, Score, by_name};
+use windlass_worker::data::{Data, Dataset, Gathered};
+use windlass_worker::models::{Model, ModelError, Score, by_name};
 
 use crate::problem::Dealing;
 
@@ -61,14 +61,14 @@ impl Judge {
     /// If the model cannot be made.
     pub(crate) fn score_clients(&self, values: &[f32]) -> Result<Vec<Option<Score>>, ModelError> {
         let mut model = by_name(&self.model)?;
-        let (mut features, mut labels) = (Vec::new(), Vec::new());
+        let mut gathered = Gathered::default();
         // Where nobody holds anything out there is nothing to say of anybody.
         let judged = self.dealing.iter().filter(|dealing| dealing.held.iter().any(|held| !held.is_empty()));
         let held = judged.flat_map(|dealing| &dealing.held);
         let score = |examples: &Vec<u32>| {
-            self.train.gather(examples, &mut features, &mut labels);
+            self.train.gather(examples, &mut gathered);
             let is_judged = !examples.is_empty();
-            is_judged.then(|| model.score(values, Batch::new(&features, &labels)))
+            is_judged.then(|| model.score(values, gathered.batch()))
         };
         Ok(held.map(score).collect())
     }
@@ -102,7 +102,7 @@ impl Judge {
 
     /// Scores chunks until none is left.
     fn some(&self, model: &mut dyn Model, values: &[f32], next: &AtomicUsize) -> Vec<(usize, Score)> {
-        let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut indices, mut gathered) = (Vec::new(), Gathered::default());
         let mut scores = Vec::new();
         loop {
             let chunk = next.fetch_add(1, Ordering::Relaxed);
@@ -113,8 +113,8 @@ impl Judge {
             indices.clear();
             // Loading limits a data set to what 32 bits can number.
             indices.extend(start as u32..self.test.len().min(start + CHUNK) as u32);
-            self.test.gather(&indices, &mut features, &mut labels);
-            scores.push((chunk, model.score(values, Batch::new(&features, &labels))));
+            self.test.gather(&indices, &mut gathered);
+            scores.push((chunk, model.score(values, gathered.batch())));
         }
     }
 }

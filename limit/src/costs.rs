@@ -20,8 +20,8 @@ use windlass_common::wire::Codec;
 use windlass_ps_core::rules::rules;
 use windlass_ps_core::store::{Combined, Store, Undecoded};
 use windlass_transport::{Role, RunAuthority};
-use windlass_worker::data;
-use windlass_worker::models::{self, Batch, Model};
+use windlass_worker::data::{self, Gathered};
+use windlass_worker::models::{self, Model};
 
 use crate::bare::{self, Payload};
 use crate::processor::processor_time;
@@ -123,8 +123,8 @@ fn threads(plan: &Plan) -> NonZeroUsize {
 /// Batches that gradients are computed of in turn, so that no processor learns where in them the values are that are not 0.
 const BATCHES: usize = 16;
 
-/// Batches of the plan's data, each with its labels.
-struct Examples([(Vec<f32>, Vec<u32>); BATCHES]);
+/// Batches of the plan's data.
+struct Examples([Gathered; BATCHES]);
 
 impl Examples {
     fn of(plan: &Plan) -> anyhow::Result<Self> {
@@ -134,9 +134,9 @@ impl Examples {
         let owned = data::owned(plan, loaded, WorkerId(0))?;
         let mut all = (0..plan.clients.count).flat_map(|client| owned.of(ClientId(client))).copied().cycle();
         let mut batches = Self(Default::default());
-        for (features, labels) in &mut batches.0 {
+        for batch in &mut batches.0 {
             let indices: Vec<u32> = all.by_ref().take(plan.training.batch as usize).collect();
-            owned.gather(&indices, features, labels);
+            owned.gather(&indices, batch);
         }
         Ok(batches)
     }
@@ -145,7 +145,7 @@ impl Examples {
 /// What computes gradients.
 struct Computing<'a> {
     model: Box<dyn Model>,
-    batches: std::iter::Cycle<std::slice::Iter<'a, (Vec<f32>, Vec<u32>)>>,
+    batches: std::iter::Cycle<std::slice::Iter<'a, Gathered>>,
 }
 
 impl<'a> Computing<'a> {
@@ -155,8 +155,8 @@ impl<'a> Computing<'a> {
     }
 
     fn once(&mut self, values: &[f32], gradient: &mut [f32]) {
-        let (features, labels) = self.batches.next().expect("they begin anew");
-        black_box(self.model.gradient(values, Batch::new(features, labels), gradient));
+        let batch = self.batches.next().expect("they begin anew").batch();
+        black_box(self.model.gradient(values, batch, gradient));
     }
 }
 

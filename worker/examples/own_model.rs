@@ -23,15 +23,18 @@ const FEATURES: usize = 784;
 const CLASSES: usize = 10;
 
 #[derive(Debug)]
-struct LeastSquares;
+struct LeastSquares {
+    /// The features of a batch as floats: those of images come as bytes.
+    features: Vec<f32>,
+}
 
 impl LeastSquares {
     /// Outputs minus targets, one row per example.
-    fn errors(parameters: &[f32], batch: Batch<'_>) -> Array2<f32> {
+    fn errors(parameters: &[f32], features: ArrayView2<'_, f32>, labels: &[u32]) -> Array2<f32> {
         let (weight, bias) = parameters.split_at(FEATURES * CLASSES);
         let weight = ArrayView2::from_shape((FEATURES, CLASSES), weight).expect("the layout says so");
-        let mut errors = batch.features.dot(&weight);
-        for (mut row, &label) in errors.rows_mut().into_iter().zip(batch.labels) {
+        let mut errors = features.dot(&weight);
+        for (mut row, &label) in errors.rows_mut().into_iter().zip(labels) {
             row.iter_mut().zip(bias).for_each(|(output, bias)| *output += bias);
             row[label as usize] -= 1.0;
         }
@@ -53,17 +56,19 @@ impl Model for LeastSquares {
     }
 
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
-        let errors = Self::errors(parameters, batch);
+        let features = batch.features.floats(&mut self.features);
+        let errors = Self::errors(parameters, features, batch.labels);
         let share = 1.0 / batch.len() as f32;
         let (weight, bias) = gradient.split_at_mut(FEATURES * CLASSES);
         let mut weight = ArrayViewMut2::from_shape((FEATURES, CLASSES), weight).expect("the layout says so");
-        general_mat_mul(share, &batch.features.t(), &errors, 0.0, &mut weight);
+        general_mat_mul(share, &features.t(), &errors, 0.0, &mut weight);
         bias.copy_from_slice((errors.sum_axis(Axis(0)) * share).as_slice().expect("a sum is contiguous"));
         0.5 * share * errors.mapv(|e| e * e).sum()
     }
 
     fn score(&mut self, parameters: &[f32], batch: Batch<'_>) -> Score {
-        let errors = Self::errors(parameters, batch);
+        let features = batch.features.floats(&mut self.features);
+        let errors = Self::errors(parameters, features, batch.labels);
         let mut score = Score { examples: batch.len() as u64, ..Score::default() };
         for (row, &label) in errors.rows().into_iter().zip(batch.labels) {
             score.loss_sum += 0.5 * row.iter().map(|&e| f64::from(e * e)).sum::<f64>();
@@ -88,6 +93,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let join = JoinOptions::new(flags.coordinator, &flags.identity)?;
     let options = TrainingOptions { join, data: None };
     let interrupted = windlass_process::interrupted(false);
-    train_with(options, interrupted, |_| Ok(Box::new(LeastSquares)))?;
+    train_with(options, interrupted, |_| Ok(Box::new(LeastSquares { features: Vec::new() })))?;
     Ok(())
 }

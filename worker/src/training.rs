@@ -15,7 +15,7 @@ use windlass_process::{Failure, OrExit};
 
 use crate::ahead;
 use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
-use crate::data::{self, Early, ExampleStream, Owned};
+use crate::data::{self, Early, ExampleStream, Gathered, Owned};
 use crate::emulation::Emulation;
 use crate::federated;
 use crate::models::{self, Batch, Model};
@@ -160,8 +160,7 @@ pub(crate) struct Batches<'a> {
     hosted: Arc<[ClientId]>,
     stream: ExampleStream,
     indices: Vec<u32>,
-    features: Vec<f32>,
-    labels: Vec<u32>,
+    gathered: Gathered,
 }
 
 impl<'a> Batches<'a> {
@@ -169,8 +168,8 @@ impl<'a> Batches<'a> {
         let (seed, worker, hosted) = (plan.seed, client.worker(), Arc::clone(client.hosted()));
         let stream = ExampleStream::new(seed, worker, data.union(&hosted)).or_exit(Exit::Input)?;
         let size = plan.training.batch as usize;
-        let (indices, features, labels) = Default::default();
-        Ok(Self { data, seed, worker, size, hosted, stream, indices, features, labels })
+        let (indices, gathered) = Default::default();
+        Ok(Self { data, seed, worker, size, hosted, stream, indices, gathered })
     }
 
     /// Whose data they are of.
@@ -186,9 +185,9 @@ impl<'a> Batches<'a> {
             self.stream = ExampleStream::new(self.seed, self.worker, data).or_exit(Exit::Input)?;
         }
         self.stream.batch(step.0, self.size, &mut self.indices);
-        self.data.gather(&self.indices, &mut self.features, &mut self.labels);
+        self.data.gather(&self.indices, &mut self.gathered);
         let examples = u32::try_from(self.indices.len()).expect("a checked plan has a batch below 2^24");
-        Ok((Batch::new(&self.features, &self.labels), examples))
+        Ok((self.gathered.batch(), examples))
     }
 }
 

@@ -7,10 +7,10 @@ use serde_json::Value;
 use windlass_common::ids::{ClientId, WorkerId};
 use windlass_common::plan::{Goal, Mode, Plan};
 use windlass_tests::oracle::{Model, mean};
-use windlass_worker::data::{self, ExampleStream, Owned};
+use windlass_worker::data::{self, ExampleStream, Gathered, Owned};
 use windlass_worker::emulation::Emulation;
 use windlass_worker::federated::LocalTraining;
-use windlass_worker::models::{self, Batch};
+use windlass_worker::models;
 
 /// What a run in sync or fedavg must end in, by its log: the pushes that each step or round was closed with, and for each
 /// the dealing of clients that it was computed under.
@@ -101,7 +101,7 @@ fn steps(plan: &Plan, data: &Owned, log: &[Value]) -> Vec<f32> {
     let (mut model, mut network) =
         (Model::of(plan), models::by_name(&plan.model.name).expect("it is built in"));
     let (batch, target) = (plan.training.batch, plan.examples_target().0);
-    let (mut done, mut indices, mut features, mut labels) = (0, Vec::new(), Vec::new(), Vec::new());
+    let (mut done, mut indices, mut gathered) = (0, Vec::new(), Gathered::default());
     for line in log.iter().filter(is_closed) {
         let step = number(&line["step"]);
         let mut gradients = Vec::new();
@@ -111,9 +111,9 @@ fn steps(plan: &Plan, data: &Owned, log: &[Value]) -> Vec<f32> {
             let own = data.union(&hosted.collect::<Vec<_>>());
             let mut stream = ExampleStream::new(plan.seed, WorkerId(worker), own).expect("it has examples");
             stream.batch(step, batch as usize, &mut indices);
-            data.gather(&indices, &mut features, &mut labels);
+            data.gather(&indices, &mut gathered);
             let mut gradient = vec![0.0; model.values.len()];
-            network.gradient(&model.values, Batch::new(&features, &labels), &mut gradient);
+            network.gradient(&model.values, gathered.batch(), &mut gradient);
             gradients.push(gradient);
         }
         if gradients.is_empty() {

@@ -1,7 +1,7 @@
 //! Holds a model against a whole data set.
 
-use super::{Data, DataError, Dataset};
-use crate::models::{Batch, Input, Model, Score};
+use super::{Data, DataError, Dataset, Gathered};
+use crate::models::{Input, Model, Score};
 
 /// Checks that the model called `model` takes examples such as the data's.
 ///
@@ -24,7 +24,7 @@ pub fn check_fit(model: &str, input: Input, data: &Data) -> Result<(), DataError
 
 /// Scores the model on all examples, `chunk` at a time (at least 1), which bounds the memory that is needed.
 pub fn score(model: &mut dyn Model, parameters: &[f32], dataset: &Dataset, chunk: usize) -> Score {
-    let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut indices, mut gathered) = (Vec::new(), Gathered::default());
     let mut sum = Score::default();
     // Loading limits a data set to what 32 bits can number.
     let examples = dataset.len() as u32;
@@ -34,8 +34,8 @@ pub fn score(model: &mut dyn Model, parameters: &[f32], dataset: &Dataset, chunk
         let end = examples.min(start.saturating_add(chunk));
         indices.clear();
         indices.extend(start..end);
-        dataset.gather(&indices, &mut features, &mut labels);
-        sum += model.score(parameters, Batch::new(&features, &labels));
+        dataset.gather(&indices, &mut gathered);
+        sum += model.score(parameters, gathered.batch());
         start = end;
     }
     sum
@@ -89,13 +89,13 @@ mod tests {
         let mut gradient = vec![0.0; parameters.len()];
         let everything = (0..data.train.len() as u32).collect();
         let mut stream = ExampleStream::new(1, WorkerId(0), everything).unwrap();
-        let (mut indices, mut features, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut indices, mut gathered) = (Vec::new(), Gathered::default());
         let before = score(&mut *model, &parameters, &data.test, 512);
         assert!(before.accuracy() < 0.3, "{before:?}");
         for step in 0..60_000 / 64 {
             stream.batch(step, 64, &mut indices);
-            data.train.gather(&indices, &mut features, &mut labels);
-            model.gradient(&parameters, Batch::new(&features, &labels), &mut gradient);
+            data.train.gather(&indices, &mut gathered);
+            model.gradient(&parameters, gathered.batch(), &mut gradient);
             for (value, slope) in parameters.iter_mut().zip(&gradient) {
                 *value -= 0.1 * slope;
             }

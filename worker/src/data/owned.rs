@@ -2,7 +2,7 @@
 
 use windlass_common::ids::ClientId;
 
-use super::{Dataset, FeatureNoise};
+use super::{Dataset, FeatureNoise, Gathered};
 
 /// The training examples and their owners.
 #[derive(Clone, Debug)]
@@ -51,10 +51,11 @@ impl Owned {
     ///
     /// # Panics
     /// As [`Dataset::gather`].
-    pub fn gather(&self, indices: &[u32], features: &mut Vec<f32>, labels: &mut Vec<u32>) {
-        self.train.gather(indices, features, labels);
+    pub fn gather(&self, indices: &[u32], gathered: &mut Gathered) {
+        self.train.gather(indices, gathered);
         if let Some(Noise { seed, noise, owners }) = &self.noise {
-            for (row, &example) in features.chunks_exact_mut(self.train.feature_count()).zip(indices) {
+            let floats = gathered.as_floats();
+            for (row, &example) in floats.chunks_exact_mut(self.train.feature_count()).zip(indices) {
                 noise.add(*seed, owners[example as usize], example, row);
             }
         }
@@ -70,9 +71,9 @@ mod tests {
     fn each_example_has_the_noise_of_its_owner() {
         let train = Dataset::new(Features::Floats(vec![1.0; 8]), vec![0; 4], 1);
         let gathered = |owned: &Owned, indices: &[u32]| {
-            let (mut features, mut labels) = (Vec::new(), Vec::new());
-            owned.gather(indices, &mut features, &mut labels);
-            features
+            let mut gathered = Gathered::default();
+            owned.gather(indices, &mut gathered);
+            gathered.as_floats().to_vec()
         };
         let plain = Owned::new(train.clone(), vec![vec![2, 0], vec![1, 3]], 1, 0.0);
         assert_eq!(gathered(&plain, &[3, 0]), [1.0; 4]);
@@ -81,5 +82,11 @@ mod tests {
         let both = gathered(&noisy, &[3, 0]);
         assert!(both.iter().all(|&x| x != 1.0));
         assert_eq!(both[2..], gathered(&noisy, &[0])[..]);
+        // Bytes are floats then.
+        let train = Dataset::new(Features::Bytes(vec![51, 255]), vec![0; 2], 1);
+        let plain = Owned::new(train.clone(), vec![vec![0, 1]], 1, 0.0);
+        assert_eq!(gathered(&plain, &[1, 0]), [1.0, 0.2]);
+        let noisy = gathered(&Owned::new(train, vec![vec![], vec![0, 1]], 1, 1.0), &[1, 0]);
+        assert!(noisy[0] != 1.0 && noisy[1] != 0.2 && (noisy[0] - 1.0).abs() < 10.0, "{noisy:?}");
     }
 }

@@ -283,6 +283,7 @@ fn csv_error(file: &Path, error: csv::Error) -> DataError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Gathered;
     use proptest::prelude::*;
 
     const LABEL: Columns<'_> = Columns { label: "label", group: None };
@@ -373,12 +374,13 @@ mod tests {
         let (train, test) = load_one(&file, Columns { label: "class", group: None }).unwrap();
         assert_eq!((train.len(), test.len()), (50, 10));
         let values = |dataset: &Dataset| {
-            let (mut features, mut labels) = (vec![], vec![]);
+            let mut gathered = Gathered::default();
             let all: Vec<u32> = (0..dataset.len() as u32).collect();
-            dataset.gather(&all, &mut features, &mut labels);
-            assert!(features.is_sorted());
-            assert!(features.iter().zip(&labels).all(|(value, &label)| *value as u32 % 3 == label));
-            features
+            dataset.gather(&all, &mut gathered);
+            let Gathered { floats, labels, .. } = gathered;
+            assert!(floats.is_sorted());
+            assert!(floats.iter().zip(&labels).all(|(value, &label)| *value as u32 % 3 == label));
+            floats
         };
         let mut all = [values(&train), values(&test)].concat();
         all.sort_by(f32::total_cmp);

@@ -5,9 +5,9 @@ use windlass_common::ids::ClientId;
 use windlass_common::plan::LocalWork;
 use windlass_common::rng::{Purpose, Rng};
 
-use crate::data::Owned;
+use crate::data::{Gathered, Owned};
 use crate::emulation::{Emulation, StepTimeError};
-use crate::models::{Batch, Model};
+use crate::models::Model;
 
 /// What a client has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -24,8 +24,7 @@ pub struct Done {
 #[derive(Debug, Default)]
 pub struct LocalTraining {
     order: Vec<u32>,
-    features: Vec<f32>,
-    labels: Vec<u32>,
+    gathered: Gathered,
     values: Floats,
     gradient: Floats,
     velocity: Floats,
@@ -76,9 +75,8 @@ impl LocalTraining {
                     break;
                 }
                 let step = emulation.begin();
-                data.gather(indices, &mut self.features, &mut self.labels);
-                let batch = Batch::new(&self.features, &self.labels);
-                let loss = model.gradient(&self.values, batch, &mut self.gradient);
+                data.gather(indices, &mut self.gathered);
+                let loss = model.gradient(&self.values, self.gathered.batch(), &mut self.gradient);
                 clip(&mut self.gradient, work.clip_norm);
                 let velocity = (work.momentum != 0.0).then_some(&mut *self.velocity);
                 update(&mut self.values, &self.gradient, start, velocity, rate, work);
@@ -224,10 +222,10 @@ mod tests {
     fn one_step_on_everything_is_the_gradient_times_the_rate() {
         let start: Vec<f32> = (0..16).map(|i| (i as f32).sin()).collect();
         let (_, push) = trained(LocalWork { batch: None, ..WORK }, 0, 0, &start);
-        let (mut features, mut labels) = (Vec::new(), Vec::new());
-        data().gather(&[0, 1, 2, 3, 4, 5], &mut features, &mut labels);
+        let mut gathered = Gathered::default();
+        data().gather(&[0, 1, 2, 3, 4, 5], &mut gathered);
         let mut gradient = vec![0.0; 16];
-        Mlp::new(&[3, 4]).gradient(&start, Batch::new(&features, &labels), &mut gradient);
+        Mlp::new(&[3, 4]).gradient(&start, gathered.batch(), &mut gradient);
         for (push, gradient) in push.iter().zip(&gradient) {
             assert!((push - 0.5 * gradient).abs() < 1e-6);
         }
@@ -249,10 +247,10 @@ mod tests {
         let two_steps = LocalWork { batch: None, steps: Some(2), ..WORK };
         let slow = |work: LocalWork| -> Vec<f32> {
             let (mut w, mut v) = (start.clone(), vec![0.0; 16]);
-            let (mut features, mut labels, mut g) = (Vec::new(), Vec::new(), vec![0.0; 16]);
-            data().gather(&[0, 1, 2, 3, 4, 5], &mut features, &mut labels);
+            let (mut gathered, mut g) = (Gathered::default(), vec![0.0; 16]);
+            data().gather(&[0, 1, 2, 3, 4, 5], &mut gathered);
             for _ in 0..2 {
-                Mlp::new(&[3, 4]).gradient(&w, Batch::new(&features, &labels), &mut g);
+                Mlp::new(&[3, 4]).gradient(&w, gathered.batch(), &mut g);
                 let norm = g.iter().map(|g| g * g).sum::<f32>().sqrt();
                 let most = work.clip_norm.unwrap_or(f64::MAX) as f32;
                 for i in 0..16 {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::ops::Range;
 
-use ndarray::ArrayViewMut1;
 use windlass_common::floats::Floats;
 use windlass_common::layout::{Initial, Variable};
 
@@ -48,7 +47,7 @@ pub struct Cnn {
     /// Gradient of the first stage's result for the image at hand, and the kernel that makes it.
     maps_delta: Vec<f32>,
     turned_kernel: Vec<f32>,
-    /// A dense layer's weight with rows and columns exchanged.
+    /// Rows of a dense layer's weight that have become columns.
     turned: Floats,
 }
 
@@ -270,11 +269,8 @@ impl Stage {
 
 /// Copies example `i` between the margins, which are zero already.
 fn lay_image(batch: Batch<'_>, i: usize, convolution: &Convolution, side: usize, padded: &mut [f32]) {
-    let example = batch.features.row(i);
     let rows = padded[convolution.origin()..].chunks_mut(convolution.pitch());
-    for (from, to) in example.exact_chunks(side).into_iter().zip(rows) {
-        ArrayViewMut1::from(&mut to[..side]).assign(&from);
-    }
+    batch.features.write(i, rows.map(|row| &mut row[..side]));
 }
 
 impl Model for Cnn {
@@ -337,7 +333,7 @@ impl Model for Cnn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::oracle;
+    use crate::models::{Features, oracle};
 
     /// Small enough for a slow oracle, with one product per kernel row in the second stage as in the real one.
     const SMALL: Sizes = Sizes { side: 8, filters: [5, 6], hidden: 7, classes: 3 };
@@ -370,6 +366,11 @@ mod tests {
     }
 
     #[test]
+    fn bytes_give_the_gradient_of_what_they_mean() {
+        oracle::check_bytes(&mut Cnn::with_sizes(SMALL), 3, 7);
+    }
+
+    #[test]
     fn divergence_is_not_hidden() {
         oracle::check_divergence(&mut Cnn::with_sizes(SMALL));
     }
@@ -381,8 +382,8 @@ mod tests {
         let (features, labels) = oracle::examples(model.input(), 6);
         let expected = model.score(&parameters, Batch::new(&features, &labels));
         // The same images in the memory order of columns.
-        let turned = Batch::new(&features, &labels).features.t().as_standard_layout().into_owned();
-        let batch = Batch { features: turned.t(), labels: &labels };
+        let turned = oracle::turned(Batch::new(&features, &labels));
+        let batch = Batch { features: Features::Floats(turned.t()), labels: &labels };
         assert_eq!(model.score(&parameters, batch), expected);
     }
 }

@@ -19,6 +19,9 @@ const TILED: Range<usize> = 32..513;
 /// takes them.
 const MADE_TOGETHER: usize = 32_768;
 
+/// Rows of a weight that become columns together: as many as a tile is wide, so that they stay in the nearest cache.
+const TURNED: usize = 32;
+
 /// What follows the linear part of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activation {
@@ -202,7 +205,7 @@ impl Dense {
         }
     }
 
-    /// Gradient of the input, [examples, inputs]. `turned` is memory for the weight with rows and columns exchanged.
+    /// Gradient of the input, [examples, inputs]. `turned` is memory for rows of the weight that have become columns.
     pub(super) fn input_gradient(
         &self,
         parameters: &[f32],
@@ -212,11 +215,16 @@ impl Dense {
     ) {
         let examples = delta.len() / self.outputs;
         if self.is_tiled() {
-            turned.make(self.inputs * self.outputs);
-            transpose(&parameters[self.weight()], self.outputs, self.inputs, turned);
-            let terms = Terms::in_one_loop(Walk { count: self.outputs, a: 1, b: self.inputs });
-            let block = Block { rows: examples, row: self.inputs, columns: self.inputs };
-            multiply(terms, self.outputs, delta, turned, block, output);
+            for (from, rows) in
+                (0..).step_by(TURNED).zip(parameters[self.weight()].chunks(TURNED * self.outputs))
+            {
+                let columns = rows.len() / self.outputs;
+                turned.make(rows.len());
+                transpose(rows, self.outputs, columns, turned);
+                let terms = Terms::in_one_loop(Walk { count: self.outputs, a: 1, b: columns });
+                let block = Block { rows: examples, row: self.inputs, columns };
+                multiply(terms, self.outputs, delta, turned, block, &mut output[from..]);
+            }
             return;
         }
         let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);

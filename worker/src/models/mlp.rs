@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-use ndarray::ArrayView2;
 use windlass_common::floats::Floats;
 use windlass_common::layout::{Initial, Variable};
 
 use super::dense::{Activation, Dense, Incoming, mask_by_activation};
 use super::passes::Progress;
 use super::sparse::Sparse;
-use super::{Batch, Input, Model, Part, Passes, Score, Whole, loss};
+use super::{Batch, Features, Input, Model, Part, Passes, Score, Whole, loss};
 
 /// Most examples that are computed at a time. Larger batches are cut, so that the activations stay small and in the
 /// cache (60,000 examples of 2NN at once would need 200 MB); the cut is part of the arithmetic's definition.
@@ -21,38 +20,55 @@ const OUTPUTS_MIN: usize = 32;
 pub struct Mlp {
     layers: Vec<Dense>,
     input: Input,
-    features: Features,
+    incoming: Examples,
     /// Outputs of each layer for the current examples, [examples, outputs]; those of the last are its gradients
     /// in the end.
     outputs: Vec<Floats>,
     /// Gradients of the outputs of one hidden layer and of the one before it.
     deltas: [Floats; 2],
-    /// A layer's weight with rows and columns exchanged.
+    /// Rows of a layer's weight that have become columns.
     turned: Floats,
 }
 
 /// What of the current examples' features is not 0, where that is little.
 #[derive(Clone, Debug, Default)]
-struct Features {
+struct Examples {
     are_sparse: bool,
     by_example: Sparse,
     by_feature: Sparse,
+    /// All of them as floats, if they are needed so and are not.
+    floats: Vec<f32>,
 }
 
-impl Features {
+impl Examples {
     /// For the way forward through a layer that takes them.
-    fn forward<'a>(&'a mut self, all: ArrayView2<'a, f32>, layer: &Dense) -> Incoming<'a> {
-        self.are_sparse = layer.outputs() >= OUTPUTS_MIN && self.by_example.set(all);
-        if self.are_sparse { Incoming::Sparse(&self.by_example) } else { Incoming::Whole(all) }
+    fn forward<'a, 'b: 'a>(&'a mut self, all: Features<'b>, layer: &Dense) -> Incoming<'a> {
+        self.are_sparse = layer.outputs() >= OUTPUTS_MIN
+            && match all {
+                Features::Floats(values) => self.by_example.set(values),
+                Features::Bytes(values) => self.by_example.set(values),
+            };
+        if self.are_sparse {
+            return Incoming::Sparse(&self.by_example);
+        }
+        all.floats(&mut self.floats);
+        self.whole(all)
     }
 
     /// For the way back of the same.
-    fn back<'a>(&'a mut self, all: ArrayView2<'a, f32>) -> Incoming<'a> {
+    fn back<'a, 'b: 'a>(&'a mut self, all: Features<'b>) -> Incoming<'a> {
         if !self.are_sparse {
-            return Incoming::Whole(all);
+            return self.whole(all);
         }
         self.by_feature.set_transposed(&self.by_example);
         Incoming::Sparse(&self.by_feature)
+    }
+
+    fn whole<'a, 'b: 'a>(&'a self, all: Features<'b>) -> Incoming<'a> {
+        match all {
+            Features::Floats(values) => Incoming::Whole(values.reborrow()),
+            Features::Bytes(_) => Incoming::whole(&self.floats, all.of_each()),
+        }
     }
 }
 
@@ -83,7 +99,7 @@ impl Mlp {
         Self {
             layers,
             input,
-            features: Features::default(),
+            incoming: Examples::default(),
             outputs,
             deltas: Default::default(),
             turned: Floats::default(),
@@ -99,7 +115,7 @@ impl Mlp {
             let output = &mut from_here[0];
             output.make(batch.len() * layer.outputs());
             let input = match before.last() {
-                None => self.features.forward(batch.features, layer),
+                None => self.incoming.forward(batch.features, layer),
                 Some(values) => Incoming::whole(values, self.layers[i - 1].outputs()),
             };
             let activation = if i == last { Activation::Linear } else { Activation::Relu };
@@ -124,7 +140,7 @@ impl Mlp {
             let delta_here = if i + 1 == self.layers.len() { logits } else { &*delta };
             let values = i.checked_sub(1).map(|before| (before, &activations[before]));
             let input = match values {
-                None => self.features.back(batch.features),
+                None => self.incoming.back(batch.features),
                 Some((before, values)) => Incoming::whole(values, self.layers[before].outputs()),
             };
             for rows in layer.blocks(input).rev() {
@@ -266,7 +282,7 @@ mod tests {
             let batch = Batch::new(&features, &[0, 1, 2, 0]);
             let mut gradient = vec![f32::NAN; values.len()];
             model.gradient(&values, batch, &mut gradient);
-            assert_eq!(model.features.are_sparse, expected, "{outputs} outputs, others are {others_are}");
+            assert_eq!(model.incoming.are_sparse, expected, "{outputs} outputs, others are {others_are}");
             // A weight that no example reads has no gradient, and the others have.
             let is_read = |feature: usize| features[feature..].iter().step_by(10).any(|&value| value != 0.0);
             for (feature, row) in gradient[..10 * outputs].chunks(outputs).enumerate() {
@@ -289,10 +305,20 @@ mod tests {
         let batch = Batch::new(&features, &labels);
         let (mut expected, mut found) = (vec![f32::NAN; values.len()], vec![f32::NAN; values.len()]);
         let loss = model.gradient(&values, batch, &mut expected);
-        let turned = batch.features.t().as_standard_layout().into_owned();
-        let batch = Batch { features: turned.t(), labels: &labels };
+        let turned = oracle::turned(batch);
+        let batch = Batch { features: Features::Floats(turned.t()), labels: &labels };
         assert!((model.gradient(&values, batch, &mut found) - loss).abs() < 1e-6);
         oracle::close(&found, &expected.iter().map(|&g| f64::from(g)).collect::<Vec<_>>(), "gradient");
+    }
+
+    #[test]
+    fn bytes_give_the_gradient_of_what_they_mean() {
+        // With features that are mostly 0 and not, and a layer for which that makes no difference; cut into parts as well.
+        for (sizes, one_in, examples) in
+            [(&[30, 40, 3][..], 5, 9), (&[30, 40, 3], 1, 9), (&[30, 4], 5, 9), (&[6, 33, 3], 4, 600)]
+        {
+            oracle::check_bytes(&mut Mlp::new(sizes), one_in, examples);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod cnn;
 mod convolution;
 mod dense;
+mod features;
 mod loss;
 mod mlp;
 mod names;
@@ -21,12 +22,14 @@ mod tiles;
 use std::fmt;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, s};
+use ndarray::ArrayView2;
 use windlass_common::layout::Variable;
 
 use dense::Accumulate;
 
 pub use cnn::Cnn;
+pub use features::Features;
+pub(crate) use features::scale;
 pub use mlp::Mlp;
 pub use names::{ModelError, by_name};
 pub use passes::{Passes, Whole};
@@ -86,8 +89,8 @@ pub struct Input {
 /// Examples with their labels.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// One example per row: [examples, features].
-    pub features: ArrayView2<'a, f32>,
+    /// One example per row.
+    pub features: Features<'a>,
     /// One label per example.
     pub labels: &'a [u32],
 }
@@ -98,10 +101,15 @@ impl<'a> Batch<'a> {
     /// # Panics
     /// If `features` does not divide evenly among the labels.
     pub fn new(features: &'a [f32], labels: &'a [u32]) -> Self {
-        let width = features.len().checked_div(labels.len()).unwrap_or(0);
-        let features = ArrayView2::from_shape((labels.len(), width), features)
-            .expect("every example has the same features");
-        Self { features, labels }
+        Self { features: Features::Floats(rows(features, labels.len())), labels }
+    }
+
+    /// The same, of pixels, which mean value / 255.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn of_bytes(features: &'a [u8], labels: &'a [u32]) -> Self {
+        Self { features: Features::Bytes(rows(features, labels.len())), labels }
     }
 
     /// Number of examples.
@@ -117,7 +125,7 @@ impl<'a> Batch<'a> {
     /// The examples number `range`.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Self {
-        Self { features: self.features.slice_move(s![range.clone(), ..]), labels: &self.labels[range] }
+        Self { features: self.features.part(range.clone()), labels: &self.labels[range] }
     }
 
     /// Consecutive parts of at most `size` examples.
@@ -126,14 +134,19 @@ impl<'a> Batch<'a> {
     }
 
     fn check(&self, input: Input) {
-        assert_eq!(self.features.nrows(), self.labels.len(), "a batch has one label per example");
+        assert_eq!(self.features.examples(), self.labels.len(), "a batch has one label per example");
         assert!(
-            self.is_empty() || self.features.ncols() == input.features,
+            self.is_empty() || self.features.of_each() == input.features,
             "the batch has {} features, the model takes {}",
-            self.features.ncols(),
+            self.features.of_each(),
             input.features
         );
     }
+}
+
+fn rows<T>(values: &[T], rows: usize) -> ArrayView2<'_, T> {
+    let width = values.len().checked_div(rows).unwrap_or(0);
+    ArrayView2::from_shape((rows, width), values).expect("every example has the same features")
 }
 
 /// A part of a batch that is computed by itself, since the whole would need too much memory.

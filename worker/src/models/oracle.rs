@@ -1,11 +1,12 @@
 //! Holds the models against slow, obvious networks in 64-bit arithmetic, in tests only.
 
+use ndarray::Array2;
 use windlass_common::ids::VariableId;
 use windlass_common::layout::Layout;
 use windlass_common::rng::{self, Purpose, Rng};
 
 use super::cnn::Sizes;
-use super::{Batch, Input, Model};
+use super::{Batch, Features, Input, Model};
 
 /// Normal deviates that depend on the name alone.
 pub(super) fn normal(name: &str, len: usize) -> Vec<f32> {
@@ -133,6 +134,26 @@ fn check_direction(model: &mut dyn Model, batch: Batch<'_>, gradient: &[f32]) {
     };
     let rise = (moved(1.0) - moved(-1.0)) / (2.0 * step * square);
     assert!((rise - 1.0).abs() < 0.02, "the loss rises by {rise} times what the gradient says");
+}
+
+/// The features of a batch with examples and features exchanged in memory.
+pub(super) fn turned(batch: Batch<'_>) -> Array2<f32> {
+    let Features::Floats(values) = batch.features else { unreachable!("they are floats") };
+    values.t().as_standard_layout().into_owned()
+}
+
+/// Bytes give loss, gradient and score of the floats that they mean, to the bit.
+pub(super) fn check_bytes(model: &mut dyn Model, one_in: u64, count: usize) {
+    let values = parameters(model, 3);
+    let (features, labels) = examples_with(model.input(), count, one_in);
+    let bytes: Vec<u8> = features.iter().map(|feature| (feature * 255.0).round() as u8).collect();
+    let meant: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+    let (expected, batch) = (Batch::new(&meant, &labels), Batch::of_bytes(&bytes, &labels));
+    let mut gradients = [vec![f32::NAN; values.len()], vec![f32::NAN; values.len()]];
+    let [one, other] = &mut gradients;
+    assert_eq!(model.gradient(&values, batch, one), model.gradient(&values, expected, other));
+    assert_eq!(one, other);
+    assert_eq!(model.score(&values, batch), model.score(&values, expected));
 }
 
 /// A model that has seen other batches gives the same bits as a new one.

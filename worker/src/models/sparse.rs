@@ -9,6 +9,7 @@ use ndarray::ArrayView2;
 use windlass_common::bits::packed;
 
 use super::dense::Accumulate;
+use super::features::Feature;
 use super::tiles::{Apart, Fused, MultiplyAdd};
 
 /// Up to this share of values that are not 0 it is faster to leave out the others.
@@ -41,7 +42,7 @@ pub(super) struct Sparse {
 
 impl Sparse {
     /// Becomes this matrix; false if too little of it is 0 for that to be worth it.
-    pub(super) fn set(&mut self, matrix: ArrayView2<'_, f32>) -> bool {
+    pub(super) fn set<T: Feature>(&mut self, matrix: ArrayView2<'_, T>) -> bool {
         let columns = matrix.ncols();
         let (Some(values), false) = (matrix.to_slice(), matrix.is_empty()) else { return false };
         let most = (values.len() as f32 * SHARE_MAX) as usize;
@@ -53,8 +54,7 @@ impl Sparse {
         self.are_not.resize(columns.next_multiple_of(WORD), 0);
         for row in values.chunks_exact(columns) {
             for (is_not, value) in self.are_not.iter_mut().zip(row) {
-                // What is not a number counts; 0 has two signs.
-                *is_not = u8::from(value.to_bits() << 1 != 0);
+                *is_not = u8::from(value.is_not_0());
             }
             for (word, values) in row.chunks(WORD).enumerate() {
                 let column = word * WORD;
@@ -68,7 +68,7 @@ impl Sparse {
                 }
                 for entry in &mut self.entries[len..until] {
                     let at = bits.trailing_zeros() as usize;
-                    *entry = Entry { column: (column + at) as u32, value: values[at % WORD] };
+                    *entry = Entry { column: (column + at) as u32, value: values[at % WORD].value() };
                     bits &= bits - 1;
                 }
                 len = until;
@@ -290,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn bytes_and_what_they_mean_are_the_same_matrix() {
+        let (rows, columns) = (7, TERMS + 30);
+        let mut rng = Rng::new(9, Purpose::Delivery);
+        let bytes = Array2::from_shape_simple_fn((rows, columns), || {
+            if rng.below(100) < 30 { rng.below(256) as u8 } else { 0 }
+        });
+        let floats = bytes.mapv(|byte| f32::from(byte) / 255.0);
+        let mut sparse = Sparse::default();
+        assert!(sparse.set(bytes.view()));
+        assert_eq!(whole(&sparse), floats);
+    }
+
+    #[test]
     fn a_matrix_with_little_that_is_0_is_left_as_it_is() {
         let mut sparse = Sparse::default();
         for (of_hundred, is_sparse) in [(0, true), (39, true), (40, true), (41, false), (100, false)] {
@@ -304,8 +317,8 @@ mod tests {
                 }
             }
         }
-        assert!(!sparse.set(Array2::zeros((0, 5)).view()));
-        assert!(!sparse.set(Array2::zeros((5, 4)).t()), "not in the order of its rows");
+        assert!(!sparse.set(Array2::<f32>::zeros((0, 5)).view()));
+        assert!(!sparse.set(Array2::<f32>::zeros((5, 4)).t()), "not in the order of its rows");
     }
 
     #[test]
