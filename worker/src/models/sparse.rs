@@ -38,6 +38,8 @@ pub(super) struct Sparse {
     entries: Vec<Entry>,
     /// Of the values of a row, which are not 0: 1 for those, and 0 up to a whole number of words.
     are_not: Vec<u8>,
+    /// How many entries each part of each column has, when the rows are cut into parts.
+    of_columns: Vec<u32>,
 }
 
 impl Sparse {
@@ -52,7 +54,10 @@ impl Sparse {
         let mut len = 0;
         self.are_not.clear();
         self.are_not.resize(columns.next_multiple_of(WORD), 0);
-        for row in values.chunks_exact(columns) {
+        let parts = parts(matrix.nrows());
+        self.of_columns.clear();
+        self.of_columns.resize(columns * parts, 0);
+        for (number, row) in values.chunks_exact(columns).enumerate() {
             for (is_not, value) in self.are_not.iter_mut().zip(row) {
                 *is_not = u8::from(value.is_not_0());
             }
@@ -68,6 +73,7 @@ impl Sparse {
                 }
                 for entry in &mut self.entries[len..until] {
                     let at = bits.trailing_zeros() as usize;
+                    self.of_columns[(column + at) * parts + number / TERMS] += 1;
                     *entry = Entry { column: (column + at) as u32, value: values[at % WORD].value() };
                     bits &= bits - 1;
                 }
@@ -83,23 +89,18 @@ impl Sparse {
         let other_parts = parts(other.columns);
         self.columns = (other.starts.len() - 1) / other_parts;
         let parts = parts(self.columns);
-        let rows = || (0_u32..).zip(other.starts.windows(other_parts + 1).step_by(other_parts));
+        // One further on, so that each is where its part starts when the entries before it have been placed.
         self.starts.clear();
-        self.starts.resize(other.columns * parts + 2, 0);
-        // Two further on, so that each is where its part starts when the entries before it have been placed.
-        for (row, starts) in rows() {
-            for entry in &other.entries[starts[0]..starts[other_parts]] {
-                self.starts[entry.column as usize * parts + row as usize / TERMS + 2] += 1;
-            }
-        }
+        self.starts.extend([0, 0]);
         let mut len = 0;
-        for start in &mut self.starts {
-            len += *start;
-            *start = len;
-        }
+        self.starts.extend(other.of_columns.iter().map(|&count| {
+            len += count as usize;
+            len
+        }));
         // As many as the other may come to have, so that the next one finds room.
         self.entries.resize(self.entries.len().max(other.entries.len()), Entry::default());
-        for (row, starts) in rows() {
+        let rows = (0_u32..).zip(other.starts.windows(other_parts + 1).step_by(other_parts));
+        for (row, starts) in rows {
             for entry in &other.entries[starts[0]..starts[other_parts]] {
                 let at = &mut self.starts[entry.column as usize * parts + row as usize / TERMS + 1];
                 self.entries[*at] = Entry { column: row, value: entry.value };
