@@ -228,9 +228,9 @@ fn work(join: JoinOptions, barrier: &Barrier) {
     client.close();
 }
 
-/// Products of matrices in a gradient of 2NN, each of which allocates a buffer to pack them into: two forward and one back for
-/// each of three layers, but that nobody needs the gradient of the input.
-const PRODUCTS: usize = 8;
+/// Products in a gradient of 2NN that a library makes, each of which allocates a buffer to pack matrices into: those of the first
+/// layer, there and back, of features of which few are 0.
+const PRODUCTS: usize = 2;
 /// What quinn may allocate in large pieces beside datagrams, once in so many steps: the growth of a queue, or data that came out
 /// of order and is put together.
 const ONCE_IN: usize = 10;

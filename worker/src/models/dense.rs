@@ -13,7 +13,7 @@ use super::sparse::Sparse;
 use super::tiles::{Block, Terms, Walk, multiply};
 
 /// Outputs of a layer, and inputs if they are not more, whose products are made in tiles.
-const TILED: Range<usize> = 32..513;
+const TILED: Range<usize> = 8..513;
 
 /// Values of a gradient that are made together where that costs nothing: few enough to stay in a core's own cache until somebody
 /// takes them.
@@ -233,7 +233,7 @@ impl Dense {
     }
 
     /// Whether its products are made in tiles, from the matrices as they lie: not of larger ones, parts of which a library copies into
-    /// the nearer caches, nor with so few outputs that they are hardly a tile.
+    /// the nearer caches, nor with fewer outputs than the narrowest tile has.
     fn is_tiled(&self) -> bool {
         TILED.contains(&self.outputs) && self.inputs < TILED.end
     }

@@ -1,7 +1,7 @@
 //! Computes the loss and the gradient of the built-in models over flat buffers of parameters.
 //!
 //! A model holds its scratch buffers and reuses them, so that nothing is allocated per step once it is warm (but
-//! for the packing buffer inside each product of dense layers, which the library does not let a caller keep). It holds no
+//! for the packing buffer inside each product that a library makes, which it does not let a caller keep). It holds no
 //! parameters: these come with every call, because they belong to the parameter servers.
 
 mod cnn;
