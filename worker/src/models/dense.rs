@@ -104,7 +104,7 @@ impl Dense {
             // A product's other factor would be laid out for each of them anew.
             Incoming::Whole(_) => all,
         };
-        let rows = together.next_multiple_of(BLOCK as usize).max(1);
+        let rows = together.max(1).next_multiple_of(BLOCK as usize);
         (0..all).step_by(rows).map(move |row| row..all.min(row + rows))
     }
 
@@ -278,5 +278,30 @@ pub(super) fn add(sum: &mut [f32], values: &[f32]) {
 fn add_relu(row: &mut [f32], bias: &[f32]) {
     for (value, bias) in row.iter_mut().zip(bias) {
         *value = relu(*value + bias);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+
+    #[test]
+    fn blocks_of_rows_cover_a_layer_and_begin_where_a_push_may_be_cut() {
+        let (sparse, few) = (Sparse::default(), Array2::zeros((1, 1)));
+        for (inputs, outputs, blocks) in [(784, 200, 5), (1, 32, 1), (700, 33, 1), (130, 40_000, 3)] {
+            let layer = Dense::new(inputs, outputs, 1000);
+            for (input, expected) in [(Incoming::Sparse(&sparse), blocks), (Incoming::Whole(few.view()), 1)] {
+                let (mut until, mut found) = (layer.end(), 0);
+                for rows in layer.blocks(input).rev() {
+                    let range = layer.range(&rows);
+                    assert_eq!(range.end, until, "{inputs} x {outputs}");
+                    assert!((range.start - layer.start()).is_multiple_of(BLOCK as usize));
+                    (until, found) = (range.start, found + 1);
+                }
+                assert_eq!((until, found), (layer.start(), expected), "{inputs} x {outputs}");
+            }
+        }
     }
 }
