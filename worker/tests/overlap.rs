@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use windlass_common::ids::{Examples, Incarnation, Sequence, ShardId, Step, Version};
 use windlass_common::layout::{Initial, Variable};
+use windlass_common::placement::Slice;
 use windlass_common::plan::{Mode, StalenessScaling};
 use windlass_common::wire::{Body, Outcome, Part, Pull, Resume};
 use windlass_transport::{Connection, Endpoint, Limits};
@@ -369,4 +370,90 @@ async fn with_two_in_flight_values_and_gradients_have_two_buffers_each_or_a_few_
     both(server, work_with(&scene, Whole(Arc::clone(&new)))).await;
     let new = new.load(Ordering::Relaxed);
     assert!((2..=5).contains(&new), "{new} buffers for {PUSHES} gradients");
+}
+
+/// Its gradient says where each value is; it makes it in blocks, on values of 2 as the sum of two halves of the batch.
+#[derive(Debug)]
+struct Blocks;
+
+/// What the gradient is there: few enough digits for bf16.
+fn of_place(place: usize) -> f32 {
+    (place % 251) as f32
+}
+
+impl Model for Blocks {
+    fn variables(&self) -> Vec<Variable> {
+        Echo.variables()
+    }
+
+    fn input(&self) -> Input {
+        Echo.input()
+    }
+
+    fn gradient(&mut self, _: &[f32], _: Batch<'_>, _: &mut [f32]) -> f32 {
+        panic!("the training loop computes layer by layer")
+    }
+
+    fn gradient_with(&mut self, passes: &mut dyn Passes, _: Batch<'_>) -> Option<f32> {
+        // The front layer begins at 0, the one behind it at FRONT.
+        const CUTS: [usize; 6] = [ALL, FRONT + 640, FRONT, 12_800, 64, 0];
+        let is_cut = passes.values(ALL, 0.0)?[0] == 2.0;
+        let blocks = || CUTS.windows(2).map(|cut| cut[1]..cut[0]);
+        for range in blocks().filter(|_| is_cut) {
+            passes.room(range, is_cut).1.fill(1000.0);
+        }
+        passes.loss(0.5, 0.4)?;
+        for range in blocks() {
+            let start = range.start;
+            for (place, value) in (start..).zip(passes.room(range, is_cut).1) {
+                *value = if is_cut { *value - 1000.0 + of_place(place) } else { of_place(place) };
+            }
+            passes.made(start, 1.0);
+        }
+        Some(0.5)
+    }
+
+    fn score(&mut self, _: &[f32], _: Batch<'_>) -> Score {
+        Score::default()
+    }
+}
+
+#[tokio::test]
+async fn what_is_encoded_block_by_block_arrives_where_it_belongs() {
+    for (codec, shards) in [("f32", 2), ("bf16", 1), ("bf16", 2), ("f16", 2)] {
+        let (mut scene, endpoint) = scene(shards);
+        scene.plan.codecs.push = codec.parse().unwrap();
+        let (layout, placement) = (scene.plan.layout().unwrap(), scene.plan.placement().unwrap());
+        let server = async {
+            let mut life = admit(&scene, &endpoint, 1, from(0, 0)).await;
+            for shard in 0..shards as usize {
+                life.is_asked(shard, (0, None)).await;
+                life.show(&scene, shard, 0, 1.0).await;
+            }
+            for step in 0..3 {
+                for shard in 0..shards {
+                    let (_, payload) = life.shards[shard as usize].hear_all().await.unwrap();
+                    let slices = placement.of_shard(ShardId(shard));
+                    let lengths = || slices.iter().map(|slice| slice.len as usize);
+                    let mut found = vec![f32::NAN; lengths().sum()];
+                    scene.plan.codecs.push.decode_payload(lengths(), &payload, &mut found).unwrap();
+                    let start = |slice: &Slice| layout.range(slice.variable).start + slice.start as usize;
+                    let places =
+                        slices.iter().flat_map(|slice| start(slice)..start(slice) + slice.len as usize);
+                    assert!(
+                        places.map(of_place).eq(found),
+                        "{codec}, shard {shard} of {shards}, step {step}"
+                    );
+                }
+                for shard in 0..shards as usize {
+                    if step < 2 {
+                        life.settle(shard, step).await;
+                        life.show(&scene, shard, step + 1, step as f32 + 2.0).await;
+                    }
+                }
+            }
+            life.finish(2).await;
+        };
+        both(server, work_with(&scene, Blocks)).await;
+    }
 }
