@@ -2,27 +2,20 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use windlass_common::codec::{Patch, Scratch};
-use windlass_common::floats::{Floats, add};
-use windlass_common::ids::{ClientId, ServerId, ShardId, VariableId, WorkerId};
+use windlass_common::floats::Floats;
+use windlass_common::ids::{ClientId, ServerId, WorkerId};
 use windlass_common::layout::Layout;
-use windlass_common::placement::{Placement, Slice};
-use windlass_common::plan::{Every, Mode, Plan};
-use windlass_common::reduce::Contribution;
-use windlass_common::rng::Purpose;
-use windlass_common::wire::Codec;
-use windlass_ps_core::rules::rules;
-use windlass_ps_core::store::{Combined, Store, Undecoded};
+use windlass_common::plan::{Mode, Plan};
 use windlass_transport::{Role, RunAuthority};
 use windlass_worker::data::{self, Gathered};
 use windlass_worker::models::{self, Model};
 
+use crate::applying::Applying;
 use crate::bare::{self, Payload};
 use crate::processor::processor_time;
 
@@ -198,228 +191,6 @@ fn codecs_and_update(
     Ok(((processor_time() - before).as_secs_f64() / times as f64, Payload { up, down }))
 }
 
-/// The codecs of a plan, and stores for all of its shards.
-struct Applying<'a> {
-    layout: &'a Layout,
-    stores: Vec<Store>,
-    parts: Vec<Vec<f32>>,
-    /// Where pushes are decoded while they are applied.
-    pieces: Option<Pieces>,
-    up: Travel,
-    down: Travel,
-    patches: Option<Patches>,
-}
-
-impl<'a> Applying<'a> {
-    fn new(plan: &Plan, layout: &'a Layout, values: &[f32]) -> anyhow::Result<Self> {
-        let placement = plan.placement()?;
-        let shards = (0..placement.shards()).map(ShardId);
-        let mut stores: Vec<Store> = shards
-            .clone()
-            .map(|shard| Store::new(layout, &placement, shard, plan.optimizer, plan.seed, Every::Never))
-            .collect();
-        let parts = shards.map(|shard| vec![1e-6; placement.values_of(shard) as usize]).collect();
-        let pieces = Pieces::of(plan, layout, &placement);
-        let (up, down) = (Travel::new(plan.codecs.push, true), Travel::new(plan.codecs.pull, false));
-        let patches = Patch::of(plan.codecs.pull).map(|patch| Patches::new(patch, plan, layout, values));
-        if let Some(Patches { patch, .. }) = &patches {
-            stores.iter_mut().for_each(|store| store.refer(*patch, None));
-        }
-        Ok(Self { layout, stores, parts, pieces, up, down, patches })
-    }
-
-    /// One push and the pull for it; returns their bytes.
-    fn once(&mut self, gradient: &[f32], values: &[f32]) -> anyhow::Result<[usize; 2]> {
-        let up = match &mut self.pieces {
-            Some(pieces) => pieces.push(gradient, &mut self.stores)?,
-            None => {
-                for (store, part) in self.stores.iter_mut().zip(&self.parts) {
-                    store.apply(Combined::Mean(&[Contribution { values: part, count: 1 }]), RATE);
-                }
-                self.up.there(self.layout, gradient)?
-            }
-        };
-        Ok(match &mut self.patches {
-            Some(patches) => [up, patches.apply()?],
-            None => [up, self.down.there(self.layout, values)?],
-        })
-    }
-}
-
-/// So small that values stay what they are.
-const RATE: f32 = 1e-9;
-
-/// A push that is written as a worker does, a piece at a time, and decoded as a shard does, while it is applied.
-struct Pieces {
-    codec: Codec,
-    seed: u64,
-    /// For each shard its slices, in order: their variable, where they begin in it, and where they lie among all values.
-    shards: Vec<Vec<(u32, u64, Range<usize>)>>,
-    bytes: Vec<u8>,
-    /// A piece with what was left out of it before.
-    sum: Floats,
-    /// What was left out, and is now, where the codec leaves something out.
-    before: Floats,
-    left: Floats,
-}
-
-impl Pieces {
-    /// Values of a piece, as a worker's encoder takes them.
-    const LEN: usize = 2048;
-
-    fn of(plan: &Plan, layout: &Layout, placement: &Placement) -> Option<Self> {
-        let codec = plan.codecs.push;
-        if !rules(plan).0.decodes(codec) {
-            return None;
-        }
-        let slice = |slice: &Slice| {
-            let from = layout.range(slice.variable).start + slice.start as usize;
-            (slice.variable.0, slice.start, from..from + slice.len as usize)
-        };
-        let shards = (0..placement.shards()).map(ShardId);
-        let shards = shards.map(|id| placement.of_shard(id).iter().map(slice).collect()).collect();
-        let len = if codec.is_biased() { layout.total() as usize } else { 0 };
-        let [sum, before, left] = [Self::LEN, len, len].map(Floats::zeros);
-        Some(Self { codec, seed: plan.seed, shards, bytes: Vec::new(), sum, before, left })
-    }
-
-    /// Writes a gradient for each shard and applies it; returns the bytes of all.
-    fn push(&mut self, gradient: &[f32], stores: &mut [Store]) -> anyhow::Result<usize> {
-        let Self { codec, seed, shards, bytes, sum, before, left } = self;
-        let mut all = 0;
-        for (slices, store) in shards.iter().zip(stores) {
-            let (needed, _) = codec.payload_bytes(slices.iter().map(|(.., place)| place.len() as u64));
-            bytes.resize(usize::try_from(needed)?, 0);
-            let (mut rest, mut end) = (bytes.as_mut_slice(), 0);
-            let mut places = Vec::with_capacity(slices.len());
-            for (variable, start, place) in slices {
-                let purpose = Purpose::PushRounding { source: 0, variable: *variable, step: 0 };
-                let chosen = codec.prepare(&[], *seed, purpose, &mut Scratch::default());
-                let len = codec.fixed_bytes(place.len() as u64).context("pieces have a known length")?;
-                let (slice, after) = rest.split_at_mut(usize::try_from(len)?);
-                for at in (0..place.len()).step_by(Self::LEN) {
-                    let range = place.start + at..place.end.min(place.start + at + Self::LEN);
-                    let of_slice = (*start, place.len());
-                    if left.is_empty() {
-                        chosen.encode_piece(of_slice, at, &gradient[range], None, slice);
-                        continue;
-                    }
-                    let sum = &mut sum[..range.len()];
-                    sum.copy_from_slice(&gradient[range.clone()]);
-                    add(sum, &before[range.clone()]);
-                    chosen.encode_piece(of_slice, at, sum, Some(&mut left[range]), slice);
-                }
-                rest = after;
-                places.push(end..end + place.len());
-                end += place.len();
-            }
-            store.apply(Combined::Alone(&Undecoded::new(*codec, places, &*bytes)?), RATE);
-            all += bytes.len();
-        }
-        std::mem::swap(before, left);
-        Ok(all)
-    }
-}
-
-/// Values on their way from one process to another.
-struct Travel {
-    codec: Codec,
-    is_pushed: bool,
-    scratch: Scratch,
-    bytes: Vec<u8>,
-    /// What is pushed with error feedback, and what was left out of it before and is now.
-    sum: Floats,
-    before: Floats,
-    left: Floats,
-    out: Floats,
-}
-
-impl Travel {
-    fn new(codec: Codec, is_pushed: bool) -> Self {
-        Self {
-            codec,
-            is_pushed,
-            scratch: Scratch::default(),
-            bytes: Vec::new(),
-            sum: Floats::default(),
-            before: Floats::default(),
-            left: Floats::default(),
-            out: Floats::default(),
-        }
-    }
-
-    /// Writes and reads all variables; returns the bytes between. What travels as it is in memory is neither written nor read.
-    fn there(&mut self, layout: &Layout, values: &[f32]) -> anyhow::Result<usize> {
-        if self.codec == Codec::F32 {
-            return Ok(size_of_val(values));
-        }
-        let with_feedback = self.is_pushed && self.codec.is_biased();
-        if with_feedback {
-            let buffers = [&mut self.sum, &mut self.before, &mut self.left];
-            buffers.into_iter().for_each(|buffer| buffer.make(values.len()));
-            let terms = values.iter().zip(&self.before);
-            self.sum.iter_mut().zip(terms).for_each(|(sum, (value, before))| *sum = value + before);
-        }
-        self.out.make(values.len());
-        let mut sum = 0;
-        for (number, _) in (0_u32..).zip(layout.variables()) {
-            let range = layout.range(VariableId(number));
-            let variable = if with_feedback { &self.sum[range.clone()] } else { &values[range.clone()] };
-            self.bytes.clear();
-            let purpose = Purpose::PushRounding { source: 0, variable: number, step: 0 };
-            let chosen = self.codec.prepare(variable, 1, purpose, &mut self.scratch);
-            let left = if with_feedback { Some(&mut self.left[range.clone()]) } else { None };
-            chosen.append(self.codec, (0, variable), left, &mut self.bytes);
-            self.codec.decode_payload([variable.len()], &self.bytes, &mut self.out[range])?;
-            sum += self.bytes.len();
-        }
-        std::mem::swap(&mut self.before, &mut self.left);
-        Ok(sum)
-    }
-}
-
-/// Values on their way in patches, which are written as the values are updated.
-struct Patches {
-    patch: Patch,
-    /// Of each variable.
-    bytes: Vec<Vec<u8>>,
-    slices: Vec<Vec<f32>>,
-    /// How many a worker is sent at once.
-    versions: usize,
-}
-
-impl Patches {
-    fn new(patch: Patch, plan: &Plan, layout: &Layout, values: &[f32]) -> Self {
-        let ranges = (0_u32..).zip(layout.variables()).map(|(number, _)| layout.range(VariableId(number)));
-        let variables: Vec<&[f32]> = ranges.map(|range| &values[range]).collect();
-        let write = |variable: &&[f32]| {
-            let mut bytes = Vec::new();
-            patch.write(variable, &mut vec![0.0; variable.len()], &mut bytes);
-            bytes
-        };
-        let bytes = variables.iter().map(write).collect();
-        let workers = plan.cluster.workers;
-        // While a worker computes, each of the others makes a version, or so many of them make one.
-        let versions = match plan.mode {
-            Mode::Sync { .. } => 1,
-            Mode::Softsync { buffer, .. } => workers.div_ceil(buffer.max(1)),
-            _ => workers,
-        };
-        let slices = variables.iter().map(|variable| variable.to_vec()).collect();
-        Self { patch, bytes, slices, versions: versions as usize }
-    }
-
-    /// Applies what a worker is sent; returns its bytes.
-    fn apply(&mut self) -> anyhow::Result<usize> {
-        for (bytes, slice) in self.bytes.iter().zip(&mut self.slices) {
-            for _ in 0..self.versions {
-                self.patch.apply(bytes, slice)?;
-            }
-        }
-        Ok(self.bytes.iter().map(Vec::len).sum::<usize>() * self.versions)
-    }
-}
-
 /// Processor seconds of an exchange of so many bytes over bare QUIC, by as many workers at once as the plan has.
 fn wire(plan: &Plan, payload: Payload) -> anyhow::Result<f64> {
     let authority = RunAuthority::new("limit")?;
@@ -443,26 +214,4 @@ fn times(took: Duration) -> u64 {
 pub fn has_limit(plan: &Plan) -> bool {
     let is_emulated = plan.heterogeneity.step_time.is_some();
     !is_emulated && !matches!(plan.mode, Mode::Fedavg(_) | Mode::Fedbuff { .. } | Mode::Fedasync { .. })
-}
-
-#[cfg(test)]
-mod tests {
-    use windlass_common::layout::{Initial, Variable};
-
-    use super::*;
-
-    #[test]
-    fn what_is_left_out_stays_as_small_as_in_a_training_however_often_it_is_measured() {
-        let layout = Layout::new(vec![Variable::new("w", &[40, 50], Initial::Zeros)]).unwrap();
-        let gradient: Vec<f32> = (0..2000_u16).map(|i| f32::from(i % 13) - 6.0).collect();
-        for codec in Codec::all().into_iter().filter(|codec| codec.is_biased()) {
-            let mut travel = Travel::new(codec, true);
-            for _ in 0..300 {
-                travel.there(&layout, &gradient).unwrap();
-            }
-            // A value waits for its turn among 2000, of which one codec sends one in a hundred each time.
-            let largest = travel.before.iter().fold(0.0, |largest: f32, left| largest.max(left.abs()));
-            assert!(largest < 300.0 * 6.0, "{codec}: {largest}");
-        }
-    }
 }

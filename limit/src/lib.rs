@@ -1,5 +1,6 @@
 //! What a machine and its links allow a training at most, so that runs can be set beside it.
 
+mod applying;
 pub mod bare;
 mod costs;
 mod kept;

@@ -9,6 +9,7 @@ use windlass_common::plan::{Codecs, Plan, PlanError};
 use windlass_common::wire::{Body, Envelope, Status, Stop, Values};
 use windlass_transport::{Connection, Endpoint, Identity, Limits, Role};
 
+use crate::client::Buffer;
 use crate::client::link::{Cuts, Link, Place};
 use crate::client::session::{COORDINATOR, Session, Told, brief};
 use crate::client::{ClientError, Patience};
@@ -203,7 +204,7 @@ impl SnapshotReader {
     /// If a server is gone or has said nothing for [`Patience::silence`], or the coordinator for [`Patience::status`].
     pub async fn pull(&mut self, point: u64, values: &mut Vec<f32>) -> Result<SnapshotSeen, ClientError> {
         values.resize(self.total, 0.0);
-        let places = self.cuts.places(values);
+        let places = self.cuts.places(Buffer::Floats(values));
         let envelope = self.envelope;
         let pulls = self.links.iter_mut().zip(places).map(|(link, mut places)| async move {
             link.send(envelope, Body::PullSnapshot { point }).await?;

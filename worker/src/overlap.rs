@@ -12,7 +12,7 @@ use windlass_transport::Pool;
 use windlass_worker_core::Encoder;
 
 use crate::client::overlap::{Coming, Made};
-use crate::client::{BlockingClient, ClientError, Gradient, Next, POOLED_MODELS, SILENCE_MAX};
+use crate::client::{BlockingClient, ClientError, Gradient, Next, POOLED_MODELS, Pulled, SILENCE_MAX};
 use crate::emulation::Begun;
 use crate::models::Passes;
 
@@ -98,7 +98,7 @@ impl Overlap {
         &mut self,
         coming: Coming,
         client: &mut BlockingClient,
-        values: &mut [f32],
+        values: &mut Pulled,
     ) -> (Result<Next, ClientError>, bool) {
         match coming.finish(values) {
             Ok((done, is_sound)) => {
@@ -116,7 +116,7 @@ impl Overlap {
         pushing: Pushing,
         gradient: Gradient,
         client: &mut BlockingClient,
-        values: &mut [f32],
+        values: &mut Pulled,
     ) -> Result<(Next, Option<Coming>), ClientError> {
         let waiting = Instant::now();
         self.in_parts += 1;
@@ -138,7 +138,7 @@ impl Overlap {
 pub(crate) struct Passing<'a> {
     pub(crate) overlap: &'a mut Overlap,
     pub(crate) client: &'a mut BlockingClient,
-    pub(crate) values: &'a mut [f32],
+    pub(crate) values: &'a mut Pulled,
     begun: Begun,
     step: Step,
     hosted: Arc<[ClientId]>,
@@ -185,7 +185,7 @@ impl<'a> Passing<'a> {
     pub(crate) fn new(
         overlap: &'a mut Overlap,
         client: &'a mut BlockingClient,
-        values: &'a mut [f32],
+        values: &'a mut Pulled,
         (step, begun, examples): (Step, Begun, u32),
         coming: Option<Coming>,
     ) -> Self {
@@ -272,17 +272,17 @@ impl Passes for Passing<'_> {
         self.values.len()
     }
 
-    fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
+    fn values(&mut self, range: Range<usize>, done: f64) -> Option<&[f32]> {
         self.reach(done);
         if let Some(coming) = &mut self.coming {
             let waiting = Instant::now();
-            let is_there = coming.wait_for(end, self.values);
+            let is_there = coming.wait_for(range.end, self.values);
             self.waited_since(waiting);
             if !is_there {
                 return None;
             }
         }
-        Some(self.values)
+        Some(self.values.of(range))
     }
 
     fn loss(&mut self, loss: f32, done: f64) -> Option<()> {
@@ -327,7 +327,7 @@ impl Passes for Passing<'_> {
                 &mut self.overlap.part[room]
             }
         };
-        (self.values, room)
+        (self.values.shown(), room)
     }
 
     fn made(&mut self, from: usize, done: f64) {

@@ -14,7 +14,7 @@ use windlass_common::wire::WorkerReport;
 use windlass_process::{Failure, OrExit};
 
 use crate::ahead;
-use crate::client::{BlockingClient, ClientError, JoinOptions, Next};
+use crate::client::{BlockingClient, ClientError, JoinOptions, Next, Pushed};
 use crate::data::{self, Early, ExampleStream, Gathered, Owned};
 use crate::emulation::Emulation;
 use crate::federated;
@@ -106,10 +106,10 @@ fn steps(
     let plan = client.plan().clone();
     client.keep_to_a_core();
     let mut batches = Batches::new(&plan, client, data)?;
-    let mut values = client.values();
+    let mut values = client.pulled().map_err(failure)?;
     let mut overlap = Overlap::new(&plan, values.len());
     let mut report = WorkerReport::default();
-    let mut next = client.pull(&mut values).map_err(failure)?;
+    let mut next = client.pull_to(values.buffer()).map_err(failure)?;
     let mut coming = None;
     let first = if let Next::Step(step) = next { step } else { Step(0) };
     let mut emulation = Emulation::new(&plan, client.worker(), first);
@@ -132,9 +132,12 @@ fn steps(
         let pushed = match computed {
             Computed::Pushing(pushing, gradient) => overlap.push(pushing, gradient, client, &mut values),
             Computed::Whole(gradient) => {
-                client.push_pull(gradient, work, &mut values).map(|next| (next, None))
+                let next = client.push_pull_to(Pushed::Gradient(gradient), work, values.buffer());
+                next.map(|next| (next, None))
             }
-            Computed::Encoded => client.push_pull_encoded(work, &mut values).map(|next| (next, None)),
+            Computed::Encoded => {
+                client.push_pull_to(Pushed::Encoded, work, values.buffer()).map(|next| (next, None))
+            }
         };
         (next, coming) = pushed.map_err(failure)?;
     }

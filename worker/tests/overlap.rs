@@ -48,10 +48,12 @@ impl Model for Echo {
     }
 
     fn gradient_with(&mut self, passes: &mut dyn Passes, _: Batch<'_>) -> Option<f32> {
-        let front = passes.values(FRONT, 0.0)?[..FRONT].to_vec();
+        let front = passes.values(0..FRONT, 0.0)?.to_vec();
         std::thread::sleep(PART);
-        let all = passes.values(ALL, 0.2)?.to_vec();
+        let all = passes.values(0..ALL, 0.2)?.to_vec();
         assert!(front == all[..FRONT], "values that were shown change");
+        let back = passes.values(FRONT + 640..ALL, 0.2)?;
+        assert!(back == &all[FRONT + 640..], "values are where they are asked for");
         std::thread::sleep(PART);
         passes.loss(0.5, 0.4)?;
         std::thread::sleep(PART);
@@ -232,8 +234,10 @@ async fn both(server: impl Future<Output = ()>, worker: impl Future<Output = ()>
 
 #[tokio::test]
 async fn steps_overlap_and_each_is_computed_on_its_own_values() {
-    for shards in [1, 2] {
-        let (scene, endpoint) = scene(shards);
+    // In the last two, values stay as they come until they are computed on.
+    for (shards, pull) in [(1, "f32"), (2, "f32"), (1, "bf16"), (2, "f16")] {
+        let (mut scene, endpoint) = scene(shards);
+        scene.plan.codecs.pull = pull.parse().unwrap();
         let server = async {
             let mut life = admit(&scene, &endpoint, 1, from(0, 0)).await;
             life.begin(&scene).await;
@@ -397,7 +401,7 @@ impl Model for Blocks {
     fn gradient_with(&mut self, passes: &mut dyn Passes, _: Batch<'_>) -> Option<f32> {
         // The front layer begins at 0, the one behind it at FRONT.
         const CUTS: [usize; 6] = [ALL, FRONT + 640, FRONT, 12_800, 64, 0];
-        let is_cut = passes.values(ALL, 0.0)?[0] == 2.0;
+        let is_cut = passes.values(0..ALL, 0.0)?[0] == 2.0;
         let blocks = || CUTS.windows(2).map(|cut| cut[1]..cut[0]);
         for range in blocks().filter(|_| is_cut) {
             passes.room(range, is_cut).1.fill(1000.0);

@@ -52,6 +52,8 @@ struct Step {
 struct Schedule {
     values: Vec<f32>,
     gradient: Vec<f32>,
+    /// Those that were asked for last.
+    shown: Range<usize>,
     /// Values up to here are read from this share on.
     read: Vec<(usize, f64)>,
     /// The gradient is final from here on at this share.
@@ -63,11 +65,12 @@ impl Passes for Schedule {
         self.values.len()
     }
 
-    fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
-        if self.read.last().is_none_or(|(last, _)| end > *last) {
-            self.read.push((end, done));
+    fn values(&mut self, range: Range<usize>, done: f64) -> Option<&[f32]> {
+        if self.read.last().is_none_or(|(last, _)| range.end > *last) {
+            self.read.push((range.end, done));
         }
-        Some(&self.values)
+        self.shown = range.clone();
+        Some(&self.values[range])
     }
 
     fn loss(&mut self, _: f32, _: f64) -> Option<()> {
@@ -75,7 +78,7 @@ impl Passes for Schedule {
     }
 
     fn room(&mut self, range: Range<usize>, _: bool) -> (&[f32], &mut [f32]) {
-        (&self.values, &mut self.gradient[range])
+        (&self.values[self.shown.clone()], &mut self.gradient[range])
     }
 
     fn made(&mut self, from: usize, done: f64) {

@@ -33,17 +33,27 @@ impl Problem {
     fn train(&self, codec: Codec, feedback: bool, steps: u64) -> Vec<f64> {
         let mut x = self.begin();
         let (mut residual, mut decoded) = (vec![0.0_f32; x.len()], vec![0.0_f32; x.len()]);
+        let blocks = x.len().div_ceil(64);
+        let mut left = Leftovers::zeros(blocks);
         let (mut scratch, mut bytes) = (Scratch::default(), Vec::new());
         for step in 0..steps {
             let mut p: Vec<f32> =
                 self.gradient(&x, step).iter().map(|g| (f64::from(self.rate) * g) as f32).collect();
             if feedback {
                 p.iter_mut().zip(&residual).for_each(|(p, e)| *p += e);
+                left.add_to(0, &mut p);
             }
             let purpose = Purpose::PushRounding { source: 0, variable: 0, step };
             let chosen = codec.prepare(&p, 1, purpose, &mut scratch);
             bytes.clear();
-            chosen.encode_with_residual(0, &p, &mut residual, &mut bytes);
+            match codec.is_biased() && codec.is_narrow() {
+                // As a worker keeps it.
+                true => {
+                    bytes.resize(codec.fixed_bytes(p.len() as u64).unwrap() as usize, 0);
+                    chosen.encode_piece((0, p.len()), 0, &p, Some(left.of(0..blocks)), &mut bytes);
+                }
+                false => chosen.encode_with_residual(0, &p, &mut residual, &mut bytes),
+            }
             codec.decode(&bytes, &mut decoded).unwrap();
             x.iter_mut().zip(&decoded).for_each(|(x, &sent)| *x -= f64::from(sent));
         }

@@ -17,6 +17,7 @@ use multiversion::multiversion;
 
 use super::dither::{BLOCK, Dither};
 use super::error::CodecError;
+use super::leftovers::{IN_A_SCALE, LeftoversMut};
 use super::{NOT_FINITE, is_scale};
 
 /// The largest scale: 127 times the next one is infinite.
@@ -45,7 +46,11 @@ pub fn bytes(values: u64) -> u64 {
 /// # Panics
 /// If `start` is not a multiple of 64.
 pub fn encode(values: &[f32], start: u64, dither: Option<Dither>, out: &mut Vec<u8>) {
-    run(values, start, dither, None, out);
+    assert!(start.is_multiple_of(BLOCK as u64), "slices start at multiples of {BLOCK}");
+    let before = out.len();
+    out.resize(before + bytes(values.len() as u64) as usize, 0);
+    let (scales, codes) = out[before..].split_at_mut(scale_bytes(values.len()));
+    fill(values, start, dither, None, scales.as_chunks_mut().0, codes);
 }
 
 /// As [`encode`], and writes into `residual` what is lost of each value.
@@ -60,36 +65,30 @@ pub fn encode_with_residual(
     out: &mut Vec<u8>,
 ) {
     assert_eq!(values.len(), residual.len(), "values and their residuals");
-    run(values, start, dither, Some(residual), out);
-}
-
-fn run(values: &[f32], start: u64, dither: Option<Dither>, residual: Option<&mut [f32]>, out: &mut Vec<u8>) {
-    assert!(start.is_multiple_of(BLOCK as u64), "slices start at multiples of {BLOCK}");
     let before = out.len();
-    out.resize(before + bytes(values.len() as u64) as usize, 0);
-    let (scales, codes) = out[before..].split_at_mut(scale_bytes(values.len()));
-    fill(values, start, dither, residual, scales.as_chunks_mut().0, codes);
+    encode(values, start, dither, out);
+    part(&out[before..], values.len(), 0, residual);
+    residual.iter_mut().zip(values).for_each(|(residual, value)| *residual = value - *residual);
 }
 
 /// Writes values from number `at` on where they belong among the bytes of a slice of `of` values that begins at value `start` of its
-/// variable, and what is lost of each into `residual`, if there is one.
+/// variable, and keeps what is lost of each in `left`, if there is such.
 ///
 /// # Panics
-/// If `at` is not a multiple of 64, `residual` is not as long as `values`, or `out` is not as long as the slice's bytes.
+/// If `at` is not a multiple of 64, `left` is not of as many blocks, or `out` is not as long as the slice's bytes.
 pub(super) fn write(
     values: &[f32],
     (start, of): (u64, usize),
     at: usize,
     dither: Option<Dither>,
-    residual: Option<&mut [f32]>,
+    left: Option<LeftoversMut<'_>>,
     out: &mut [u8],
 ) {
     assert!(at.is_multiple_of(BLOCK), "parts of a slice start at multiples of {BLOCK}");
-    let left = residual.as_ref().map_or(values.len(), |residual| residual.len());
-    assert_eq!(values.len(), left, "values and their residuals");
+    assert!(dither.is_none() || left.is_none(), "what is rounded by chance is right in the mean");
     let (scales, codes) = out.split_at_mut(scale_bytes(of));
     let scales = &mut scales.as_chunks_mut().0[at / BLOCK..];
-    fill(values, start + at as u64, dither, residual, scales, &mut codes[at..at + values.len()]);
+    fill(values, start + at as u64, dither, left, scales, &mut codes[at..at + values.len()]);
 }
 
 /// Writes the scales and the bytes of values, the first of which has the number `start` where random numbers are drawn.
@@ -97,31 +96,22 @@ fn fill(
     values: &[f32],
     start: u64,
     dither: Option<Dither>,
-    residual: Option<&mut [f32]>,
+    left: Option<LeftoversMut<'_>>,
     scales: &mut [[u8; 4]],
     codes: &mut [u8],
 ) {
     let (whole, rest) = values.as_chunks();
     let (whole_codes, rest_codes) = codes.as_chunks_mut();
-    let (whole_residual, rest_residual) = residual.map(|residual| residual.as_chunks_mut()).unzip();
+    let (left, rest_left) = left.map(|left| left.split_at(whole.len(), values.len())).unzip();
     let first = start / BLOCK as u64;
-    blocks(
-        whole,
-        dither.map(|dither| (dither, first)),
-        &mut scales[..whole.len()],
-        whole_codes,
-        whole_residual,
-    );
+    blocks(whole, dither.map(|dither| (dither, first)), &mut scales[..whole.len()], whole_codes, left);
     if !rest.is_empty() {
-        let (mut block, mut codes, mut residual) = ([0.0; BLOCK], [0; BLOCK], [0.0; BLOCK]);
+        let (mut block, mut codes) = ([0.0; BLOCK], [0; BLOCK]);
         block[..rest.len()].copy_from_slice(rest);
         let of = dither.map(|dither| (dither, first + whole.len() as u64));
         let scales = &mut scales[whole.len()..=whole.len()];
-        blocks(&[block], of, scales, from_mut(&mut codes), Some(from_mut(&mut residual)));
+        blocks(&[block], of, scales, from_mut(&mut codes), rest_left);
         rest_codes.copy_from_slice(&codes[..rest.len()]);
-        if let Some(rest_residual) = rest_residual {
-            rest_residual.copy_from_slice(&residual[..rest.len()]);
-        }
     }
 }
 
@@ -132,7 +122,7 @@ fn blocks(
     dither: Option<(Dither, u64)>,
     scales: &mut [[u8; 4]],
     codes: &mut [[u8; BLOCK]],
-    mut residual: Option<&mut [Block]>,
+    mut left: Option<LeftoversMut<'_>>,
 ) {
     assert!(values.len() == scales.len() && values.len() == codes.len(), "a scale and bytes for each block");
     let groups = values.chunks(TOGETHER).zip(scales.chunks_mut(TOGETHER)).zip(codes.chunks_mut(TOGETHER));
@@ -156,9 +146,11 @@ fn blocks(
             for (code, whole) in codes.iter_mut().zip(&whole) {
                 *code = whole.to_bits() as u8;
             }
-            if let Some(residual) = residual.as_mut().map(|residual| &mut residual[number]) {
-                for ((residual, value), whole) in residual.iter_mut().zip(values).zip(whole) {
-                    *residual = value - (whole - WHOLE) * scale;
+            if let Some(LeftoversMut { units, words }) = &mut left {
+                units[number] = scale / IN_A_SCALE;
+                for ((word, value), whole) in words[number].0.iter_mut().zip(values).zip(whole) {
+                    let left = value - (whole - WHOLE) * scale;
+                    *word = (left * inverse * IN_A_SCALE + WHOLE).to_bits() as i16;
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Chosen, Codec, CodecError, Rounding, bf16, f16, int8, plain, words};
+use super::{Chosen, Codec, CodecError, LeftoversMut, Rounding, bf16, f16, int8, plain, words};
 use crate::placement::BLOCK;
 
 /// Bytes that precede a slice whose length nobody could tell.
@@ -110,6 +110,12 @@ impl Codec {
         Ok(())
     }
 
+    /// Whether each value has bytes of its own, which are fewer than those of a float: whoever needs each value once can keep them
+    /// instead, and decode a part at a time.
+    pub fn is_narrow(self) -> bool {
+        self != Self::F32 && self.pieces(0).is_some()
+    }
+
     /// How a slice of so many values can be decoded a piece at a time, if it can.
     pub fn pieces(self, values: usize) -> Option<Pieces> {
         let (head, value) = match self {
@@ -185,30 +191,30 @@ impl Codec {
 
 impl Chosen {
     /// Writes values from number `at` on where they belong among the bytes of a slice of `of` values that begins at value `start` of
-    /// its variable. With `residual`, which codecs without bias have no use for, it writes there what is lost of each value.
+    /// its variable. With `left`, which codecs without bias have no use for, it keeps there what is lost of each value.
     ///
     /// # Panics
-    /// If slices in this codec have no [`pieces`](Codec::pieces), `start` or `at` is not a multiple of 64, a residual is not as long
-    /// as `values` or nothing is to be left out, or the values have no room in `out`.
+    /// If slices in this codec have no [`pieces`](Codec::pieces), `start` or `at` is not a multiple of 64, `left` is not of as many
+    /// blocks as the values or nothing is to be left out, or the values have no room in `out`.
     pub fn encode_piece(
         &self,
         (start, of): (u64, usize),
         at: usize,
         values: &[f32],
-        residual: Option<&mut [f32]>,
+        left: Option<LeftoversMut<'_>>,
         out: &mut [u8],
     ) {
         assert!(start.is_multiple_of(BLOCK), "slices start at multiples of {BLOCK}");
         assert!(at.is_multiple_of(BLOCK as usize), "parts of a slice start at multiples of {BLOCK}");
-        let has_residual = residual.is_some();
+        let leaves_out = left.is_some();
         match *self {
-            Self::Int8 { dither } => return int8::write(values, (start, of), at, dither, residual, out),
+            Self::Int8 { dither } => return int8::write(values, (start, of), at, dither, left, out),
             Self::F32 => plain::write(values, words::place(out, at, values.len())),
             Self::Bf16 => bf16::narrow_all(values, words::place(out, at, values.len())),
             Self::F16 => f16::write(values, words::place(out, at, values.len())),
             Self::TopK { .. } | Self::Sign { .. } => unreachable!("slices in this codec have no pieces"),
         }
-        assert!(!has_residual, "a codec without bias leaves nothing out for the next time");
+        assert!(!leaves_out, "a codec without bias leaves nothing out for the next time");
     }
 
     /// Appends to a payload the slice that begins at value `start` of its variable; with `residual`, writes there each

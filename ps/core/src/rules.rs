@@ -135,7 +135,7 @@ impl Apply {
     /// none of its values is needed a second time.
     pub fn decodes(self, codec: Codec) -> bool {
         let needs_values_once = matches!(self, Self::Immediate { compensation: None, .. });
-        needs_values_once && codec != Codec::F32 && codec.pieces(0).is_some()
+        needs_values_once && codec.is_narrow()
     }
 
     /// Whether a push is applied by the values that it was computed on, too.

@@ -5,6 +5,7 @@
 //! what is left out takes the rate of the step in which it is sent. Of a push that does not count all of p is left out, which is
 //! what was left out of it and what was sent: neither g nor p has to be kept.
 
+mod left_out;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use windlass_common::plan::Plan;
 use windlass_common::rng::Purpose;
 
 use crate::event::{AsOf, Feedback, Until};
+use left_out::LeftOut;
 use places::{Piece, Places};
 
 /// The encoded slices of one shard. When nobody reads them any more, their memory is used again.
@@ -62,9 +64,9 @@ pub struct Encoder {
     numbered: u64,
     /// Whose push is on its way, and for which step; what it leaves out is in `left`.
     pending: Option<(ClientId, Step)>,
-    left: Floats,
-    /// A buffer that is not in use.
-    spare: Option<Floats>,
+    left: LeftOut,
+    /// Memory for that which is not in use.
+    spare: Option<LeftOut>,
 }
 
 /// What is left out of the pushes of one client.
@@ -72,7 +74,7 @@ pub struct Encoder {
 struct Residual {
     /// Which of all that there have been.
     number: u64,
-    values: Floats,
+    values: LeftOut,
 }
 
 impl Encoder {
@@ -81,7 +83,7 @@ impl Encoder {
         let variables = (0..).map(VariableId).take(layout.variables().len());
         let variables: Vec<_> = variables.map(|variable| layout.range(variable)).collect();
         let places = Places::new(codec, &variables, placement);
-        let left = Floats::zeros(if codec.is_biased() { layout.total() as usize } else { 0 });
+        let left = LeftOut::nothing(codec, &places);
         let given = vec![BTreeMap::new(); placement.shards() as usize];
         let (lent, sent) = (vec![Vec::new(); given.len()], vec![Vec::new(); given.len()]);
         Self {
@@ -136,7 +138,11 @@ impl Encoder {
             return Some(self.end_parts());
         }
         self.begin(client, step);
-        self.add_residual(0, gradient);
+        if let Some(residual) = self.pending.and_then(|(client, _)| self.residuals.get(&client)) {
+            for piece in self.places.all() {
+                residual.values.add_to(piece, piece.flat.clone(), &mut gradient[piece.flat.clone()]);
+            }
+        }
         self.prepare(Some(gradient), client, step);
         let all = (0..self.places.shards()).map(|shard| self.payload(shard, gradient)).collect();
         Some(self.keep(all))
@@ -144,7 +150,7 @@ impl Encoder {
 
     /// Whether parts of a gradient can be encoded as it is made, by [`encode_part`](Self::encode_part).
     pub fn takes_parts(codec: Codec) -> bool {
-        codec != Codec::F32 && codec.pieces(0).is_some()
+        codec.is_narrow()
     }
 
     /// Begins a push that is encoded part by part, in any order, as its values become known. Payloads that were begun before and not
@@ -170,18 +176,17 @@ impl Encoder {
     /// If a variable's values are cut at another number than a multiple of 64.
     pub fn encode_part(&mut self, from: usize, values: &mut [f32]) {
         let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
-        for (shard, Piece { variable, start, flat, bytes }, within) in
-            self.places.within(from..from + values.len())
-        {
+        for (shard, piece, within) in self.places.within(from..from + values.len()) {
+            let Piece { variable, start, flat, bytes, .. } = piece;
             let payload = Arc::get_mut(&mut self.parts[shard]).expect("nobody reads it yet");
             let slice = &mut payload[bytes.clone()];
             for at in within.clone().step_by(AT_ONCE) {
                 let range = at..within.end.min(at + AT_ONCE);
                 let values = &mut values[range.start - from..range.end - from];
                 if let Some(residual) = residual {
-                    add(values, &residual.values[range.clone()]);
+                    residual.values.add_to(piece, range.clone(), values);
                 }
-                let left = if self.codec.is_biased() { Some(&mut self.left[range]) } else { None };
+                let left = self.left.blocks(piece, &range);
                 let of_slice = (*start, flat.len());
                 self.chosen[*variable].encode_piece(of_slice, at - flat.start, values, left, slice);
             }
@@ -213,13 +218,15 @@ impl Encoder {
     /// # Panics
     /// If the values are not as many as the slice has.
     pub fn encode_slice(&mut self, shard: usize, index: usize, values: &mut [f32]) -> Payload {
-        let Piece { variable, start, flat, .. } = self.places.of(shard)[index].clone();
+        let piece = &self.places.of(shard)[index];
+        let Piece { variable, start, flat, bytes, .. } = piece;
         assert_eq!(values.len(), flat.len(), "the values of a slice");
-        self.add_residual(flat.start, values);
-        let mut out =
-            Vec::with_capacity(self.codec.fixed_bytes(flat.len() as u64).unwrap_or_default() as usize);
-        let left = if self.codec.is_biased() { Some(&mut self.left[flat]) } else { None };
-        self.chosen[variable].append(self.codec, (start, values), left, &mut out);
+        if let Some(residual) = self.pending.and_then(|(client, _)| self.residuals.get(&client)) {
+            residual.values.add_to(piece, flat.clone(), values);
+        }
+        let mut out = vec![0; bytes.len()];
+        let left = self.left.blocks(piece, flat);
+        self.chosen[*variable].encode_piece((*start, flat.len()), 0, values, left, &mut out);
         let encoded = Payload::new(out);
         if self.codec.is_biased() {
             self.sent[shard].push((index..index + 1, Arc::clone(&encoded)));
@@ -243,14 +250,6 @@ impl Encoder {
                 Some(residual) => drop(self.residuals.insert(client, residual)),
                 None => drop(self.residuals.remove(&client)),
             }
-        }
-    }
-
-    /// Adds what was left out before to values from number `from` of the flat buffer on.
-    fn add_residual(&self, from: usize, values: &mut [f32]) {
-        let residual = self.pending.and_then(|(client, _)| self.residuals.get(&client));
-        if let Some(residual) = residual {
-            add(values, &residual.values[from..from + values.len()]);
         }
     }
 
@@ -283,8 +282,9 @@ impl Encoder {
         let mut lent = self.memory(shard);
         let bytes = Arc::get_mut(&mut lent).expect("nobody reads it");
         bytes.clear();
+        let mut left = self.codec.is_biased().then(|| self.left.floats(&self.places));
         for Piece { variable, start, flat, .. } in self.places.of(shard) {
-            let left = if self.codec.is_biased() { Some(&mut self.left[flat.clone()]) } else { None };
+            let left = left.as_mut().map(|left| &mut left[flat.clone()]);
             let slice = (*start, &gradient[flat.clone()]);
             self.chosen[*variable].append(self.codec, slice, left, bytes);
         }
@@ -334,9 +334,10 @@ impl Encoder {
         let mut values = vec![0.0; lengths().sum()];
         self.codec.decode_payload(lengths(), payload, &mut values).expect("it was encoded here");
         let mut rest = values.as_slice();
+        let left = self.left.floats(&self.places);
         for Piece { flat, .. } in slices {
             let (now, later) = rest.split_at(flat.len());
-            add(&mut self.left[flat.clone()], now);
+            add(&mut left[flat.clone()], now);
             rest = later;
         }
     }
@@ -344,16 +345,17 @@ impl Encoder {
     /// What a client's push has left out takes the place of what had been left out before it.
     fn swap(&mut self, client: ClientId, step: Step) {
         self.numbered += 1;
-        let len = self.left.len();
-        let left = Residual { number: self.numbered, values: std::mem::take(&mut self.left) };
+        let left = std::mem::replace(&mut self.left, LeftOut::Floats(Floats::default()));
+        let left = Residual { number: self.numbered, values: left };
         let before = self.residuals.insert(client, left);
         if self.keeps_before {
             self.before.insert(client, (step, before));
         } else if let Some(before) = before {
-            // Two buffers in turn, so that little memory is touched.
+            // Two in turn, so that little memory is touched.
             self.spare = Some(before.values);
         }
-        self.left = self.spare.take().unwrap_or_else(|| Floats::zeros(len));
+        let spare = self.spare.take().filter(|spare| spare.is_as_told_by(self.codec));
+        self.left = spare.unwrap_or_else(|| LeftOut::nothing(self.codec, &self.places));
     }
 
     /// A shard tells what has been left out of a client's pushes: its slices end to end. It says nothing new of a client whose
@@ -363,22 +365,22 @@ impl Encoder {
     /// If they are not as many values as the shard has, which it says.
     pub fn recall(&mut self, shard: usize, client: ClientId, values: &[f32]) -> Result<(), usize> {
         let expected = self.places.of(shard).iter().map(|piece| piece.flat.len()).sum();
-        if values.len() != expected || self.left.is_empty() {
+        if values.len() != expected || !self.codec.is_biased() {
             return Err(expected);
         }
         let is_known = self.residuals.contains_key(&client) && !self.recalled.contains_key(&client);
         if is_known || self.pending.is_some_and(|(pending, _)| pending == client) {
             return Ok(());
         }
-        let len = self.left.len();
         self.numbered += 1;
         let number = self.numbered;
-        let residual =
-            self.residuals.entry(client).or_insert_with(|| Residual { number, values: Floats::zeros(len) });
+        let nothing = || Residual { number, values: LeftOut::nothing(self.codec, &self.places) };
+        let residual = self.residuals.entry(client).or_insert_with(nothing);
+        let floats = residual.values.floats(&self.places);
         let mut rest = values;
         for Piece { flat, .. } in self.places.of(shard) {
             let (now, later) = rest.split_at(flat.len());
-            residual.values[flat.clone()].copy_from_slice(now);
+            floats[flat.clone()].copy_from_slice(now);
             rest = later;
         }
         self.recalled.entry(client).or_default().insert(shard);
@@ -405,8 +407,8 @@ impl Encoder {
             if self.given[shard].insert(client, *number) == Some(*number) {
                 continue;
             }
-            let pieces = self.places.of(shard).iter().flat_map(|piece| &values[piece.flat.clone()]);
-            gives.push((client, pieces.copied().collect()));
+            let pieces = self.places.of(shard).iter().flat_map(|piece| values.of(piece));
+            gives.push((client, pieces.collect()));
         }
         gives
     }

@@ -20,7 +20,8 @@ use windlass_transport::{keep_to_a_core, own_cores};
 
 use super::companion::Driver;
 use super::overlap::{Arrival, Coming, Done, Made};
-use super::{Ahead, Client, ClientError, Gradient, JoinOptions, Next, Taken, Work};
+use super::pulled::{Buffer, Pulled};
+use super::{Ahead, Client, ClientError, Gradient, JoinOptions, Next, Pushed, Taken, Work};
 
 /// A worker's place in a run, for threads that compute. The methods are those of [`Client`], and wait.
 pub struct BlockingClient {
@@ -142,6 +143,11 @@ impl BlockingClient {
         Floats::zeros(self.values)
     }
 
+    /// As [`Client::pulled`].
+    pub(crate) fn pulled(&mut self) -> Result<Pulled, ClientError> {
+        Ok(here(&mut self.place, &self.driver)?.client.pulled())
+    }
+
     /// A buffer for a gradient of the whole model; what it holds is left from before.
     pub fn gradient(&mut self) -> Gradient {
         let spare = self.spare.take();
@@ -171,8 +177,13 @@ impl BlockingClient {
     /// # Errors
     /// As [`Client::pull`].
     pub fn pull(&mut self, values: &mut [f32]) -> Result<Next, ClientError> {
+        self.pull_to(Buffer::Floats(values))
+    }
+
+    /// As [`Client::pull_to`].
+    pub(crate) fn pull_to(&mut self, values: Buffer<'_>) -> Result<Next, ClientError> {
         let inner = here(&mut self.place, &self.driver)?;
-        let next = self.driver.drive(inner.interrupted.or(inner.client.pull(values)));
+        let next = self.driver.drive(inner.interrupted.or(inner.client.pull_to(values)));
         self.take_stock();
         next
     }
@@ -198,8 +209,18 @@ impl BlockingClient {
         work: Work,
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
+        self.push_pull_to(Pushed::Gradient(gradient), work, Buffer::Floats(values))
+    }
+
+    /// As [`Client::push_pull_to`].
+    pub(crate) fn push_pull_to(
+        &mut self,
+        pushed: Pushed,
+        work: Work,
+        values: Buffer<'_>,
+    ) -> Result<Next, ClientError> {
         let inner = here(&mut self.place, &self.driver)?;
-        let next = self.driver.drive(inner.interrupted.or(inner.client.push_pull(gradient, work, values)));
+        let next = self.driver.drive(inner.interrupted.or(inner.client.push_pull_to(pushed, work, values)));
         self.take_stock();
         next
     }
@@ -214,14 +235,6 @@ impl BlockingClient {
         let client = ClientId(self.worker.0);
         here(&mut self.place, &self.driver)?.client.encode_part(is_first.then_some(client), from, values);
         Ok(())
-    }
-
-    /// As [`Client::push_pull_encoded`].
-    pub(crate) fn push_pull_encoded(&mut self, work: Work, values: &mut [f32]) -> Result<Next, ClientError> {
-        let inner = here(&mut self.place, &self.driver)?;
-        let next = self.driver.drive(inner.interrupted.or(inner.client.push_pull_encoded(work, values)));
-        self.take_stock();
-        next
     }
 
     /// As [`Client::drop_out`].

@@ -15,6 +15,7 @@ use super::error::ClientError;
 use super::link::{Cuts, Gift, Heard, Landing};
 use super::outgoing::Going;
 use super::overlap::{Arrival, Arrivals};
+use super::pulled::Buffer;
 use super::session::{COORDINATOR, Session};
 use super::{Client, Next, connect, joining};
 
@@ -290,7 +291,7 @@ fn gift(encoder: &mut Encoder, shard: usize, checkpoint: u64, of: AsOf, all: boo
 #[derive(Debug)]
 pub(super) enum Sink<'a> {
     Nowhere,
-    Buffer(&'a mut [f32]),
+    Buffer(Buffer<'a>),
     Arrivals(&'a Arrivals),
 }
 
@@ -299,7 +300,7 @@ impl Sink<'_> {
     fn landings<'b>(&'b mut self, cuts: &'b Cuts, pool: &'b Pool, shards: usize) -> Vec<Landing<'b>> {
         match self {
             Self::Nowhere => (0..shards).map(|_| Landing::Places(Vec::new())).collect(),
-            Self::Buffer(values) => cuts.places(values).into_iter().map(Landing::Places).collect(),
+            Self::Buffer(buffer) => cuts.places(buffer.again()).into_iter().map(Landing::Places).collect(),
             Self::Arrivals(to) => {
                 let of = |shard| Landing::Arrivals { parts: cuts.parts(shard), pool, to };
                 (0..shards).map(of).collect()

@@ -20,10 +20,29 @@ use windlass_worker_core::{Pull, Push, Reply, Work};
 use super::error::ClientError;
 use super::form::{self, Form};
 use super::overlap::{Arrival, Arrivals};
+use super::pulled::Buffer;
 use super::session::{brief, next, open_stream, send};
 
-/// A slice of the caller's buffer: its number in the placement, and the values.
-pub(crate) type Place<'a> = (u32, &'a mut [f32]);
+/// A slice of the caller's buffer: its number in the placement, and where its values go.
+pub(crate) type Place<'a> = (u32, Room<'a>);
+
+/// Where the values of a slice go.
+#[derive(Debug)]
+pub(crate) enum Room<'a> {
+    Floats(&'a mut [f32]),
+    /// So many values as they come, in a codec with bytes of its own for each.
+    Bytes(usize, &'a mut [u8]),
+}
+
+impl Room<'_> {
+    /// For how many values it is.
+    fn values(&self) -> usize {
+        match self {
+            Self::Floats(values) => values.len(),
+            Self::Bytes(values, _) => *values,
+        }
+    }
+}
 
 /// A slice and where it lies in the flat buffer.
 pub(crate) type FlatPart = (Part, Range<usize>);
@@ -267,11 +286,17 @@ impl Inbound {
         let mut rest = places.iter_mut();
         for part in &values.parts {
             let place = rest.find(|(slice, _)| *slice == part.slice);
-            let place = place.filter(|(_, place)| place.len() as u64 == part.values);
+            let place = place.filter(|(_, place)| place.values() as u64 == part.values);
             let (_, place) = place.ok_or_else(|| self.not_asked_for(part))?;
-            match form {
-                Form::Values(codec) => self.read(codec, part, place).await?,
-                Form::Patches(patch, _) => form::apply(patch, self.patches(patch, form, part).await?, place),
+            match (form, place) {
+                (Form::Values(codec), Room::Floats(place)) => self.read(codec, part, place).await?,
+                (Form::Values(codec), Room::Bytes(values, place)) => {
+                    self.read_encoded(codec, part, *values, place).await?;
+                }
+                (Form::Patches(patch, _), Room::Floats(place)) => {
+                    form::apply(patch, self.patches(patch, form, part).await?, place);
+                }
+                (Form::Patches(..), Room::Bytes(..)) => unreachable!("what patches change are floats"),
             }
         }
         Ok(())
@@ -297,12 +322,19 @@ impl Inbound {
         // Whoever does not listen any more hears from the exchange how it ended.
         let _ = to.send(Arrival::Shown { shard, step: values.step, there: there(0) });
         for (i, (part, range)) in values.parts.iter().zip(&ranges).enumerate() {
-            let (from, there) = (range.start, there(i + 1));
+            let there = there(i + 1);
             let _ = to.send(match form {
+                Form::Values(codec) if codec.is_narrow() => {
+                    let bytes = form.bytes_of(part);
+                    let mut memory = pool.take(bytes.div_ceil(4));
+                    let encoded = &mut cast_slice_mut(&mut memory)[..bytes];
+                    self.read_encoded(codec, part, range.len(), encoded).await?;
+                    Arrival::Slice { shard, slice: range.clone(), memory, there }
+                }
                 Form::Values(codec) => {
-                    let mut slice = pool.take(range.len());
-                    self.read(codec, part, &mut slice).await?;
-                    Arrival::Slice { shard, from, values: slice, there }
+                    let mut memory = pool.take(range.len());
+                    self.read(codec, part, &mut memory).await?;
+                    Arrival::Slice { shard, slice: range.clone(), memory, there }
                 }
                 Form::Patches(patch, _) => {
                     let bytes = self.patches(patch, form, part).await?.to_vec();
@@ -375,6 +407,19 @@ impl Inbound {
         decoded.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
     }
 
+    /// Reads one slice of so many values as it comes.
+    async fn read_encoded(
+        &mut self,
+        codec: Codec,
+        part: &Part,
+        values: usize,
+        place: &mut [u8],
+    ) -> Result<(), ClientError> {
+        self.receiver.payload(place).await.map_err(|e| ClientError::lost(self.shard, e))?;
+        let checked = codec.check(place, values);
+        checked.map_err(|e| ClientError::protocol(self.shard, format!("slice {}: {e}", part.slice)))
+    }
+
     /// Reads the patches to one slice.
     async fn patches(&mut self, patch: Patch, form: Form, part: &Part) -> Result<&[u8], ClientError> {
         let bytes = form.bytes_of(part);
@@ -438,17 +483,31 @@ impl Cuts {
         &self.shards[shard]
     }
 
-    /// Splits a flat buffer into each shard's slices. Within a shard slices are numbered in the order of the buffer.
-    pub(crate) fn places<'a>(&self, values: &'a mut [f32]) -> Vec<Vec<Place<'a>>> {
-        let mut places: Vec<_> = self.shards.iter().map(|s| Vec::with_capacity(s.len())).collect();
-        let mut rest = values;
-        for (range, shard, index) in &self.flat {
-            let (now, later) = rest.split_at_mut(range.len());
-            let (part, _) = &self.shards[*shard][*index];
-            places[*shard].push((part.slice, now));
-            rest = later;
+    /// Where all slices lie, in the order of the flat buffer.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = Range<usize>> {
+        self.flat.iter().map(|(range, ..)| range.clone())
+    }
+
+    /// Splits a buffer into each shard's slices. Within a shard slices are numbered in the order of the buffer.
+    pub(crate) fn places<'a>(&self, buffer: Buffer<'a>) -> Vec<Vec<Place<'a>>> {
+        match buffer {
+            Buffer::Floats(mut rest) => self.of_shards(self.in_order().map(move |range| {
+                let (now, later) = std::mem::take(&mut rest).split_at_mut(range.len());
+                rest = later;
+                Room::Floats(now)
+            })),
+            Buffer::Bytes(encoded) => self.of_shards(encoded.places()),
         }
-        places
+    }
+
+    /// Something for each slice, in the order of the flat buffer, as each shard's with the numbers of its slices.
+    fn of_shards<T>(&self, in_order: impl Iterator<Item = T>) -> Vec<Vec<(u32, T)>> {
+        let mut of_shards: Vec<_> = self.shards.iter().map(|s| Vec::with_capacity(s.len())).collect();
+        for ((_, shard, index), of_slice) in self.flat.iter().zip(in_order) {
+            let (part, _) = &self.shards[*shard][*index];
+            of_shards[*shard].push((part.slice, of_slice));
+        }
+        of_shards
     }
 }
 

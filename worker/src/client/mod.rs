@@ -13,6 +13,7 @@ mod making;
 mod outgoing;
 pub(crate) mod overlap;
 mod patience;
+mod pulled;
 pub(crate) mod session;
 
 use std::path::Path;
@@ -42,6 +43,7 @@ use crate::client::link::{Cuts, Link};
 use crate::client::making::Making;
 use crate::client::outgoing::{Going, Outgoing};
 use crate::client::overlap::{Arrivals, Made};
+pub(crate) use crate::client::pulled::{Buffer, Pulled};
 use crate::client::session::{Hosted, Session};
 
 /// Unused buffers for values and gradients in parts, in times of the model's bytes.
@@ -78,7 +80,7 @@ impl JoinOptions {
 
 /// What is to be pushed.
 #[derive(Debug)]
-enum Pushed {
+pub(crate) enum Pushed {
     Gradient(Gradient),
     /// What has been encoded part by part.
     Encoded,
@@ -253,7 +255,7 @@ impl Client {
     /// # Errors
     /// If the run has ended, a server is gone for good, or the buffer has the wrong length.
     pub async fn pull(&mut self, values: &mut [f32]) -> Result<Next, ClientError> {
-        self.exchange(Event::Pull, None, Some(values)).await
+        self.pull_to(Buffer::Floats(values)).await
     }
 
     /// Pushes a gradient and resolves when every shard has acknowledged it, or, where pushes are held until a round or a
@@ -276,7 +278,7 @@ impl Client {
         work: Work,
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
-        self.exchange(Event::Push { work, pull: true }, Some(Pushed::Gradient(gradient)), Some(values)).await
+        self.push_pull_to(Pushed::Gradient(gradient), work, Buffer::Floats(values)).await
     }
 
     /// Says that a client will not push in this round, so that nobody waits for it.
@@ -325,7 +327,7 @@ impl Client {
         &mut self,
         event: Event,
         gradient: Option<Pushed>,
-        values: Option<&mut [f32]>,
+        values: Option<Buffer<'_>>,
     ) -> Result<Next, ClientError> {
         let (begun, encoded) = (Instant::now(), self.encoding);
         let next = self.exchange_all(event, gradient, values).await;
@@ -338,14 +340,14 @@ impl Client {
         &mut self,
         event: Event,
         gradient: Option<Pushed>,
-        values: Option<&mut [f32]>,
+        values: Option<Buffer<'_>>,
     ) -> Result<Next, ClientError> {
         let expected = self.layout.total() as usize;
         let of_gradient = |pushed: &Pushed| match pushed {
             Pushed::Gradient(gradient) => Some(gradient.len()),
             Pushed::Encoded => None,
         };
-        let lengths = [gradient.as_ref().and_then(of_gradient), values.as_ref().map(|v| v.len())];
+        let lengths = [gradient.as_ref().and_then(of_gradient), values.as_ref().map(Buffer::len)];
         if let Some(found) = lengths.into_iter().flatten().find(|&l| l != expected) {
             return Err(ClientError::Length { expected, found });
         }
@@ -361,7 +363,7 @@ impl Client {
 
     /// Encodes a part of the next push's gradient, from number `from` of the flat buffer on, as it is made; with the first part comes
     /// whose gradient it is. Its memory is free then, and when all parts are encoded,
-    /// [`push_pull_encoded`](Self::push_pull_encoded) pushes them.
+    /// [`push_pull_to`](Self::push_pull_to) pushes them.
     pub(crate) fn encode_part(&mut self, first_of: Option<ClientId>, from: usize, values: &mut [f32]) {
         let begun = Instant::now();
         if let Some(client) = first_of {
@@ -371,13 +373,24 @@ impl Client {
         self.encoding += begun.elapsed();
     }
 
-    /// As [`push_pull`](Self::push_pull), of a gradient that has been encoded.
-    pub(crate) async fn push_pull_encoded(
+    /// As [`pull`](Self::pull), wherever the values go.
+    pub(crate) async fn pull_to(&mut self, values: Buffer<'_>) -> Result<Next, ClientError> {
+        self.exchange(Event::Pull, None, Some(values)).await
+    }
+
+    /// As [`push_pull`](Self::push_pull), of whatever is pushed, and wherever the values go.
+    pub(crate) async fn push_pull_to(
         &mut self,
+        pushed: Pushed,
         work: Work,
-        values: &mut [f32],
+        values: Buffer<'_>,
     ) -> Result<Next, ClientError> {
-        self.exchange(Event::Push { work, pull: true }, Some(Pushed::Encoded), Some(values)).await
+        self.exchange(Event::Push { work, pull: true }, Some(pushed), Some(values)).await
+    }
+
+    /// Memory for the values of the whole model, as they come.
+    pub(crate) fn pulled(&self) -> Pulled {
+        Pulled::new(self.session.plan.codecs.pull, &self.cuts)
     }
 
     /// A gradient that is all there, encoded.
@@ -436,9 +449,8 @@ impl Client {
         values: &mut [f32],
     ) -> Result<Next, ClientError> {
         let encoding = self.encoding;
-        let next = self
-            .exchange_all(Event::Push { work, pull: true }, Some(Pushed::Gradient(gradient)), Some(values))
-            .await;
+        let (pushed, values) = (Pushed::Gradient(gradient), Buffer::Floats(values));
+        let next = self.exchange_all(Event::Push { work, pull: true }, Some(pushed), Some(values)).await;
         self.encoding = encoding;
         next
     }

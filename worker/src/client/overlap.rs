@@ -11,6 +11,7 @@ use windlass_transport::PooledFloats;
 
 use super::companion::Driver;
 use super::form;
+use super::pulled::Pulled;
 use super::{ClientError, Gradient, Next, Taken};
 
 /// What has been made of a gradient. At most a part for each variable is on its way.
@@ -27,8 +28,8 @@ pub(crate) enum Made {
 pub(crate) enum Arrival {
     /// A shard has begun to send values for this step. All that it has below `there` in the flat buffer is at hand already.
     Shown { shard: usize, step: Step, there: usize },
-    /// A slice that begins here in the flat buffer.
-    Slice { shard: usize, from: usize, values: PooledFloats, there: usize },
+    /// A slice that lies here in the flat buffer: its floats, or its bytes where values are kept as they come.
+    Slice { shard: usize, slice: Range<usize>, memory: PooledFloats, there: usize },
     /// Patches to a slice that lies here in the flat buffer; they have been checked.
     Patches { shard: usize, slice: Range<usize>, patch: Patch, bytes: Vec<u8>, there: usize },
     /// The exchange begins anew: what has come may be of several versions.
@@ -73,7 +74,7 @@ impl Coming {
     }
 
     /// Waits until it is known for which step values come. `None` if none do in one go.
-    pub(crate) fn step(&mut self, values: &mut [f32]) -> Option<Step> {
+    pub(crate) fn step(&mut self, values: &mut Pulled) -> Option<Step> {
         while self.step.is_none() && self.done.is_none() && !self.is_broken {
             self.take(values);
         }
@@ -82,7 +83,7 @@ impl Coming {
 
     /// Waits until the values up to `end` are there, all of one version on each shard and for one step; false if they will
     /// not be.
-    pub(crate) fn wait_for(&mut self, end: usize, values: &mut [f32]) -> bool {
+    pub(crate) fn wait_for(&mut self, end: usize, values: &mut Pulled) -> bool {
         loop {
             if self.is_broken {
                 return false;
@@ -102,7 +103,7 @@ impl Coming {
     ///
     /// # Errors
     /// If nobody is there any more to tell how it ended.
-    pub(crate) fn finish(mut self, values: &mut [f32]) -> Result<(Done, bool), ClientError> {
+    pub(crate) fn finish(mut self, values: &mut Pulled) -> Result<(Done, bool), ClientError> {
         loop {
             match self.done.take() {
                 Some(done) => return done.map(|done| (done, !self.is_broken)),
@@ -111,18 +112,18 @@ impl Coming {
         }
     }
 
-    fn take(&mut self, values: &mut [f32]) {
+    fn take(&mut self, values: &mut Pulled) {
         match self.driver.drive(self.arrivals.recv()) {
             Some(Arrival::Shown { shard, step, there }) => {
                 let other_step = *self.step.get_or_insert(step) != step;
                 self.is_broken |= other_step || self.there[shard].replace(there).is_some();
             }
-            Some(Arrival::Slice { shard, from, values: slice, there }) => {
-                values[from..from + slice.len()].copy_from_slice(&slice);
+            Some(Arrival::Slice { shard, slice, memory, there }) => {
+                values.put(slice, &memory);
                 self.there[shard] = Some(there);
             }
             Some(Arrival::Patches { shard, slice, patch, bytes, there }) => {
-                form::apply(patch, &bytes, &mut values[slice]);
+                values.change(slice, |values| form::apply(patch, &bytes, values));
                 self.there[shard] = Some(there);
             }
             Some(Arrival::Broken) => self.is_broken = true,

@@ -119,13 +119,13 @@ impl Cnn {
         first.winners.resize(examples * first.pool.values(), 0);
         second.winners.resize(examples * second.pool.values(), 0);
         let origin = second.convolution.origin() * self.sizes.filters[0];
-        let mut parameters = passes.values(first.bias().end, progress.share())?;
+        let mut parameters = passes.values(0..first.bias().end, progress.share())?;
         for i in 0..examples {
             lay_image(batch, i, &first.convolution, self.sizes.side, &mut self.image);
             let map = &mut self.maps[i * map..(i + 1) * map];
             first.forward(parameters, i, &self.image, &mut map[origin..]);
             if i == 0 {
-                parameters = passes.values(second.bias().end, progress.share())?;
+                parameters = passes.values(0..second.bias().end, progress.share())?;
             }
             let flat = second.pool.values();
             let flat = &mut self.flat[i * flat..(i + 1) * flat];
@@ -137,12 +137,12 @@ impl Cnn {
         self.hidden.resize(examples * dense1.outputs(), 0.0);
         self.logits.resize(examples * dense2.outputs(), 0.0);
         let flat = Incoming::whole(&self.flat, second.pool.values());
-        let parameters = passes.values(dense1.end(), progress.share())?;
-        dense1.forward(parameters, flat, Activation::Relu, &mut self.hidden);
+        let own = passes.values(dense1.range(&dense1.rows()), progress.share())?;
+        dense1.forward(own, &dense1.rows(), flat, Activation::Relu, &mut self.hidden);
         progress.add(dense1.multiplications(), examples);
         let hidden = Incoming::whole(&self.hidden, dense1.outputs());
-        let parameters = passes.values(dense2.end(), progress.share())?;
-        dense2.forward(parameters, hidden, Activation::Linear, &mut self.logits);
+        let own = passes.values(dense2.range(&dense2.rows()), progress.share())?;
+        dense2.forward(own, &dense2.rows(), hidden, Activation::Linear, &mut self.logits);
         progress.add(dense2.multiplications(), examples);
         Some(())
     }
@@ -165,8 +165,8 @@ impl Cnn {
             passes.made(dense2.start(), progress.share());
         }
         self.hidden_delta.resize(self.hidden.len(), 0.0);
-        let parameters = passes.values(all, progress.share())?;
-        dense2.input_gradient(parameters, &self.logits, &mut self.turned, &mut self.hidden_delta);
+        let weight = passes.values(dense2.weight(), progress.share())?;
+        dense2.input_gradient(weight, &self.logits, &mut self.turned, &mut self.hidden_delta);
         mask_by_activation(&mut self.hidden_delta, &self.hidden);
         progress.add(dense2.multiplications(), examples);
         let [first, second] = &mut self.stages;
@@ -178,16 +178,17 @@ impl Cnn {
             passes.made(dense1.start(), progress.share());
         }
         self.flat_delta.resize(self.flat.len(), 0.0);
-        let parameters = passes.values(all, progress.share())?;
-        dense1.input_gradient(parameters, &self.hidden_delta, &mut self.turned, &mut self.flat_delta);
+        let weight = passes.values(dense1.weight(), progress.share())?;
+        dense1.input_gradient(weight, &self.hidden_delta, &mut self.turned, &mut self.flat_delta);
         progress.add(dense1.multiplications(), examples);
 
-        let (parameters, gradient) = passes.room(0..dense1.start(), part.is_cut());
+        passes.values(second.kernel(), progress.share())?;
+        let (kernel, gradient) = passes.room(0..dense1.start(), part.is_cut());
         if part.accumulate() == Accumulate::Replace {
             gradient.fill(0.0);
         }
         let [filters1, filters2] = self.sizes.filters;
-        turn_around(&parameters[second.kernel()], (filters1, filters2), &mut self.turned_kernel);
+        turn_around(kernel, (filters1, filters2), &mut self.turned_kernel);
         let turned = second.convolution.turned_around();
         let map = second.convolution.padded() * filters1;
         for (i, flat_delta) in self.flat_delta.chunks_exact(second.pool.values()).enumerate() {
@@ -293,7 +294,7 @@ impl Model for Cnn {
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
         assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
-        self.gradient_with(&mut Whole { values: parameters, gradient }, batch).expect("all values are there")
+        self.gradient_with(&mut Whole::new(parameters, gradient), batch).expect("all values are there")
     }
 
     fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
@@ -322,7 +323,7 @@ impl Model for Cnn {
         let mut score = Score::default();
         let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            let passes = &mut Whole { values: parameters, gradient: &mut [] };
+            let passes = &mut Whole::new(parameters, &mut []);
             self.forward(passes, part, &mut progress).expect("all values are there");
             score += loss::score(&mut self.logits, part.labels, self.sizes.classes);
         }

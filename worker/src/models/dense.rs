@@ -9,7 +9,7 @@ use windlass_common::layout::{Initial, Variable};
 use windlass_common::placement::BLOCK;
 
 use super::convolution::transpose;
-use super::sparse::Sparse;
+use super::sparse::{Sparse, TERMS};
 use super::tiles::{Block, Terms, Walk, multiply};
 
 /// Outputs of a layer, and inputs if they are not more, whose products are made in tiles.
@@ -108,6 +108,15 @@ impl Dense {
         (0..all).step_by(rows).map(move |row| row..all.min(row + rows))
     }
 
+    /// Blocks of rows whose values are needed one after the other on the way forward; each begins at a multiple of 64 values.
+    pub(super) fn forward_blocks(&self, input: Incoming<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (all, rows) = match input {
+            Incoming::Sparse(_) => (self.inputs, TERMS),
+            Incoming::Whole(_) => (self.inputs, self.inputs),
+        };
+        (0..all).step_by(rows).map(move |row| row..all.min(row + rows))
+    }
+
     /// Where these rows lie in the flat buffer, with the bias behind the last one.
     pub(super) fn range(&self, rows: &Range<usize>) -> Range<usize> {
         let end = if rows.end == self.inputs { self.end() } else { self.start + rows.end * self.outputs };
@@ -132,15 +141,17 @@ impl Dense {
         ]
     }
 
-    /// output = activation(input weight + bias), [examples, outputs].
+    /// output = activation(input weight + bias), [examples, outputs], one [block](Self::forward_blocks) of rows of the weight after
+    /// the other: `own` are these and, behind the last one, the bias.
     pub(super) fn forward(
         &self,
-        parameters: &[f32],
+        own: &[f32],
+        rows: &Range<usize>,
         input: Incoming<'_>,
         activation: Activation,
         output: &mut [f32],
     ) {
-        let weight = &parameters[self.weight()];
+        let (weight, bias) = own.split_at(rows.len() * self.outputs);
         match input {
             Incoming::Whole(input) => match input.to_slice().filter(|_| self.is_tiled()) {
                 Some(values) => {
@@ -155,10 +166,13 @@ impl Dense {
                 }
             },
             Incoming::Sparse(input) => {
-                input.all().multiply(weight, self.outputs, Accumulate::Replace, output)
+                let accumulate = if rows.start == 0 { Accumulate::Replace } else { Accumulate::Add };
+                input.columns(rows).multiply(weight, self.outputs, accumulate, output);
             }
         }
-        let bias = &parameters[self.bias()];
+        if bias.is_empty() {
+            return;
+        }
         for row in output.chunks_exact_mut(self.outputs) {
             match activation {
                 Activation::Relu => add_relu(row, bias),
@@ -205,19 +219,17 @@ impl Dense {
         }
     }
 
-    /// Gradient of the input, [examples, inputs]. `turned` is memory for rows of the weight that have become columns.
+    /// Gradient of the input, [examples, inputs], by this weight. `turned` is memory for rows of it that have become columns.
     pub(super) fn input_gradient(
         &self,
-        parameters: &[f32],
+        weight: &[f32],
         delta: &[f32],
         turned: &mut Floats,
         output: &mut [f32],
     ) {
         let examples = delta.len() / self.outputs;
         if self.is_tiled() {
-            for (from, rows) in
-                (0..).step_by(TURNED).zip(parameters[self.weight()].chunks(TURNED * self.outputs))
-            {
+            for (from, rows) in (0..).step_by(TURNED).zip(weight.chunks(TURNED * self.outputs)) {
                 let columns = rows.len() / self.outputs;
                 turned.make(rows.len());
                 transpose(rows, self.outputs, columns, turned);
@@ -227,7 +239,7 @@ impl Dense {
             }
             return;
         }
-        let weight = matrix(&parameters[self.weight()], self.inputs, self.outputs);
+        let weight = matrix(weight, self.inputs, self.outputs);
         let delta = matrix(delta, examples, self.outputs);
         general_mat_mul(1.0, &delta, &weight.t(), 0.0, &mut matrix_mut(output, examples, self.inputs));
     }
@@ -238,7 +250,8 @@ impl Dense {
         TILED.contains(&self.outputs) && self.inputs < TILED.end
     }
 
-    fn weight(&self) -> Range<usize> {
+    /// Where the weight lies in the flat buffer.
+    pub(super) fn weight(&self) -> Range<usize> {
         self.start..self.start + self.inputs * self.outputs
     }
 

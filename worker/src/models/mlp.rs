@@ -110,7 +110,6 @@ impl Mlp {
     fn forward(&mut self, passes: &mut dyn Passes, batch: Batch<'_>, progress: &mut Progress) -> Option<()> {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
-            let parameters = passes.values(layer.end(), progress.share())?;
             let (before, from_here) = self.outputs.split_at_mut(i);
             let output = &mut from_here[0];
             output.make(batch.len() * layer.outputs());
@@ -119,7 +118,10 @@ impl Mlp {
                 Some(values) => Incoming::whole(values, self.layers[i - 1].outputs()),
             };
             let activation = if i == last { Activation::Linear } else { Activation::Relu };
-            layer.forward(parameters, input, activation, output);
+            for rows in layer.forward_blocks(input) {
+                let own = passes.values(layer.range(&rows), progress.share())?;
+                layer.forward(own, &rows, input, activation, output);
+            }
             progress.add(layer.multiplications(), batch.len());
         }
         Some(())
@@ -133,7 +135,6 @@ impl Mlp {
         part: &Part,
         progress: &mut Progress,
     ) -> Option<()> {
-        let all = self.values();
         let (logits, activations) = self.outputs.split_last().expect("a network has at least one layer");
         let [delta, delta_before] = &mut self.deltas;
         for (i, layer) in self.layers.iter().enumerate().rev() {
@@ -157,8 +158,8 @@ impl Mlp {
             }
             let Some((_, values)) = values else { break };
             delta_before.make(values.len());
-            let parameters = passes.values(all, progress.share())?;
-            layer.input_gradient(parameters, delta_here, &mut self.turned, delta_before);
+            let weight = passes.values(layer.weight(), progress.share())?;
+            layer.input_gradient(weight, delta_here, &mut self.turned, delta_before);
             mask_by_activation(delta_before, values);
             std::mem::swap(delta, delta_before);
             progress.add(layer.multiplications(), batch.len());
@@ -198,7 +199,7 @@ impl Model for Mlp {
     fn gradient(&mut self, parameters: &[f32], batch: Batch<'_>, gradient: &mut [f32]) -> f32 {
         assert_eq!(parameters.len(), self.values(), "flat buffers fit the model");
         assert_eq!(gradient.len(), self.values(), "flat buffers fit the model");
-        self.gradient_with(&mut Whole { values: parameters, gradient }, batch).expect("all values are there")
+        self.gradient_with(&mut Whole::new(parameters, gradient), batch).expect("all values are there")
     }
 
     fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
@@ -227,7 +228,7 @@ impl Model for Mlp {
         let mut score = Score::default();
         let mut progress = self.progress(batch.len());
         for part in batch.chunks(EXAMPLES_AT_ONCE) {
-            let passes = &mut Whole { values: parameters, gradient: &mut [] };
+            let passes = &mut Whole::new(parameters, &mut []);
             self.forward(passes, part, &mut progress).expect("all values are there");
             let logits = self.outputs.last_mut().expect("a network has at least one layer");
             score += loss::score(logits, part.labels, self.input.classes);

@@ -62,7 +62,7 @@ pub trait Model: Send + fmt::Debug {
     /// As [`gradient`](Self::gradient).
     fn gradient_with(&mut self, passes: &mut dyn Passes, batch: Batch<'_>) -> Option<f32> {
         let total = passes.total();
-        passes.values(total, 0.0)?;
+        passes.values(0..total, 0.0)?;
         let (parameters, gradient) = passes.room(0..total, false);
         let loss = self.gradient(parameters, batch, gradient);
         passes.loss(loss, 1.0)?;

@@ -11,13 +11,13 @@ pub trait Passes {
     /// Number of the model's values.
     fn total(&self) -> usize;
 
-    /// The values, of which those up to `end` are read next. `None` if they will not come: the gradient is given up.
-    fn values(&mut self, end: usize, done: f64) -> Option<&[f32]>;
+    /// The values in `range`, which are read next. `None` if they will not come: the gradient is given up.
+    fn values(&mut self, range: Range<usize>, done: f64) -> Option<&[f32]>;
 
     /// The last forward pass is over, with this mean loss over the batch. `None` if the gradient is of no use any more.
     fn loss(&mut self, loss: f32, done: f64) -> Option<()>;
 
-    /// The values that have been asked for, and memory for the gradient of those in `range`: it is to be written, and then told.
+    /// The values that were asked for last, and memory for the gradient of those in `range`: it is to be written, and then told.
     /// What it holds has no meaning, unless the batch is cut into parts whose gradients are added up: then it holds what was
     /// written there for the part before, if there was one.
     fn room(&mut self, range: Range<usize>, is_cut: bool) -> (&[f32], &mut [f32]);
@@ -29,10 +29,17 @@ pub trait Passes {
 /// All values, and memory for all of the gradient, for whoever wants it when all of it is made.
 #[derive(Debug)]
 pub struct Whole<'a> {
-    /// Of all variables, end to end.
-    pub values: &'a [f32],
-    /// As many, if a gradient is computed.
-    pub gradient: &'a mut [f32],
+    values: &'a [f32],
+    gradient: &'a mut [f32],
+    /// The values that were asked for last.
+    shown: Range<usize>,
+}
+
+impl<'a> Whole<'a> {
+    /// The values of all variables, end to end, and as much memory, if a gradient is computed.
+    pub fn new(values: &'a [f32], gradient: &'a mut [f32]) -> Self {
+        Self { values, gradient, shown: 0..0 }
+    }
 }
 
 impl Passes for Whole<'_> {
@@ -40,8 +47,9 @@ impl Passes for Whole<'_> {
         self.values.len()
     }
 
-    fn values(&mut self, _: usize, _: f64) -> Option<&[f32]> {
-        Some(self.values)
+    fn values(&mut self, range: Range<usize>, _: f64) -> Option<&[f32]> {
+        self.shown = range.clone();
+        Some(&self.values[range])
     }
 
     fn loss(&mut self, _: f32, _: f64) -> Option<()> {
@@ -49,7 +57,7 @@ impl Passes for Whole<'_> {
     }
 
     fn room(&mut self, range: Range<usize>, _: bool) -> (&[f32], &mut [f32]) {
-        (self.values, &mut self.gradient[range])
+        (&self.values[self.shown.clone()], &mut self.gradient[range])
     }
 
     fn made(&mut self, _: usize, _: f64) {}
@@ -91,7 +99,7 @@ mod tests {
     struct Watch {
         all: Vec<f32>,
         shown: Vec<f32>,
-        ends: Vec<usize>,
+        asked: Vec<Range<usize>>,
         losses: Vec<f32>,
         /// Where there is room for what is made next: if a batch is not cut, the same for each part.
         room: Vec<f32>,
@@ -104,10 +112,10 @@ mod tests {
 
     impl Watch {
         fn new(all: &[f32], times: usize) -> Self {
-            let (shown, all) = (vec![f32::NAN; all.len()], all.to_vec());
-            let (ends, losses, made, shares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (shown, all) = (Vec::new(), all.to_vec());
+            let (asked, losses, made, shares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let (room, place) = (Vec::new(), 0..0);
-            Self { all, shown, ends, losses, room, place, made, shares, times }
+            Self { all, shown, asked, losses, room, place, made, shares, times }
         }
     }
 
@@ -116,10 +124,10 @@ mod tests {
             self.all.len()
         }
 
-        fn values(&mut self, end: usize, done: f64) -> Option<&[f32]> {
+        fn values(&mut self, range: Range<usize>, done: f64) -> Option<&[f32]> {
             self.times = self.times.checked_sub(1)?;
-            self.shown[..end].copy_from_slice(&self.all[..end]);
-            self.ends.push(end);
+            self.shown = self.all[range.clone()].to_vec();
+            self.asked.push(range);
             self.shares.push(done);
             Some(&self.shown)
         }
@@ -167,12 +175,15 @@ mod tests {
         assert_eq!(with.to_bits(), loss.to_bits());
         assert_eq!(watch.losses, [loss]);
 
-        let first_time = watch.ends.iter().scan(0, |most, &end| {
-            let is_new = end > *most;
-            *most = end.max(*most);
-            Some(is_new.then_some(end))
-        });
-        assert_eq!(first_time.flatten().collect::<Vec<_>>(), layers[1..], "each layer is asked for in turn");
+        let mut end = 0;
+        let mut of_layers = Vec::new();
+        for range in &watch.asked {
+            let is_new = range.end > end;
+            assert!(!is_new || range.start <= end, "{range:?} with all behind {end}");
+            end = end.max(range.end);
+            of_layers.extend((is_new && layers.contains(&end)).then_some(end));
+        }
+        assert_eq!(of_layers, layers[1..], "each layer is asked for in turn");
         let mut until = values.len();
         for (range, values) in &watch.made {
             assert!(range.end == until && layers.contains(&range.start), "{range:?} behind {until}");
@@ -184,10 +195,10 @@ mod tests {
         assert_eq!(watch.shares.last(), Some(&1.0));
 
         // Given up at every place, a model is as it was.
-        for times in 0..watch.ends.len() + 1 {
+        for times in 0..watch.asked.len() + 1 {
             let mut given_up = Watch::new(&values, times);
             assert_eq!(model.gradient_with(&mut given_up, batch), None, "{times}");
-            assert!(given_up.ends.len() + given_up.losses.len() <= times + 1);
+            assert!(given_up.asked.len() + given_up.losses.len() <= times + 1);
         }
         let again = model.gradient(&values, batch, &mut found);
         assert_eq!((again.to_bits(), bits(&found)), (loss.to_bits(), bits(&expected)));

@@ -16,7 +16,7 @@ use super::tiles::{Apart, Fused, MultiplyAdd};
 const SHARE_MAX: f32 = 0.4;
 
 /// Terms of each sum that are added before others get theirs, so that what they are multiplied by stays in the nearest cache.
-const TERMS: usize = 128;
+pub(super) const TERMS: usize = 128;
 
 /// Values that are looked at together, which are some of those of one part.
 const WORD: usize = u64::BITS as usize;
@@ -110,28 +110,37 @@ impl Sparse {
         self.starts.pop();
     }
 
-    /// All rows.
-    pub(super) fn all(&self) -> Rows<'_> {
+    /// All of it.
+    fn all(&self) -> Block<'_> {
         let Self { columns, starts, entries, .. } = self;
-        Rows { columns: *columns, starts, entries }
+        let parts = parts(*columns);
+        Block { parts: [0, parts], of: parts, starts, entries }
     }
 
     /// Some rows.
-    pub(super) fn rows(&self, rows: &Range<usize>) -> Rows<'_> {
+    pub(super) fn rows(&self, rows: &Range<usize>) -> Block<'_> {
         let parts = parts(self.columns);
-        Rows { starts: &self.starts[rows.start * parts..=rows.end * parts], ..self.all() }
+        Block { starts: &self.starts[rows.start * parts..=rows.end * parts], ..self.all() }
+    }
+
+    /// Some columns, which begin and end at multiples of [`TERMS`] or at the last one.
+    pub(super) fn columns(&self, columns: &Range<usize>) -> Block<'_> {
+        Block { parts: [columns.start / TERMS, parts(columns.end)], ..self.all() }
     }
 }
 
-/// Rows of a matrix that follow each other.
+/// Rows or columns of a matrix that follow each other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rows<'a> {
-    columns: usize,
+pub(super) struct Block<'a> {
+    /// The first part of its columns, and that behind the last.
+    parts: [usize; 2],
+    /// Parts of each row.
+    of: usize,
     starts: &'a [usize],
     entries: &'a [Entry],
 }
 
-impl Rows<'_> {
+impl Block<'_> {
     /// Writes the product with `right`, [columns, width], to `results`, [rows, width], or adds it.
     ///
     /// Every sum is one chain of multiply-adds in the order of its terms, so that all machines that have them fused give the same
@@ -146,7 +155,7 @@ fn parts(columns: usize) -> usize {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma"))]
-fn multiply(left: Rows<'_>, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
+fn multiply(left: Block<'_>, right: &[f32], width: usize, accumulate: Accumulate, results: &mut [f32]) {
     match_target! {
         "x86_64+avx512f" => multiply_in::<Fused>(left, right, width, accumulate, results),
         "x86_64+avx2+fma" => multiply_in::<Fused>(left, right, width, accumulate, results),
@@ -158,7 +167,7 @@ fn multiply(left: Rows<'_>, right: &[f32], width: usize, accumulate: Accumulate,
 /// Cuts the results into blocks of columns whose sums stay in registers.
 #[inline(always)]
 fn multiply_in<M: MultiplyAdd>(
-    left: Rows<'_>,
+    left: Block<'_>,
     right: &[f32],
     width: usize,
     accumulate: Accumulate,
@@ -181,15 +190,15 @@ fn multiply_in<M: MultiplyAdd>(
 /// All rows of W + V columns, apart since a register may hold a part of W as long as it is alone; returns their number.
 #[inline(always)]
 fn block<M: MultiplyAdd, const W: usize, const V: usize>(
-    left: Rows<'_>,
+    left: Block<'_>,
     right: &[f32],
     width: usize,
     mut accumulate: Accumulate,
     results: &mut [f32],
 ) -> usize {
-    let parts = parts(left.columns);
-    for part in 0..parts {
-        let starts = left.starts[part..].windows(2).step_by(parts);
+    let [first, end] = left.parts;
+    for part in first..end {
+        let starts = left.starts[part..].windows(2).step_by(left.of);
         for (range, results) in starts.zip(results.chunks_mut(width)) {
             let (results, rest) = results.split_first_chunk_mut::<W>().expect("a row has these columns");
             let rest: &mut [f32; V] = rest.first_chunk_mut().expect("a row has these columns");
@@ -198,7 +207,7 @@ fn block<M: MultiplyAdd, const W: usize, const V: usize>(
                 Accumulate::Add => (*results, *rest),
             };
             for &Entry { column, value } in &left.entries[range[0]..range[1]] {
-                let terms = &right[column as usize * width..];
+                let terms = &right[(column as usize - first * TERMS) * width..];
                 let (terms, rest) = terms.split_first_chunk::<W>().expect("a row has these columns");
                 let rest: &[f32; V] = rest.first_chunk().expect("a row has these columns");
                 add_terms::<M, W>(&mut sums.0, value, terms);
@@ -262,7 +271,7 @@ mod tests {
         whole
     }
 
-    type Multiply = fn(Rows<'_>, &[f32], usize, Accumulate, &mut [f32]);
+    type Multiply = fn(Block<'_>, &[f32], usize, Accumulate, &mut [f32]);
 
     /// What this machine chooses, and what others would.
     const KERNELS: [Multiply; 3] = [multiply, multiply_in::<Fused>, multiply_in::<Apart>];
@@ -352,6 +361,15 @@ mod tests {
                             multiply(left.rows(&rows), &right, width, Accumulate::Replace, results);
                         }
                         assert_eq!(in_blocks, results, "in blocks of rows");
+                        in_blocks.fill(f32::NAN);
+                        let mut accumulate = Accumulate::Replace;
+                        for start in (0..matrix.ncols()).step_by(TERMS) {
+                            let columns = start..matrix.ncols().min(start + TERMS);
+                            let right = &right[start * width..columns.end * width];
+                            multiply(left.columns(&columns), right, width, accumulate, &mut in_blocks);
+                            accumulate = Accumulate::Add;
+                        }
+                        assert_eq!(in_blocks, results, "in blocks of columns");
                         results.fill(0.5);
                         multiply(left.all(), &right, width, Accumulate::Add, &mut results);
                         close(&results, &sum(0.5), "what is added");

@@ -122,11 +122,15 @@ impl Scene {
         slices.map(|(slice, s)| Part { slice, values: s.len }).collect()
     }
 
-    /// Values of a shard, all alike.
+    /// Values of a shard, all alike, as the plan would have them written or else as floats.
     pub(crate) fn values(&self, shard: ShardId, step: u64, version: u64, value: f32) -> (Body, Bytes) {
         let parts = self.parts(shard);
-        let count: u64 = parts.iter().map(|p| p.values).sum();
-        let payload: Vec<u8> = (0..count).flat_map(|_| value.to_le_bytes()).collect();
+        let codec = Some(self.plan.codecs.pull).filter(|codec| codec.is_narrow()).unwrap_or(Codec::F32);
+        let (mut slice, mut payload) = (Vec::new(), Vec::new());
+        for part in &parts {
+            codec.encode_alone(&vec![value; part.values as usize], &mut slice);
+            payload.extend_from_slice(&slice);
+        }
         let values = Values {
             step: Step(step),
             version: windlass_common::ids::Version(version),
@@ -134,7 +138,7 @@ impl Scene {
             pushes: 0,
             at_us: 0,
             clients: Vec::new(),
-            codec: Codec::F32,
+            codec,
             parts,
             payload_bytes: payload.len() as u64,
         };

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use windlass_common::codec::Codec;
 use windlass_common::ids::ShardId;
-use windlass_common::placement::{Placement, Slice};
+use windlass_common::placement::{BLOCK, Placement, Slice};
 
 /// One slice of a shard.
 #[derive(Clone, Debug)]
@@ -16,6 +16,16 @@ pub(super) struct Piece {
     pub(super) flat: Range<usize>,
     /// Where its bytes lie in the payload, if all slices have as many bytes as follow from their values.
     pub(super) bytes: Range<usize>,
+    /// The number of its first block of 64 values, among those of all variables.
+    first_block: usize,
+}
+
+impl Piece {
+    /// The numbers of the blocks of values that lie there in the flat buffer, from the beginning of one on.
+    pub(super) fn blocks(&self, flat: &Range<usize>) -> Range<usize> {
+        let first = self.first_block + (flat.start - self.flat.start) / BLOCK as usize;
+        first..first + flat.len().div_ceil(BLOCK as usize)
+    }
 }
 
 /// All slices.
@@ -25,11 +35,21 @@ pub(super) struct Places {
     shards: Vec<Vec<Piece>>,
     /// Shard and number of each, in the order of the flat buffer.
     in_order: Vec<(usize, usize)>,
+    /// Blocks of 64 values of all variables.
+    blocks: usize,
 }
 
 impl Places {
     /// Of variables that lie there in the flat buffer.
     pub(super) fn new(codec: Codec, variables: &[Range<usize>], placement: &Placement) -> Self {
+        let mut blocks = 0;
+        let first_blocks: Vec<usize> = variables
+            .iter()
+            .map(|variable| {
+                blocks += variable.len().div_ceil(BLOCK as usize);
+                blocks - variable.len().div_ceil(BLOCK as usize)
+            })
+            .collect();
         let shards: Vec<Vec<Piece>> = (0..placement.shards())
             .map(|shard| {
                 let mut end = 0;
@@ -39,7 +59,8 @@ impl Places {
                     let begin = end;
                     end += codec.fixed_bytes(slice.len).map_or(0, |bytes| bytes as usize);
                     let flat = from..from + slice.len as usize;
-                    Piece { variable, start: slice.start, flat, bytes: begin..end }
+                    let first_block = first_blocks[variable] + (slice.start / BLOCK) as usize;
+                    Piece { variable, start: slice.start, flat, bytes: begin..end, first_block }
                 };
                 placement.of_shard(ShardId(shard)).iter().map(piece).collect()
             })
@@ -48,12 +69,27 @@ impl Places {
         let all = all.flat_map(|(shard, slices)| (0..slices.len()).map(move |index| (shard, index)));
         let mut in_order: Vec<_> = all.collect();
         in_order.sort_by_key(|&(shard, index)| shards[shard][index].flat.start);
-        Self { shards, in_order }
+        Self { shards, in_order, blocks }
     }
 
     /// Number of shards.
     pub(super) fn shards(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Values of all slices.
+    pub(super) fn values(&self) -> usize {
+        self.all().map(|piece| piece.flat.len()).sum()
+    }
+
+    /// Blocks of 64 values of all variables.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// All slices of all shards.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Piece> {
+        self.shards.iter().flatten()
     }
 
     /// The slices of a shard, in the order of its payload.
