@@ -42,14 +42,11 @@ pub(super) struct Places {
 impl Places {
     /// Of variables that lie there in the flat buffer.
     pub(super) fn new(codec: Codec, variables: &[Range<usize>], placement: &Placement) -> Self {
-        let mut blocks = 0;
-        let first_blocks: Vec<usize> = variables
-            .iter()
-            .map(|variable| {
-                blocks += variable.len().div_ceil(BLOCK as usize);
-                blocks - variable.len().div_ceil(BLOCK as usize)
-            })
-            .collect();
+        let (mut first_blocks, mut blocks) = (Vec::new(), 0);
+        for variable in variables {
+            first_blocks.push(blocks);
+            blocks += variable.len().div_ceil(BLOCK as usize);
+        }
         let shards: Vec<Vec<Piece>> = (0..placement.shards())
             .map(|shard| {
                 let mut end = 0;
