@@ -81,11 +81,11 @@ pub(super) fn verify(run: &Run) -> Counts {
 }
 
 /// # Panics
-/// If a value is further from the expected one than roundings of numbers as large as the largest of these, or of their sum.
+/// If a value is further from the expected one than some roundings of numbers as large as the largest of these, or of their sum.
 fn assert_close(found: &[f32], expected: &[f32], largest_of: &[f32], what: &str) {
     let largest = largest_of.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let most = f32::EPSILON * largest.max(expected.abs());
+        let most = 2.0 * f32::EPSILON * largest.max(expected.abs());
         assert!((found - expected).abs() <= most, "{what}: value {i} is {found}, it should be {expected}");
     }
 }

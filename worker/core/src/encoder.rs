@@ -240,6 +240,10 @@ impl Encoder {
         }
         self.pending = Some((client, step));
         self.sent.iter_mut().for_each(Vec::clear);
+        if !self.left.is_as_told_by(self.codec) {
+            // Some of a push that never was had been left out.
+            self.left = LeftOut::nothing(self.codec, &self.places);
+        }
         self.recalled.remove(&client);
         // A later step is known only when the rounds before it are over.
         for (_, (_, residual)) in self.before.extract_if(.., |_, (of, _)| *of < step) {

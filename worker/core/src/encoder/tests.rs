@@ -230,6 +230,26 @@ fn all_of_a_push_that_does_not_count_is_left_out() {
     }
 }
 
+#[test]
+fn after_a_push_that_never_was_the_next_leaves_out_what_it_should() {
+    for codec in Codec::all().into_iter().filter(|codec| codec.is_biased()) {
+        let (mut encoder, placement, _) = encoder(&codec.to_string(), 2);
+        taken(&mut encoder, 3, 0);
+        encoder.encode(&mut gradient(1), CLIENT, Step(1));
+        // One shard says that it does not count before it turns out that it never was.
+        encoder.settle(Feedback::Unused { shard: 0 });
+        encoder.settle(Feedback::Undone);
+        let mut p = gradient(2);
+        let payloads = encoder.encode(&mut p, CLIENT, Step(1)).unwrap();
+        encoder.settle(Feedback::Taken);
+        let left = encoder.residuals[&CLIENT].values.clone().floats(&encoder.places).clone();
+        let largest = p.iter().fold(0.0, |largest: f32, p| largest.max(p.abs()));
+        for ((left, p), sent) in left.iter().zip(&p).zip(decoded(&payloads, &placement, codec)) {
+            assert!((p - sent - left).abs() <= f32::EPSILON * largest, "{codec}: {p}, {sent}, {left}");
+        }
+    }
+}
+
 /// Pushes for a client in a step, whose push is taken; what was encoded.
 fn taken(encoder: &mut Encoder, client: u32, step: u64) -> Vec<f32> {
     let mut p = gradient(step);
