@@ -10,6 +10,9 @@ use windlass_common::floats::Floats;
 
 use super::link::{Cuts, Room};
 
+/// Values that are decoded from the first of them on, or not by themselves.
+const BLOCK: usize = windlass_common::placement::BLOCK as usize;
+
 /// The values of the whole model.
 #[derive(Debug)]
 pub(crate) struct Pulled {
@@ -98,14 +101,25 @@ impl Encoded {
         self.bytes[place.clone()].copy_from_slice(bytes);
     }
 
-    /// Decodes these values, which begin where a slice does or a multiple of 64 values further on.
+    /// Decodes these values, fastest where they begin a multiple of 64 values behind the beginning of a slice.
     fn decode(&self, range: Range<usize>, out: &mut [f32]) {
         let first = self.slices.partition_point(|(slice, _)| slice.end <= range.start);
         for (slice, bytes) in self.slices[first..].iter().take_while(|(slice, _)| slice.start < range.end) {
             let these = slice.start.max(range.start)..slice.end.min(range.end);
             let out = &mut out[these.start - range.start..these.end - range.start];
             let bytes = &self.bytes[bytes.clone()];
-            self.codec.decode_part(bytes, slice.len(), these.start - slice.start, out);
+            let at = these.start - slice.start;
+            let begins = at.next_multiple_of(BLOCK).min(at + out.len());
+            let (first, others) = out.split_at_mut(begins - at);
+            if !first.is_empty() {
+                let (begin, mut block) = (at / BLOCK * BLOCK, [0.0; BLOCK]);
+                let block = &mut block[..at + first.len() - begin];
+                self.codec.decode_part(bytes, slice.len(), begin, block);
+                first.copy_from_slice(&block[at - begin..]);
+            }
+            if !others.is_empty() {
+                self.codec.decode_part(bytes, slice.len(), begins, others);
+            }
         }
     }
 }
@@ -136,7 +150,7 @@ impl Pulled {
         }
     }
 
-    /// Those in a range that begins where a variable does, or a multiple of 64 values further on.
+    /// Those in a range.
     pub(crate) fn of(&mut self, range: Range<usize>) -> &[f32] {
         self.shown = range;
         if let Held::Bytes { bytes, part } = &mut self.held {
@@ -239,9 +253,23 @@ mod tests {
                     }
                 }
                 assert_eq!(pulled.len(), 8010);
-                for range in
-                    [0..8010, 0..1, 64..5000, 640..5010, 5000..5010, 5010..8010, 5010 + 128..5010 + 192]
-                {
+                for range in [
+                    0..8010,
+                    0..1,
+                    1..2,
+                    63..65,
+                    100..128,
+                    100..130,
+                    130..5007,
+                    5003..5009,
+                    4999..8001,
+                    8009..8010,
+                    64..5000,
+                    640..5010,
+                    5000..5010,
+                    5010..8010,
+                    5010 + 128..5010 + 192,
+                ] {
                     assert_eq!(pulled.of(range.clone()), &expected[range.clone()], "{codec}, {range:?}");
                     assert_eq!(pulled.shown(), &expected[range]);
                 }
