@@ -35,6 +35,8 @@ const LENT_MAX: usize = 4;
 /// Values that what was left out before is added to before they are encoded: few enough for the nearest cache, and whole blocks.
 const AT_ONCE: usize = 2048;
 
+const KEPT: &str = "a codec with a bias, and no other, tells what it leaves out";
+
 /// Encodes the gradients of one worker.
 #[derive(Clone, Debug)]
 pub struct Encoder {
@@ -187,6 +189,7 @@ impl Encoder {
                     residual.values.add_to(piece, range.clone(), values);
                 }
                 let left = self.left.blocks(piece, &range);
+                assert_eq!(left.is_some(), self.codec.is_biased(), "{KEPT}");
                 let of_slice = (*start, flat.len());
                 self.chosen[*variable].encode_piece(of_slice, at - flat.start, values, left, slice);
             }
@@ -226,6 +229,7 @@ impl Encoder {
         }
         let mut out = vec![0; bytes.len()];
         let left = self.left.blocks(piece, flat);
+        assert_eq!(left.is_some(), self.codec.is_biased(), "{KEPT}");
         self.chosen[*variable].encode_piece((*start, flat.len()), 0, values, left, &mut out);
         let encoded = Payload::new(out);
         if self.codec.is_biased() {
